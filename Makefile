@@ -1,0 +1,48 @@
+# make demo: install and run the whole pipeline. make test: the tests. See README.md and CONTRIBUTING.md.
+
+PYTHON ?= python3
+EXTRA ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+BIN := .venv/bin
+LOCKED := .venv/.locked-$(EXTRA)
+INSTALLED := .venv/.installed-$(EXTRA)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
+
+# DeepSpeed looks for ninja on the PATH when it compiles its CPU communication.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test lint bench lock
+
+setup: $(INSTALLED)
+
+# The environment is made anew for each lock: the cpu and gpu builds of vLLM share a directory.
+$(LOCKED): requirements/$(EXTRA).lock
+	$(PYTHON) requirements/preflight.py
+	$(PYTHON) -m venv --clear .venv
+	@echo "installing requirements/$(EXTRA).lock into .venv, a minute or two ..."
+	$(PIP_INSTALL) -r $<
+	touch $@
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python jobs/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/bench.py
+
+# pip before 24.1 downloads every package for a dry run.
+lock: setup
+	$(BIN)/python -m pip install --quiet "pip>=24.1"
+	$(BIN)/python requirements/lock.py cpu
+	$(BIN)/python requirements/lock.py gpu

@@ -1,0 +1,67 @@
+"""The command line: `raydpo STAGE RUNFILE [key=value ...]`.
+
+Arguments and the run file are checked before anything heavy is imported, so help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from raydpo import __version__
+
+STAGES = {
+    "prepare": "read preference pairs, check them and write token shards",
+    "sft": "fine-tune the model on completions; the result starts training and is its reference",
+    "precompute": "score every pair with the reference model into the reference store",
+    "train": "train the policy on the pairs",
+    "sample": "sample completions from the reference, score them and make pairs",
+    "evaluate": "sample held-out prompts from reference and policy and compare the rewards",
+    "report": "write report.html from what the other stages left",
+    "run": "all stages that the run file asks for, in order",
+    "doctor": "print versions, devices and cluster resources, and what will not fit",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage and return the exit code: 0 only on success, 2 for a mistake that the user can mend."""
+    arguments = _parser().parse_args(argv)
+
+    from raydpo.config.errors import UserError
+    from raydpo.config.load import load_run_file
+    from raydpo.runtime.outcome import refuse, run_check, run_stage
+
+    try:
+        run = load_run_file(arguments.run_file, arguments.overrides)
+    except UserError as error:
+        return refuse(arguments.stage, error)
+
+    from raydpo.runtime import stages
+
+    functions = {
+        "prepare": stages.prepare,
+        "sft": stages.sft,
+        "precompute": stages.precompute,
+        "train": stages.train,
+        "sample": stages.sample,
+        "evaluate": stages.evaluate,
+        "report": stages.report,
+        "run": stages.run,
+        "doctor": stages.doctor,
+    }
+    # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
+    start = run_check if arguments.stage == "doctor" else run_stage
+    return start(arguments.stage, run, functions[arguments.stage])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="raydpo", description="Direct Preference Optimization on a Ray cluster.")
+    parser.add_argument("--version", action="version", version=f"raydpo {__version__}")
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    for name, summary in STAGES.items():
+        stage = stages.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        stage.add_argument("run_file", metavar="RUNFILE", help="the run file (YAML)")
+        stage.add_argument(
+            "overrides", metavar="KEY=VALUE", nargs="*", help="overrides, for example train.objective.beta=0.05"
+        )
+    return parser

@@ -1,0 +1,9 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend: its message names the thing, the value and the remedy.
+
+    The command line prints the message without a traceback and exits with a code other than 0. Everything else that
+    is raised is a defect of ours or of a library, and keeps its traceback.
+    """

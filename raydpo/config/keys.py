@@ -1,0 +1,48 @@
+"""The names that a run file may use, and the nearest of them to a name that it may not."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from raydpo.config.schema import RunFile
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, optional or not; None for a plain value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> dict[str, bool]:
+    """Every dotted key below a section, and whether its value is a free mapping such as cluster.env."""
+    keys: dict[str, bool] = {}
+    for name, field in model.model_fields.items():
+        dotted = prefix + name
+        section = _section(field.annotation)
+        keys[dotted] = section is None and getattr(field.annotation, "__origin__", None) is dict
+        if section is not None:
+            keys |= _dotted_keys(section, dotted + ".")
+    return keys
+
+
+_KEYS = _dotted_keys(RunFile)
+
+
+def is_known(key: str) -> bool:
+    """Whether a dotted key names a field, a section, or an entry of a free mapping."""
+    return key in _KEYS or _KEYS.get(key.rpartition(".")[0], False)
+
+
+def nearest_key(key: str) -> str:
+    """The known dotted key that was most likely meant: a sibling, the same name elsewhere, or the closest spelling."""
+    section, _, name = key.rpartition(".")
+    siblings = {known.rpartition(".")[2]: known for known in _KEYS if known.rpartition(".")[0] == section}
+    if close := get_close_matches(name, siblings, n=1):
+        return siblings[close[0]]
+    same_name = [known for known in _KEYS if known.rpartition(".")[2] == name]
+    return get_close_matches(key, same_name or _KEYS, n=1, cutoff=0.0)[0]

@@ -1,0 +1,80 @@
+"""From a file and command-line overrides to a checked run file, and back to text without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raydpo.config.errors import UserError
+from raydpo.config.keys import is_known, nearest_key
+from raydpo.config.problems import describe_problems
+from raydpo.config.schema import RunFile
+from raydpo.config.secret import redact, redact_environment
+from raydpo.config.yaml12 import read_yaml, write_yaml
+
+
+def load_run_file(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
+    """Read a run file and lay `dotted.key=value` overrides over it, the later over the earlier.
+
+    Values are strict: `true` is not 1, `"0.1"` is not a number, `2.0` is not an integer.
+    Raises UserError that names the file and every problem found in it.
+    """
+    tree = _read_mapping(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunFile.model_validate(tree, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe_problems(error)}") from None
+
+
+def dump_run_file(run: RunFile) -> str:
+    """The resolved run file as YAML, defaults included and secrets redacted."""
+    tree = redact(run.model_dump(mode="json"))
+    tree["cluster"]["env"] = redact_environment(run.cluster.env)
+    return write_yaml(tree)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            tree = read_yaml(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the run file ({error.strerror}); give the path of a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_place_and_reason(error)}") from None
+    if not isinstance(tree, dict):
+        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise UserError(f"{path}, line 1: a run file is a mapping such as `name: my-run`; this one is {found}.")
+    return tree
+
+
+def _place_and_reason(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f": not YAML: {error}"
+    return f", line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r} has no value; write it as key=value, for example train.epochs=2.")
+    if not is_known(key):
+        raise UserError(f"override {override!r}: unknown key {key}; the nearest known key is {nearest_key(key)}.")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML{_place_and_reason(error)}") from None
+    *sections, name = key.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise UserError(f"override {override!r}: {section} is not a section in the run file but {tree!r}.")
+    tree[name] = value

@@ -1,0 +1,249 @@
+"""The run file: one strict schema, no heavy import.
+
+Every section is a frozen pydantic model that refuses unknown keys; bounds live on the fields, relations between
+fields in validators. Units are in the names or the comments: lengths in tokens, batch sizes in pairs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Cpus = Annotated[float, Field(ge=0)]
+
+
+def _absolute(path: str) -> str:
+    """Workers run elsewhere, so a relative path is made absolute where the run file is read; a URI stays."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _absolute_if_local(model: str) -> str:
+    """A model may also be a hub name, which is what a name without a directory is taken for."""
+    looks_local = model.startswith((".", "/", "~")) or Path(model).exists()
+    return _absolute(model) if looks_local else model
+
+
+Location = Annotated[str, AfterValidator(_absolute)]
+ModelLocation = Annotated[str, AfterValidator(_absolute_if_local)]
+
+
+class Section(BaseModel):
+    """A section of the run file: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The policy's starting weights, its tokenizer and the number format of every forward pass."""
+
+    path: ModelLocation  # a directory in Hugging Face format, or a hub name where a hub can be reached
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class Columns(Section):
+    """What the input files call their columns."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+
+class Data(Section):
+    """Preference pairs and how they become tokens."""
+
+    train: list[Location] = []  # files or globs, .jsonl, .jsonl.gz or .parquet; empty when the sample stage makes the pairs
+    held_out: list[Location] = []  # pairs never trained on, for pair accuracy
+    held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
+    columns: Columns = Columns()
+    max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
+    truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
+    append_eos: bool = True
+    rows_per_shard: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _one_held_out_rule(self) -> Data:
+        if self.held_out and self.held_out_fraction:
+            raise ValueError("held_out and held_out_fraction exclude each other; keep one")
+        return self
+
+
+class Pool(Section):
+    """An elastic pool of actors and what each of them asks of the cluster."""
+
+    min_actors: PositiveInt = 1
+    max_actors: PositiveInt = 1
+    cpus: Cpus = 1
+    gpus: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self) -> Pool:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors={self.min_actors} is above max_actors={self.max_actors}")
+        return self
+
+
+class Reference(Section):
+    """The reference model and the pool that scores with it."""
+
+    model: ModelLocation | None = None  # default: the export of the sft stage where there is one, else model.path
+    store: Location | None = None  # default: <output_dir>/reference; share one between the runs of a sweep
+    pool: Pool = Pool()
+    tokens_per_batch: PositiveInt = 4096
+    keep_token_logps: bool = True
+
+
+class Workers(Section):
+    """The Ray Train worker group."""
+
+    count: PositiveInt = 1
+    cpus: Cpus = 1
+    gpus: float = Field(0, ge=0)
+
+
+class Optimizer(Section):
+    """The optimizer and the shape of its learning rate; lr is the peak."""
+
+    name: Literal["rmsprop", "adamw"] = "rmsprop"
+    lr: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 150
+    max_grad_norm: float = Field(10.0, ge=0)  # 0 switches clipping off
+
+
+class Zero(Section):
+    """DeepSpeed's sharding."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+
+
+class Objective(Section):
+    """The preference loss."""
+
+    name: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+
+class Training(Section):
+    """What every kind of training shares."""
+
+    workers: Workers = Workers()
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    global_batch_size: PositiveInt = 64  # pairs (for sft: rows)
+    tokens_per_microbatch: PositiveInt = 4096  # packed tokens that one forward pass may hold
+    tail: Literal["carry", "drop"] = "carry"  # the epoch's last partial batch: into the next epoch, or dropped
+    optimizer: Optimizer = Optimizer()
+    zero: Zero = Zero()
+    activation_checkpointing: bool = False
+    checkpoint_every: PositiveInt = 100  # steps
+    keep_last: PositiveInt = 2
+    max_failures: NonNegativeInt = 3  # restarts of the worker group before the run gives up
+
+
+class Train(Training):
+    """Preference training."""
+
+    objective: Objective = Objective()
+    evaluate_every: PositiveInt | None = None  # steps; the last step is evaluated in any case
+    step0_tolerance: float = Field(0.5, gt=0)  # largest |Δ logp| per sequence, in nats, that the first batch may show
+
+
+class Sft(Training):
+    """Supervised fine-tuning before preference training; its export becomes model and reference."""
+
+    train: list[Location]  # rows with a completion and, optionally, a prompt
+    prompt: str = "prompt"
+    completion: str = "completion"
+
+
+class Decoding(Section):
+    """How completions are sampled."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: PositiveInt = 64
+
+
+class Sampler(Section):
+    """The vLLM engines that sample; they stay up and swap weights."""
+
+    actors: PositiveInt = 1
+    cpus: Cpus = 1  # per actor
+    gpus: float = Field(0, ge=0)
+    max_model_len: PositiveInt = 512
+    max_num_seqs: PositiveInt = 128
+    kv_cache_gib: float = Field(1.0, gt=0)  # CPU only
+    gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)  # GPU only
+
+
+class Sample(Section):
+    """Sample completions from the reference, score them and pair them."""
+
+    prompts: list[Location]
+    column: str = "prompt"
+    limit: PositiveInt | None = None  # prompts
+    completions_per_prompt: int = Field(4, ge=2)
+    pairs: Literal["all", "best_worst"] = "all"
+    decoding: Decoding = Decoding()
+    scorer: str = "vader"  # a name of raydpo.evaluate.scorers, or package.module:function
+
+
+class Evaluate(Section):
+    """Sample held-out prompts from reference and policy and compare."""
+
+    prompts: list[Location]
+    column: str = "prompt"
+    limit: PositiveInt | None = 256
+    decoding: Decoding = Decoding()
+    scorer: str = "vader"
+    samples_in_report: PositiveInt = 16
+
+
+class Cluster(Section):
+    """How to reach Ray. num_cpus and object_store_gib apply only to a local cluster that the job starts itself."""
+
+    num_cpus: PositiveInt | None = None
+    object_store_gib: float | None = Field(None, gt=0)
+    env: dict[str, str] = {}  # environment of every worker
+
+
+class RunFile(Section):
+    """The whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output_dir: Location
+    seed: NonNegativeInt = 0
+    model: Model
+    data: Data = Data()
+    sft: Sft | None = None
+    sample: Sample | None = None
+    reference: Reference = Reference()
+    train: Train = Train()
+    sampler: Sampler = Sampler()
+    evaluate: Evaluate | None = None
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _pairs_come_from_somewhere(self) -> RunFile:
+        if not self.data.train and self.sample is None:
+            raise ValueError("no preference pairs: set data.train, or a sample section that makes them")
+        if self.data.train and self.sample is not None:
+            raise ValueError("data.train and sample both give the pairs; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _float32_masters(self) -> RunFile:
+        for name, training in (("train", self.train), ("sft", self.sft)):
+            if training and training.zero.stage == 0 and self.model.dtype == "bfloat16":
+                raise ValueError(
+                    f"{name}.zero.stage=0 with bfloat16: DeepSpeed keeps no float32 master weights there, so small "
+                    "updates round away; use stage 1, 2 or 3, or model.dtype=float32"
+                )
+        return self

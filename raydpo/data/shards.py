@@ -1,0 +1,208 @@
+"""Token shards: parquet files of ids, and the manifest that names them. Readers trust only the manifest.
+
+Layout: <directory>/{manifest.json, <shard>.parquet, ...}. One chunk of input rows makes one shard, on any machine the
+same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydpo.config.errors import UserError
+from raydpo.config.files import whole_file, write_json
+from raydpo.data.formats import Chunk
+from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, hash_fraction, tokenize_pair, tokenize_sft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["pair", "sft"]
+COMPLETIONS: dict[Kind, tuple[str, ...]] = {"pair": ("chosen_ids", "rejected_ids"), "sft": ("completion_ids",)}
+QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical.
+
+    Truncated rows and duplicates are among the kept. Duplicates show only across shards: tokenize_chunk says 0.
+    """
+
+    rows_read: int = 0
+    kept: int = 0
+    truncated_prompt: int = 0
+    truncated_completion: int = 0
+    dropped_too_long: int = 0
+    identical: int = 0
+    duplicates: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A shard as the manifest knows it."""
+
+    path: str  # relative to the manifest's folder, so that the whole folder can be moved
+    rows: int
+    sha256: str  # of the file
+    tokens: int  # prompts once and completions
+
+
+@dataclass(frozen=True)
+class TokenManifest:
+    """What the prepare stage made. Quantiles are of lengths in tokens, by column."""
+
+    kind: Kind
+    shards: list[ShardInfo]
+    counts: Counts
+    quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The data set's name: sha256 over the shards' sha256, in order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all; after the shards, since it is what makes them count."""
+        write_json(path, {"digest": self.digest, "rows": self.rows, "tokens": self.tokens, **asdict(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> TokenManifest:
+        """Read what write wrote. Raises UserError when there is none, or none that holds together."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            manifest = cls(
+                kind=content["kind"],
+                shards=[ShardInfo(**shard) for shard in content["shards"]],
+                counts=Counts(**content["counts"]),
+                quantiles=content["quantiles"],
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing: `raydpo prepare` writes it; run that first.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a token manifest ({error!r}); run `raydpo prepare` again.") from error
+        if manifest.digest != content["digest"]:
+            raise UserError(f"{path} was changed after it was written; run `raydpo prepare` again.")
+        return manifest
+
+    def verify(self, directory: Path) -> None:
+        """Read every shard's bytes. Raises UserError naming the first that is missing or not as it was written."""
+        for shard in self.shards:
+            path = directory / shard.path
+            if not path.is_file() or _sha256(path) != shard.sha256:
+                state = "differs from what was written" if path.is_file() else "is missing"
+                raise UserError(f"token shard {path} {state}; run `raydpo prepare` again.")
+
+
+def schema(kind: Kind) -> pa.Schema:
+    """Columns of a shard: row_id (16 bytes), prompt_ids, then the completions (int32)."""
+    ids = pa.list_(pa.int32())
+    return pa.schema([("row_id", pa.binary(16)), ("prompt_ids", ids), *((name, ids) for name in COMPLETIONS[kind])])
+
+
+def tokenize_chunk(
+    chunk: Chunk, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, kind: Kind
+) -> tuple[pa.Table, Counts]:
+    """One chunk of input becomes the table of one shard, rows in order. UserError names file and row."""
+    tokenize = tokenize_pair if kind == "pair" else tokenize_sft
+    outcomes: list[Outcome] = []
+    for number, row in enumerate(chunk.rows, start=chunk.first_row):
+        try:
+            outcomes.append(tokenize(row, tokenizer, settings))
+        except UserError as error:
+            raise UserError(f"{chunk.path} row {number}: {error}") from error
+    rows = [outcome.row for outcome in outcomes if outcome.row]
+    events = [outcome.event for outcome in outcomes]
+    counts = Counts(
+        rows_read=len(events),
+        kept=len(rows),
+        truncated_prompt=events.count("truncated_prompt"),
+        truncated_completion=events.count("truncated_completion"),
+        dropped_too_long=events.count("dropped_too_long"),
+        identical=events.count("identical"),
+    )
+    return to_table(rows, kind), counts
+
+
+def to_table(rows: Sequence[TokenRow], kind: Kind) -> pa.Table:
+    """Rows as the columns of a shard."""
+    columns = [[row.row_id for row in rows], [row.prompt_ids for row in rows]]
+    columns += [[row.completions[i] for row in rows] for i in range(len(COMPLETIONS[kind]))]
+    return pa.Table.from_arrays(
+        [pa.array(column, type=f.type) for column, f in zip(columns, schema(kind), strict=True)], schema=schema(kind)
+    )
+
+
+def to_rows(table: pa.Table) -> list[TokenRow]:
+    """The rows of a shard; undoes to_table."""
+    columns = [column.to_pylist() for column in table.columns]
+    return [TokenRow(name, prompt, tuple(completions)) for name, prompt, *completions in zip(*columns, strict=True)]
+
+
+def write_shard(table: pa.Table, path: Path) -> ShardInfo:
+    """Write a shard, whole or not at all."""
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
+        sha256 = _sha256(temporary)
+    return ShardInfo(
+        path.name, table.num_rows, sha256, sum(int(_lengths(column).sum()) for column in table.columns[1:])
+    )
+
+
+def read_shard(path: str | Path) -> pa.Table:
+    """The table of a shard, exactly as it was written."""
+    return pq.read_table(path)
+
+
+def split_held_out(table: pa.Table, fraction: float) -> tuple[pa.Table, pa.Table]:
+    """(train, held out): held out are the prompts whose hash falls under fraction, so no prompt is on both sides."""
+    prompts = table["prompt_ids"].to_pylist()
+    held_out = pa.array(
+        [hash_fraction(np.asarray(ids, dtype="<i4").tobytes()) < fraction for ids in prompts], pa.bool_()
+    )
+    return table.filter(pc.invert(held_out)), table.filter(held_out)
+
+
+def length_quantiles(directory: Path, shards: Sequence[ShardInfo], kind: Kind) -> dict[str, dict[str, int]]:
+    """Quantiles of the lengths in tokens over all shards, by column; nothing for a data set without rows."""
+    quantiles = {}
+    for name in ("prompt_ids", *COMPLETIONS[kind]):
+        lengths = np.concatenate(
+            [np.zeros(0), *(_lengths(pq.read_table(directory / s.path, columns=[name])[name]) for s in shards)]
+        )
+        if len(lengths):
+            values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
+            quantiles[name.removesuffix("_ids")] = dict(zip(QUANTILES, map(int, values), strict=True))
+    return quantiles
+
+
+def _lengths(ids: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    lengths: np.ndarray[tuple[int], np.dtype[np.int32]] = pc.list_value_length(ids).to_numpy()
+    return lengths
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

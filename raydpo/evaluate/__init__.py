@@ -1,0 +1,1 @@
+"""What a policy became: scorers, statistics with intervals, evaluation records, figures and the report."""

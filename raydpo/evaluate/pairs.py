@@ -1,0 +1,93 @@
+"""Preference pairs out of scored samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+Rule = Literal["all", "best_worst"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion: its token ids, their text and its reward."""
+
+    ids: list[int]
+    text: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """A prompt and everything that was sampled for it."""
+
+    prompt_ids: list[int]
+    prompt: str
+    completions: list[Completion]
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Where the samples went."""
+
+    prompts: int = 0
+    prompts_without_pairs: int = 0
+    pairs: int = 0
+    ties: int = 0  # comparisons that the reward does not decide
+    identical: int = 0  # completions that repeat an earlier one of their prompt, token by token
+
+
+def pair_samples(prompt_groups: Iterable[PromptGroup], rule: Rule) -> tuple[list[dict[str, Any]], PairCounts]:
+    """Preference pairs, in the order of the groups, and the counts of what was dropped.
+
+    Completions that repeat are compared once. Rule "all" compares every two of the n that are left, n(n-1)/2
+    comparisons; "best_worst" compares the highest reward with the lowest, one comparison. Each comparison is either a
+    pair or a tie. Rewards 0.9, 0.1, 0.1 give under "all" the pairs (0.9, 0.1), (0.9, 0.1) and one tie; under
+    "best_worst" the first of them.
+
+    A row has prompt_ids, chosen_ids, rejected_ids, prompt, chosen, rejected, chosen_reward and rejected_reward.
+    """
+    rows: list[dict[str, Any]] = []
+    prompts = barren = ties = identical = 0
+    for group in prompt_groups:
+        distinct = _distinct(group.completions)
+        compared = _compared(distinct, rule)
+        pairs = [(a, b) if a.reward > b.reward else (b, a) for a, b in compared if a.reward != b.reward]
+        rows += [_row(group, chosen, rejected) for chosen, rejected in pairs]
+        prompts += 1
+        barren += not pairs
+        ties += len(compared) - len(pairs)
+        identical += len(group.completions) - len(distinct)
+    return rows, PairCounts(prompts, barren, len(rows), ties, identical)
+
+
+def _distinct(completions: list[Completion]) -> list[Completion]:
+    first: dict[tuple[int, ...], Completion] = {}
+    for completion in completions:
+        first.setdefault(tuple(completion.ids), completion)
+    return list(first.values())
+
+
+def _compared(completions: list[Completion], rule: Rule) -> list[tuple[Completion, Completion]]:
+    if rule == "all" or len(completions) < 2:
+        return list(combinations(completions, 2))
+    return [(max(completions, key=_reward), min(completions, key=_reward))]
+
+
+def _reward(completion: Completion) -> float:
+    return completion.reward
+
+
+def _row(group: PromptGroup, chosen: Completion, rejected: Completion) -> dict[str, Any]:
+    return {
+        "prompt_ids": group.prompt_ids,
+        "chosen_ids": chosen.ids,
+        "rejected_ids": rejected.ids,
+        "prompt": group.prompt,
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+    }

@@ -1,0 +1,140 @@
+"""The report of a run: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from raydpo.config.files import whole_file, write_text
+from raydpo.evaluate import figures
+from raydpo.evaluate.inputs import RunOutput, read_output
+from raydpo.evaluate.records import Evaluation, Sample
+from raydpo.evaluate.summary import format_gain, reference_and_policy, reward_gain, summary_rows, summary_table
+
+__all__ = ["summary_table", "write_report"]
+
+DOTS_PER_INCH = 150
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it."""
+
+    name: str  # also its file name under figures/
+    alt: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture itself, so that the page loads nothing."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What reference and policy made of the same prompt; None where a model was not asked."""
+
+    prompt: str
+    reference: Sample | None
+    policy: Sample | None
+
+
+def write_report(output_dir: Path) -> Path:
+    """Write `report.html` and `figures/*.png` into the output directory and return the report's path.
+
+    A run without evaluations gets a report that says so. Raises UserError naming any other input that is missing or
+    broken and the stage that makes it.
+    """
+    output = read_output(output_dir)
+    pictures = {picture.name: picture for picture in _pictures(output)}
+    for picture in pictures.values():
+        with whole_file(output_dir / "figures" / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(picture.png)
+    report = output_dir / "report.html"
+    write_text(report, _render(output, pictures))
+    return report
+
+
+def side_by_side(evaluations: Sequence[Evaluation], limit: int) -> list[SideBySide]:
+    """The first `limit` prompts in the order they were asked, so that nothing is picked for its outcome.
+
+    A prompt that was sampled more than once shows its first sample.
+    """
+    before, after = (_by_prompt(evaluation) for evaluation in reference_and_policy(evaluations))
+    prompts = list(before | after)[:limit]
+    return [SideBySide(prompt, before.get(prompt), after.get(prompt)) for prompt in prompts]
+
+
+def _by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
+    first: dict[str, Sample] = {}
+    for sample in evaluation.samples if evaluation else []:
+        first.setdefault(sample.prompt, sample)
+    return first
+
+
+def _pictures(output: RunOutput) -> Iterator[Picture]:
+    yield _picture("training", "Loss, margin, accuracy and rewards by step", figures.training_curves(output.metrics))
+    yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
+    evaluations = output.evaluations
+    if evaluations:
+        yield _picture("reward_kl", "Reward and sequence KL by step", figures.reward_and_kl(evaluations))
+        yield _picture("frontier", "Reward against sequence KL", figures.frontier(evaluations))
+        yield _picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
+        yield _picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
+
+
+def _picture(name: str, alt: str, figure: Figure) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return Picture(name, alt, buffer.getvalue())
+
+
+def _render(output: RunOutput, pictures: dict[str, Picture]) -> str:
+    # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
+    environment = Environment(
+        loader=PackageLoader("raydpo.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    run, (before, after) = output.run, reference_and_policy(output.evaluations)
+    gain = reward_gain(output.evaluations)
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        config=output.config,
+        pictures=pictures,
+        rows=summary_rows(output.evaluations),
+        gain=format_gain(gain) if gain else "",
+        before=before,
+        after=after,
+        evaluations=output.evaluations,
+        samples=side_by_side(output.evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
+        training=_training(output.metrics),
+        data_counts=output.data_counts,
+    )
+
+
+def _training(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What training reached and how fast; speeds are medians over the steps, so that the first, slow one has no say."""
+    last = metrics[-max(1, len(metrics) // 10) :]
+    facts = {
+        "steps": f"{len(metrics):,}",
+        "loss, first step": f"{metrics[0]['loss']:.4f}",
+        "loss, last tenth": f"{fmean(row['loss'] for row in last):.4f}",
+        "accuracy, last tenth": f"{fmean(row['rewards/accuracies'] for row in last):.1%}",
+    }
+    speeds = {"tokens_per_second": "tokens/s", "pairs_per_second": "pairs/s", "mfu": "MFU"}
+    for key, name in speeds.items():
+        values = [row[key] for row in metrics if row.get(key) is not None]  # there is no MFU of an unknown device
+        if values:
+            facts[name] = f"{median(values):.2%}" if key == "mfu" else f"{median(values):,.1f}"
+    return facts

@@ -1,0 +1,1 @@
+"""Language models: loading, and turning tokens into log-probs with one code path for policy and reference."""

@@ -1,0 +1,1 @@
+"""Pure maths on tensors: losses and metrics per pair. The caller reduces."""

@@ -1,0 +1,99 @@
+"""Reaching Ray: attach to a cluster where there is one, else start one that lives as long as the job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import Cluster
+
+_QUIET = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a worker imports torch and deepspeed before it answers
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@contextmanager
+def connect(cluster: Cluster) -> Iterator[None]:
+    """Be connected inside the block. A connection that stands already is used and left as it is.
+
+    Attaches to RAY_ADDRESS, which `ray job submit` sets, or to the cluster that `ray start` runs on this machine.
+    Otherwise starts a local one with its own temporary directory, and removes both at the end.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET} | cluster.env}
+    temporary = None
+    try:
+        if not _attach(runtime_env):
+            # Ray's unix sockets live below this directory, and their paths may have 107 bytes at most.
+            temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")
+            _start(cluster, runtime_env, temporary)
+        _quieten_ray_data()
+        yield
+    finally:
+        ray.shutdown()
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _quieten_ray_data() -> None:
+    """Our own progress lines say what Ray Data's bars and reports would say again."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _attach(runtime_env: dict[str, dict[str, str]]) -> bool:
+    try:
+        ray.init(address="auto", runtime_env=runtime_env, logging_level="WARNING")
+    except ConnectionError as error:
+        if address := os.environ.get("RAY_ADDRESS"):
+            raise UserError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: {error} Start it, or unset RAY_ADDRESS to run on "
+                "a local cluster of this job's own."
+            ) from error
+        return False
+    return True
+
+
+def _start(cluster: Cluster, runtime_env: dict[str, dict[str, str]], temporary: str) -> None:
+    ray.init(
+        address="local",
+        num_cpus=cluster.num_cpus,
+        object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * 2**30),
+        include_dashboard=True,  # Ray Train asks it whether its controller lives
+        runtime_env=runtime_env,
+        logging_level="WARNING",
+        _temp_dir=temporary,
+    )
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A UserError raised in some worker leaves the block as itself, not as the parcel Ray wraps it in."""
+    try:
+        yield
+    except Exception as error:
+        if found := _user_error(error):
+            raise found from None
+        raise
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    while error is not None:
+        if type(error) is UserError:
+            return error
+        error = getattr(error, "cause", None) or error.__cause__  # RayTaskError keeps the original in `cause`
+    return None

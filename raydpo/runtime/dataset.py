@@ -1,0 +1,77 @@
+"""The driver's index of a tokenised dataset: where each row lies, how long it is, what the reference says of it.
+
+Legend: N rows. About 60 bytes a row; the tokens themselves stay in the shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raydpo.data.shards import COMPLETIONS, Kind, TokenManifest, read_shard
+from raydpo.reference.store import Store
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows in the order of their shards; `positions` elsewhere are indices into these arrays."""
+
+    digest: str
+    kind: Kind
+    shards: tuple[str, ...]
+    shard: NDArray[np.int64]  # [N]
+    offset: NDArray[np.int64]  # [N]
+    row_ids: tuple[bytes, ...]
+    tokens: NDArray[np.int64]  # [N], packed: prompt once, all completions
+    completion_tokens: NDArray[np.int64]  # [N], all completions together
+    ref_logps: NDArray[np.float32] | None = None  # [N, n], sums in nats
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def with_reference(self, store: Store) -> Dataset:
+        """Joined with the reference store; UserError unless every row is there."""
+        return replace(self, ref_logps=store.lookup(self.row_ids))
+
+
+def open_dataset(directory: Path) -> Dataset:
+    """Index the shards of a prepared directory. UserError when it was never finished."""
+    manifest = TokenManifest.read(directory / "manifest.json")
+    parts: list[dict[str, NDArray[np.int64]]] = []
+    row_ids: list[bytes] = []
+    paths = tuple(str(directory / shard.path) for shard in manifest.shards)
+    for number, path in enumerate(paths):
+        table = read_shard(Path(path))
+        lengths = [_lengths(table[name]) for name in COMPLETIONS[manifest.kind]]
+        completion = np.sum(lengths, axis=0, dtype=np.int64)
+        rows = np.arange(table.num_rows, dtype=np.int64)
+        tokens = completion + _lengths(table["prompt_ids"])
+        parts.append({"shard": np.full_like(rows, number), "offset": rows, "tokens": tokens, "completion": completion})
+        row_ids += table["row_id"].to_pylist()
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("shard", "offset", "tokens", "completion")}
+    return Dataset(
+        digest=manifest.digest,
+        kind=manifest.kind,
+        shards=paths,
+        shard=joined["shard"],
+        offset=joined["offset"],
+        row_ids=tuple(row_ids),
+        tokens=joined["tokens"],
+        completion_tokens=joined["completion"],
+    )
+
+
+def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return pc.list_value_length(column).to_numpy().astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def cached_shard(path: str) -> pa.Table:
+    """A shard, kept in this process: neighbouring steps read the same ones."""
+    return read_shard(Path(path))

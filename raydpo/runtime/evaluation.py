@@ -1,0 +1,154 @@
+"""Evaluation: sample held-out prompts with vLLM, score, measure KL and pair accuracy. Training never waits for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+
+from raydpo.config.schema import RunFile
+from raydpo.data.order import split_microbatches
+from raydpo.data.pack import pack_rows
+from raydpo.data.prompts import Prompt, read_prompts
+from raydpo.data.shards import read_shard, to_rows
+from raydpo.data.tokens import TokenRow
+from raydpo.evaluate.records import Evaluation, Sample, read_evaluations, summarise, write_evaluation
+from raydpo.evaluate.scorers import load_scorer
+from raydpo.model.batch import Batch
+from raydpo.model.divergence import sequence_kl
+from raydpo.model.load import load_model, load_tokenizer
+from raydpo.model.score import ScoringModel
+from raydpo.runtime.dataset import open_dataset
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.precompute import reference_store, score_rows
+from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.sampling import Samplers
+from raydpo.sample.engine import Completion
+
+
+class Evaluator:
+    """Evaluates models against the reference on the run's held-out prompts and pairs. May be sent to other processes."""
+
+    def __init__(self, run: RunFile, engines: Samplers) -> None:
+        self._run, self._engines = run, engines
+
+    def of_checkpoint(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
+        """Ray Train's validation function: evaluate the export that a reported checkpoint points to."""
+        with checkpoint.as_directory() as path:
+            pointer = json.loads(open(f"{path}/export.json").read())
+        found = self.evaluate(pointer["step"], pointer["path"])
+        return {"evaluated_step": found.step, "reward": found.reward.mean, "kl": found.kl.mean}
+
+    def evaluate(self, step: int, model: str) -> Evaluation:
+        """Evaluate one model and write its record; step 0 is the reference itself."""
+        run, layout = self._run, Layout(self._run)
+        assert run.evaluate
+        timer = _Timer()
+        tokenizer = load_tokenizer(model)
+        prompts = read_prompts(run.evaluate.prompts, run.evaluate.column, tokenizer, limit=run.evaluate.limit)
+        with timer("sample"):
+            drawn = [c for [c] in self._engines.sample(model, prompts, run.evaluate.decoding, n=1, seed=run.seed)]
+        with timer("reward"):
+            rewards = load_scorer(run.evaluate.scorer)([p.text for p in prompts], [c.text for c in drawn])
+        with timer("score"):
+            kl, right = np.zeros(len(prompts)), None
+            if step:
+                scoring = _Scoring(run, model)
+                kl, right = scoring.kl(prompts, drawn), scoring.pairs_ranked_right()
+        samples = [
+            Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
+            for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
+        ]
+        found = summarise(step, model, samples, seconds=timer.seconds, pairs_ranked_right=right)
+        write_evaluation(found, layout.evaluations)
+        return found
+
+
+class _Scoring:
+    """The policy's log-probs on its own samples and on held-out pairs, by the path that training uses."""
+
+    def __init__(self, run: RunFile, model: str) -> None:
+        self._run, self._budget = run, run.reference.tokens_per_batch
+        gpu = run.sampler.gpus > 0
+        self._device = torch.device("cuda" if gpu else "cpu")
+        self._load = lambda path: ScoringModel(load_model(path, dtype=run.model.dtype, device=self._device))
+        self._policy = self._load(model)
+
+    def kl(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
+        """Sequence KL to the reference of every sample, shape [prompts], in nats."""
+        ref = self._load(Layout(self._run).reference_model)
+        rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
+        lengths = np.asarray([len(r.prompt_ids) + len(r.completions[0]) for r in rows])
+        values = np.empty(len(rows))
+        [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(self._budget, int(lengths.max())))
+        for members in micro_batches:
+            batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=self._device)
+            values[members] = sequence_kl(self._policy, ref, batch)[:, 0].cpu().numpy()
+        return values
+
+    def pairs_ranked_right(self) -> list[bool] | None:
+        """Per held-out pair, whether chosen has the higher implicit reward; None without held-out pairs."""
+        directory = Layout(self._run).held_out_tokens
+        if not directory.exists():
+            return None
+        dataset = open_dataset(directory).with_reference(reference_store(self._run))
+        assert dataset.ref_logps is not None
+        rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
+        scored, _ = score_rows(self._policy, rows, budget=self._budget, device=self._device)
+        logps = np.asarray([[values.sum(dtype=np.float64) for values in row] for row in scored])
+        gains = logps - dataset.ref_logps
+        return [bool(chosen > rejected) for chosen, rejected in gains]
+
+
+class _Timer:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+
+
+def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
+    """Evaluate the reference and every export that has no record yet."""
+    layout = Layout(run)
+    done = {evaluation.step for evaluation in read_evaluations(layout.evaluations)}
+    models = {0: layout.reference_model} | {int(path.name[5:]): str(path) for path in layout.exports.glob("step-*")}
+    task = ray.remote(num_cpus=EVALUATION_CPUS)(_evaluate_task)
+    for step in sorted(models.keys() - done):
+        print(f"evaluating step {step}: {models[step]}", flush=True)
+        ray.get(task.remote(Evaluator(run, engines), step, models[step]))
+    return summary(read_evaluations(layout.evaluations))
+
+
+def _evaluate_task(evaluator: Evaluator, step: int, model: str) -> None:
+    evaluator.evaluate(step, model)
+
+
+def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """First and last evaluation, for a job's result."""
+    if not evaluations:
+        return {}
+    first, last = evaluations[0], evaluations[-1]
+    accuracy = last.pair_accuracy
+    return {
+        "reward_before": [first.reward.mean, first.reward.low, first.reward.high],
+        "reward_after": [last.reward.mean, last.reward.low, last.reward.high],
+        "kl": last.kl.mean,
+        "length_before": first.length.mean,
+        "length_after": last.length.mean,
+        "pair_accuracy": accuracy.mean if accuracy else None,
+        "step": last.step,
+    }

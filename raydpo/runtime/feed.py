@@ -1,0 +1,138 @@
+"""Feeding the workers: per-rank Ray Data pipelines in an order of our own.
+
+Ray's streaming_split promises no order and drops rows when told to balance. Here the driver writes each rank's plan
+(which rows, in which micro-batch of which step), a Ray Data pipeline reads ahead along it, and the worker checks every
+row it receives against the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.train import DataConfig
+
+from raydpo.data.order import Order, split_microbatches
+from raydpo.data.pack import pack_rows
+from raydpo.data.shards import COMPLETIONS
+from raydpo.data.tokens import TokenRow
+from raydpo.model.batch import Batch
+from raydpo.objective.objectives import Objective
+from raydpo.runtime.dataset import Dataset, cached_shard
+from raydpo.runtime.preflight import READER_CPUS
+from raydpo.train.checkpoint import newest
+from raydpo.train.step import Share
+
+ROWS_PER_TASK = 256  # a read task covers whole steps of about this many rows of one rank
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides which rank computes what; it goes to Ray Train's controller."""
+
+    dataset: Dataset
+    order: Order
+    budget: int  # tokens per micro-batch
+    num_steps: int
+    checkpoints: Path  # the newest commit there says where to start
+
+    def start(self) -> int:
+        """Steps already done."""
+        found = newest(self.checkpoints)
+        return found.cursor.step if found else 0
+
+    def tables(self, start: int, world_size: int) -> list[list[pa.Table]]:
+        """Per rank, its rows from step `start` on, in blocks of whole steps."""
+        per_rank: list[list[pa.Table]] = [[] for _ in range(world_size)]
+        blocks: list[list[pa.Table]] = [[] for _ in range(world_size)]
+        for step in range(start, self.num_steps):
+            for rank, table in enumerate(self._step(step, world_size)):
+                blocks[rank].append(table)
+                if sum(map(len, blocks[rank])) >= ROWS_PER_TASK or step == self.num_steps - 1:
+                    per_rank[rank].append(pa.concat_tables(blocks[rank]))
+                    blocks[rank] = []
+        return per_rank
+
+    def _step(self, step: int, world_size: int) -> Iterator[pa.Table]:
+        data, positions = self.dataset, self.order.batch(step)
+        totals = {"rows": len(positions), "tokens": int(data.completion_tokens[positions].sum())}
+        for micro_batches in split_microbatches(data.tokens[positions], world_size=world_size, budget=self.budget):
+            mine = positions[np.concatenate(micro_batches)]
+            columns: dict[str, Any] = {
+                "step": np.full(len(mine), step),
+                "micro": np.repeat(np.arange(len(micro_batches)), [len(m) for m in micro_batches]),
+                "path": [data.shards[s] for s in data.shard[mine]],
+                "offset": data.offset[mine],
+                "expected_id": pa.array([data.row_ids[p] for p in mine], pa.binary(16)),
+                **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
+            }
+            if data.ref_logps is not None:
+                columns["ref_logps"] = pa.array(data.ref_logps[mine].tolist(), pa.list_(pa.float32()))
+            yield pa.table(columns)
+
+
+def read_rows(plan: pa.Table) -> pa.Table:
+    """The Ray Data task: add the tokens to a block of the plan."""
+    where = zip(plan["path"].to_pylist(), plan["offset"].to_pylist(), strict=True)
+    tokens = pa.concat_tables([cached_shard(path).slice(offset, 1) for path, offset in where]).combine_chunks()
+    for name in tokens.column_names:
+        plan = plan.append_column(name, tokens[name])
+    return plan.drop_columns(["path", "offset"])
+
+
+class OrderedFeed(DataConfig):
+    """Gives rank r a pipeline over the rows planned for rank r. Asked again at every start of the worker group."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def configure(self, datasets: Any, world_size: int, *_: Any, **__: Any) -> list[dict[str, ray.data.DataIterator]]:
+        """One iterator per rank, from the newest committed step on."""
+        return [{"rows": self._pipeline(blocks)} for blocks in self._plan.tables(self._plan.start(), world_size)]
+
+    def _pipeline(self, blocks: list[pa.Table]) -> ray.data.DataIterator:
+        rows = ray.data.from_arrow(blocks or [pa.table({"step": pa.array([], pa.int64())})])
+        rows.context.execution_options.preserve_order = True
+        if blocks:
+            rows = rows.map_batches(read_rows, batch_format="pyarrow", batch_size=None, num_cpus=READER_CPUS)
+        return rows.iterator()
+
+
+def shares(
+    rows: ray.data.DataIterator, objective: Objective, *, first_step: int, device: torch.device
+) -> Iterator[Share]:
+    """This rank's part of step after step. RuntimeError when a row is not the one that the plan names."""
+    blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    ordered = (row for block in blocks for row in block.to_pylist())
+    for expected, (step, of_step) in enumerate(groupby(ordered, key=itemgetter("step")), start=first_step):
+        if step != expected:
+            raise RuntimeError(f"the data feed delivered step {step} where step {expected} was due.")
+        yield _share(list(of_step), objective, device)
+
+
+def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.device) -> Share:
+    step = rows[0]["step"]
+    for row in rows:
+        if row["row_id"] != row["expected_id"]:
+            raise RuntimeError(f"step {step}: row {row['row_id'].hex()} came where {row['expected_id'].hex()} was planned.")
+    batches = [to_batch(list(group), device) for _, group in groupby(rows, key=itemgetter("micro"))]
+    return Share(step, batches, normaliser=rows[0][f"step_{objective.mean_over}"], num_rows=rows[0]["step_rows"])
+
+
+def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
+    """Pack rows of the feed, with their reference log-probs where they have them."""
+    rows = list(rows)
+    names = COMPLETIONS["pair" if "chosen_ids" in rows[0] else "sft"]
+    token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
+    ref = np.asarray([r["ref_logps"] for r in rows], dtype=np.float32) if "ref_logps" in rows[0] else None
+    return Batch.from_pack(pack_rows(token_rows), ref, device=device)

@@ -1,0 +1,151 @@
+"""How a job ends: one JSON status line on stdout, the same in result.json, and exit code 0 only on success."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from raydpo.config.errors import UserError
+from raydpo.config.files import write_text
+from raydpo.config.load import dump_run_file
+from raydpo.config.schema import RunFile
+
+Stage = Callable[[RunFile], dict[str, Any]]
+
+_DEFECT = 1
+_USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of JSON and the exit code that goes with it."""
+
+    line: str
+    exit_code: int
+
+
+def run_stage(stage: str, run: RunFile, function: Stage) -> int:
+    """Run a stage that owns `run.output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
+
+    The stage sees `output_dir` as an absolute path. A result.json of an earlier job is removed at the start, so that a
+    job killed without warning never shows another's success.
+    """
+    started = time.monotonic()
+    with _terminate_as_exit():
+        try:
+            run = _with_absolute_output(run)
+            directory = Path(run.output_dir)
+            with _owned(directory):
+                (directory / "result.json").unlink(missing_ok=True)
+                write_text(directory / "run.yaml", dump_run_file(run))
+                outcome = _attempt(stage, run, function)
+                write_text(directory / "result.json", outcome.line + "\n")
+        except UserError as error:
+            outcome = _user_error(stage, run.name, error, started)
+        except OSError as error:
+            reason = UserError(f"output_dir {run.output_dir} cannot be written: {error}. Set another or mend it.")
+            outcome = _user_error(stage, run.name, reason, started)
+    return _announce(outcome)
+
+
+def run_check(stage: str, run: RunFile, function: Stage) -> int:
+    """Run a stage that only looks: nothing is locked or written, the status line is printed all the same."""
+    with _terminate_as_exit():
+        return _announce(_attempt(stage, run, lambda run: function(_with_absolute_output(run))))
+
+
+def refuse(stage: str, error: UserError) -> int:
+    """End a job that cannot begin, because there is no valid run file."""
+    return _announce(_user_error(stage, None, error, time.monotonic()))
+
+
+def _attempt(stage: str, run: RunFile, function: Stage) -> Outcome:
+    started = time.monotonic()
+    try:
+        return _outcome(stage, run.name, started, 0, status="succeeded", result=function(run))
+    except UserError as error:
+        return _user_error(stage, run.name, error, started)
+    except KeyboardInterrupt:
+        return _interrupted(stage, run.name, started, signal.SIGINT)
+    except SystemExit as error:
+        # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0.
+        if error.code == signal.SIGTERM:
+            return _interrupted(stage, run.name, started, signal.SIGTERM)
+        if not error.code:
+            return _interrupted(stage, run.name, started, signal.SIGINT)
+        return _outcome(stage, run.name, started, _DEFECT, status="failed", error=f"exited with {error.code}")
+    except Exception as error:
+        traceback.print_exc()
+        description = f"{type(error).__name__}: {error}"
+        return _outcome(stage, run.name, started, _DEFECT, status="failed", error=description)
+
+
+def _interrupted(stage: str, name: str, started: float, by: signal.Signals) -> Outcome:
+    return _outcome(stage, name, started, 128 + by, status="interrupted", error=by.name)
+
+
+def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Outcome:
+    print(f"raydpo {stage}: {error}", file=sys.stderr)
+    return _outcome(stage, name, started, _USER_ERROR, status="failed", error=str(error))
+
+
+def _outcome(stage: str, name: str | None, started: float, exit_code: int, **ending: Any) -> Outcome:
+    seconds = round(time.monotonic() - started, 3)
+    status = {"status": ending.pop("status"), "stage": stage, "name": name, "seconds": seconds, **ending}
+    return Outcome(json.dumps(status, allow_nan=False), exit_code)
+
+
+def _announce(outcome: Outcome) -> int:
+    sys.stderr.flush()
+    print(outcome.line, flush=True)
+    return outcome.exit_code
+
+
+def _with_absolute_output(run: RunFile) -> RunFile:
+    """Workers have working directories of their own, so a relative path would mean a different place in each."""
+    if "://" in run.output_dir:
+        raise UserError(f"output_dir {run.output_dir}: addresses are not supported; set a directory on a mounted disk.")
+    return run.model_copy(update={"output_dir": str(Path(run.output_dir).expanduser().absolute())})
+
+
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    """Hold the directory alone. The lock is the kernel's, so that of a dead owner is gone with it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock, owner = directory / ".lock", directory / ".lock.pid"
+    try:
+        with FileLock(lock, timeout=0):
+            write_text(owner, f"{os.getpid()}\n")
+            yield
+    except Timeout:
+        pid = owner.read_text().strip() if owner.exists() else "unknown"
+        raise UserError(
+            f"{lock} is held by process {pid}: another job writes to this output_dir. "
+            "Wait for it, stop it, or set another output_dir."
+        ) from None
+
+
+@contextmanager
+def _terminate_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack like an exit, so that every `finally` stops what it started."""
+
+    def unwind(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(int(signal.SIGTERM))
+
+    previous = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

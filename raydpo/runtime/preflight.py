@@ -1,0 +1,91 @@
+"""What a stage asks of the cluster, held against what the cluster has, before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile
+from raydpo.data.formats import Field, check_first_rows, expand_paths, pair_fields, prompt_fields, sft_fields
+from raydpo.evaluate.scorers import check_scorer
+from raydpo.model.load import model_directory
+
+READER_CPUS = 0.25  # of one Ray Data task that reads rows for training
+EVALUATION_CPUS = 0.5  # of the task that scores an evaluation
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`count` processes that each need this much, at the same time."""
+
+    what: str  # the run file's key to lower
+    count: int
+    cpus: float
+    gpus: float
+
+
+def demands(run: RunFile, stage: str) -> list[Demand]:
+    """Everything that runs at once in a stage at its minimum."""
+    pool, sampler = run.reference.pool, run.sampler
+    samplers = Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)
+    scorers = Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)
+    evaluation = Demand("evaluate", 1, EVALUATION_CPUS, 0)
+    if stage == "precompute":
+        return [scorers]
+    if stage == "sft" and run.sft:
+        workers = run.sft.workers
+        return [Demand("sft.workers", workers.count, workers.cpus, workers.gpus), Demand("readers", 1, READER_CPUS, 0)]
+    if stage in ("train", "run"):
+        workers = run.train.workers
+        asked = [Demand("train.workers", workers.count, workers.cpus, workers.gpus), Demand("readers", 1, READER_CPUS, 0)]
+        return [*asked, samplers, evaluation] if run.evaluate else asked
+    if stage == "evaluate":
+        return [samplers, evaluation]
+    if stage == "sample":
+        return [samplers]
+    return []
+
+
+def check_fits(asked: Sequence[Demand]) -> None:
+    """Raise UserError with the whole bill when the cluster cannot hold the demands at once, or one fits no node."""
+    have = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, amount in (("CPU", "cpus"), ("GPU", "gpus")):
+        need = sum(d.count * getattr(d, amount) for d in asked)
+        if need > have.get(resource, 0) + 1e-9:
+            bill = ", ".join(f"{d.what} {d.count} x {getattr(d, amount):g}" for d in asked if getattr(d, amount))
+            raise UserError(
+                f"the run needs {need:g} {resource}s at once ({bill}); the cluster has {have.get(resource, 0):g}. "
+                f"Lower the counts or {amount} of these sections, or give the cluster more (cluster.num_cpus for a "
+                "local one: the number is for scheduling and may exceed the cores)."
+            )
+        for demand in asked:
+            each = getattr(demand, amount)
+            if each > max(node.get(resource, 0) for node in nodes) + 1e-9:
+                raise UserError(f"{demand.what} asks {each:g} {resource}s for one process; no node has as many.")
+
+
+def check_inputs(run: RunFile, stage: str) -> None:
+    """Raise UserError for anything a stage reads that is missing or of no use, before Ray or a model starts."""
+    model_directory(run.model.path)
+    if run.reference.model:
+        model_directory(run.reference.model)
+    if stage in ("sft", "run") and run.sft:
+        _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
+    if stage in ("sample", "run") and run.sample:
+        check_scorer(run.sample.scorer)
+        _check_files(run.sample.prompts, prompt_fields(run.sample.column))
+    if stage in ("evaluate", "train", "run") and run.evaluate:
+        check_scorer(run.evaluate.scorer)
+        _check_files(run.evaluate.prompts, prompt_fields(run.evaluate.column))
+    if stage in ("prepare", "run") and run.data.train:
+        columns = run.data.columns
+        _check_files([*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected))
+
+
+def _check_files(patterns: Sequence[str], fields: Sequence[Field]) -> None:
+    for path in expand_paths(patterns):
+        check_first_rows(path, fields)

@@ -1,0 +1,170 @@
+"""prepare: text files to token shards, streamed through Ray Data.
+
+One task a file reads it chunk by chunk; an actor pool tokenises each chunk and writes its shards. A chunk is a fixed
+run of rows of one file, so the shards, and with them the dataset's digest, do not depend on scheduling.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.data
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile
+from raydpo.data.formats import Chunk, Field, check_first_rows, expand_paths, pair_fields, read_chunks, sft_fields
+from raydpo.data.shards import (
+    Counts,
+    Kind,
+    ShardInfo,
+    TokenManifest,
+    length_quantiles,
+    read_shard,
+    split_held_out,
+    tokenize_chunk,
+    write_shard,
+)
+from raydpo.data.tokens import TokenSettings
+from raydpo.model.load import load_tokenizer
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.progress import Progress
+
+READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
+MAX_TOKENIZERS = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one kind and what becomes of their rows."""
+
+    paths: Sequence[str]
+    fields: Sequence[Field]
+    kind: Kind
+    tokenizer: str
+    settings: TokenSettings
+    rows_per_shard: int
+    train: Path
+    held_out: Path
+    held_out_fraction: float
+
+
+def prepare_pairs(run: RunFile) -> dict[str, Any]:
+    """Tokenise the preference pairs, and the held-out ones where the run file names some."""
+    layout = Layout(run)
+    train = pair_source(run)
+    shutil.rmtree(layout.held_out_tokens, ignore_errors=True)
+    result = {"train": asdict(_tokenise(train).counts)}
+    if run.data.held_out:
+        held_out = replace(train, paths=expand_paths(run.data.held_out), train=layout.held_out_tokens)
+        result["held_out"] = asdict(_tokenise(replace(held_out, held_out_fraction=0.0)).counts)
+    return result
+
+
+def prepare_sft(run: RunFile) -> dict[str, Any]:
+    """Tokenise the rows of the sft stage."""
+    assert run.sft
+    layout = Layout(run)
+    source = replace(
+        pair_source(run, files=run.sft.train),
+        fields=sft_fields(run.sft.prompt, run.sft.completion),
+        kind="sft",
+        tokenizer=run.model.path,
+        settings=TokenSettings(run.data.max_length, run.data.truncation, append_eos=True),
+        train=layout.sft_tokens,
+        held_out_fraction=0.0,
+    )
+    return asdict(_tokenise(source).counts)
+
+
+def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
+    """What prepare reads; UserError when a file is missing or of no use."""
+    layout, data = Layout(run), run.data
+    return Source(
+        paths=expand_paths(files or layout.pair_files),
+        fields=pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected),
+        kind="pair",
+        tokenizer=layout.start_model,
+        settings=TokenSettings(data.max_length, data.truncation, data.append_eos),
+        rows_per_shard=data.rows_per_shard,
+        train=layout.train_tokens,
+        held_out=layout.held_out_tokens,
+        held_out_fraction=data.held_out_fraction,
+    )
+
+
+def _tokenise(source: Source) -> TokenManifest:
+    for path in source.paths:
+        check_first_rows(path, source.fields)
+    for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
+        shutil.rmtree(directory, ignore_errors=True)
+    files = [{"number": i, "path": path} for i, path in enumerate(source.paths)]
+    chunks = ray.data.from_items(files, override_num_blocks=len(files))
+    chunks.context.execution_options.preserve_order = True
+    reading = partial(_read, fields=source.fields, rows_per_chunk=source.rows_per_shard)
+    done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
+        Tokeniser,
+        fn_constructor_kwargs={"source": source},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=MAX_TOKENIZERS),
+        batch_size=1,
+        num_cpus=TOKENIZE_CPUS,
+    )
+    counts = Counts()
+    shards: dict[str, list[ShardInfo]] = {"train": [], "held_out": []}
+    with Progress("prepare", total=None, unit="rows") as progress:
+        for row in done.iter_rows():
+            part = json.loads(row["outcome"])
+            counts += Counts(**part["counts"])
+            for side, infos in shards.items():
+                infos += [ShardInfo(**info) for info in part[side]]
+            progress.advance(part["counts"]["rows_read"])
+    if source.held_out_fraction:
+        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts())
+    return _write_manifest(source.train, shards["train"], source.kind, counts)
+
+
+def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts) -> TokenManifest:
+    if not shards:
+        raise UserError(f"no row is left for {directory}: {asdict(counts)}; raise data.max_length or give other data.")
+    row_ids = [i for shard in shards for i in read_shard(directory / shard.path)["row_id"].to_pylist()]
+    counts = replace(counts, duplicates=len(row_ids) - len(set(row_ids)))
+    manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind))
+    manifest.write(directory / "manifest.json")
+    return manifest
+
+
+def _read(batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int) -> Iterator[dict[str, list[Any]]]:
+    """A Ray Data task: one file, as chunks; rows travel as JSON because their values differ in type."""
+    number, path = int(batch["number"][0]), str(batch["path"][0])
+    for chunk in read_chunks(path, fields, rows_per_chunk):
+        yield {
+            "name": [f"part-{number:05d}-{chunk.first_row:09d}.parquet"],
+            "path": [path],
+            "first_row": [chunk.first_row],
+            "rows": [json.dumps(chunk.rows)],
+        }
+
+
+class Tokeniser:
+    """An actor of the pool: one chunk in, its shards on disk."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._tokenizer = load_tokenizer(source.tokenizer)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """batch: one chunk, as _read makes it."""
+        source, name = self._source, str(batch["name"][0])
+        chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
+        table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind)
+        outcome: dict[str, Any] = {"counts": asdict(counts), "train": [], "held_out": []}
+        train, held_out = split_held_out(table, source.held_out_fraction)
+        for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):
+            if rows.num_rows:
+                outcome[side].append(asdict(write_shard(rows, directory / name)))
+        return {"outcome": [json.dumps(outcome)]}

@@ -1,0 +1,160 @@
+"""The stages of a run, as the command line and the jobs call them. Nothing heavy is imported until one is called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from raydpo.config.errors import UserError
+from raydpo.config.files import write_json
+from raydpo.config.schema import RunFile
+
+if TYPE_CHECKING:
+    from raydpo.runtime.sampling import Samplers
+
+Result = dict[str, Any]
+
+
+def prepare(run: RunFile) -> Result:
+    """Preference pairs to token shards."""
+    from raydpo.runtime.prepare import prepare_pairs
+
+    with _cluster(run, "prepare"):
+        return prepare_pairs(run)
+
+
+def sft(run: RunFile) -> Result:
+    """Supervised fine-tuning: makes the model that the other stages start from."""
+    if not run.sft:
+        raise UserError("the run file has no sft section; add one with its training files, or leave this stage out.")
+    from raydpo.runtime.prepare import prepare_sft
+    from raydpo.runtime.trainer import train_sft
+
+    with _cluster(run, "sft"):
+        return {"tokens": prepare_sft(run), **train_sft(run)}
+
+
+def sample(run: RunFile) -> Result:
+    """Completions from the reference, scored and paired."""
+    if not run.sample:
+        raise UserError("the run file has no sample section; add one with its prompts, or give pairs in data.train.")
+    from raydpo.runtime.sampling import sample_pairs, samplers
+
+    with _cluster(run, "sample"), samplers(run) as engines:
+        return sample_pairs(run, engines)
+
+
+def precompute(run: RunFile) -> Result:
+    """Reference log-probs of every pair that the store lacks."""
+    from raydpo.runtime.precompute import precompute
+
+    with _cluster(run, "precompute"):
+        return precompute(run)
+
+
+def train(run: RunFile) -> Result:
+    """Preference training, with evaluation beside it where the run file has an evaluate section."""
+    from raydpo.runtime.sampling import samplers
+
+    with _cluster(run, "train"), samplers(run) if run.evaluate else nullcontext() as engines:
+        return _train(run, engines)
+
+
+def evaluate(run: RunFile) -> Result:
+    """The reference and every export that has not been evaluated yet."""
+    if not run.evaluate:
+        raise UserError("the run file has no evaluate section; add one with held-out prompts.")
+    from raydpo.runtime.evaluation import evaluate_exports
+    from raydpo.runtime.sampling import samplers
+
+    with _cluster(run, "evaluate"), samplers(run) as engines:
+        return evaluate_exports(run, engines)
+
+
+def report(run: RunFile) -> Result:
+    """report.html and its figures, from what the other stages wrote."""
+    from raydpo.evaluate.records import read_evaluations
+    from raydpo.evaluate.report import write_report
+    from raydpo.evaluate.summary import summary_table
+    from raydpo.runtime.layout import Layout
+
+    layout = Layout(run)
+    path = write_report(layout.root)
+    print(summary_table(read_evaluations(layout.evaluations)), flush=True)
+    print(f"report: {path}", flush=True)
+    return {"report": str(path)}
+
+
+def doctor(run: RunFile) -> Result:
+    """Versions, devices, cluster resources, what will run where and what will not fit."""
+    from raydpo.runtime.doctor import examine
+
+    return examine(run)
+
+
+def run(run: RunFile) -> Result:
+    """All stages in order on one cluster, with one set of vLLM engines from the first sample to the last."""
+    from raydpo.runtime.sampling import samplers
+
+    watch = _Watch(run)
+    results: Result = {}
+
+    def timed(name: str, stage: Callable[[], Result]) -> None:
+        with watch(name):
+            results[name] = stage()
+
+    with _cluster(run, "run"), ExitStack() as stack:
+        if run.sft:
+            timed("sft", lambda: sft(run))
+        engines = stack.enter_context(samplers(run)) if run.sample or run.evaluate else None
+        if run.sample:
+            from raydpo.runtime.sampling import sample_pairs
+
+            timed("sample", lambda: sample_pairs(run, engines))
+        timed("prepare", lambda: prepare(run))
+        timed("precompute", lambda: precompute(run))
+        timed("train", lambda: _train(run, engines))
+        if run.evaluate:
+            from raydpo.runtime.evaluation import evaluate_exports
+
+            timed("evaluate", lambda: evaluate_exports(run, engines))
+    timed("report", lambda: report(run))
+    return results
+
+
+def _train(run: RunFile, engines: Samplers | None) -> Result:
+    from raydpo.runtime.evaluation import Evaluator
+    from raydpo.runtime.trainer import train_policy
+
+    return train_policy(run, Evaluator(run, engines) if engines and run.evaluate else None)
+
+
+@contextmanager
+def _cluster(run: RunFile, stage: str) -> Iterator[None]:
+    """Connected to Ray, with the cluster known to hold the stage."""
+    from raydpo.runtime import cluster, preflight
+
+    preflight.check_inputs(run, stage)
+    with cluster.connect(run.cluster):
+        preflight.check_fits(preflight.demands(run, stage))
+        with cluster.user_errors():
+            yield
+
+
+class _Watch:
+    """Seconds by stage, kept in timings.json as they become known."""
+
+    def __init__(self, run: RunFile) -> None:
+        from raydpo.runtime.layout import Layout
+
+        self._path = Layout(run).timings
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - begin
+        write_json(self._path, {"stages": self._seconds})

@@ -1,0 +1,136 @@
+"""The driver's side of training: plan, start the worker group, wait, read the outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.validation_config import ValidationConfig
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile, Training
+from raydpo.data.order import Order
+from raydpo.objective import objectives
+from raydpo.runtime.dataset import Dataset, open_dataset
+from raydpo.runtime.evaluation import Evaluator
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.precompute import reference_store
+from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.feed import OrderedFeed, Plan
+from raydpo.runtime.worker import Job, run_worker
+
+DPO = {"dpo": objectives.dpo}
+
+
+def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
+    """Preference training, with evaluation beside it where there is an evaluator."""
+    layout = Layout(run)
+    dataset = open_dataset(layout.train_tokens).with_reference(reference_store(run))
+    options = run.train.objective.model_dump()
+    objective = DPO[options.pop("name")](**options)
+    job, plan = _job(
+        run,
+        run.train,
+        dataset,
+        model=layout.start_model,
+        objective=objective,
+        directory=layout.train,
+        exports=str(layout.exports / "step-{step:06d}"),
+        evaluate_every=run.train.evaluate_every if evaluator else None,
+        step0_tolerance=run.train.step0_tolerance,
+    )
+    validation = None
+    if evaluator:
+        validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": EVALUATION_CPUS})
+    outcome = _fit(job, plan, validation)
+    return {**outcome, "export": str(layout.export(plan.num_steps))}
+
+
+def train_sft(run: RunFile) -> dict[str, Any]:
+    """Supervised fine-tuning of the starting model on the prepared sft rows."""
+    layout = Layout(run)
+    assert run.sft
+    job, plan = _job(
+        run,
+        run.sft,
+        open_dataset(layout.sft_tokens),
+        model=run.model.path,
+        objective=objectives.sft(),
+        directory=layout.sft,
+        exports=str(layout.sft_export),
+        evaluate_every=None,
+        step0_tolerance=None,
+    )
+    return {**_fit(job, plan, None), "export": str(layout.sft_export)}
+
+
+def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path, **rest: Any) -> tuple[Job, Plan]:
+    order = Order(
+        num_pairs=len(dataset),
+        global_batch_size=training.global_batch_size,
+        epochs=training.epochs,
+        seed=run.seed,
+        digest=dataset.digest,
+        tail=training.tail,
+    )
+    num_steps = min(order.num_steps, training.max_steps or order.num_steps)
+    plan = Plan(dataset, order, training.tokens_per_microbatch, num_steps, directory / "checkpoints")
+    order_hash = hashlib.blake2b(repr(order).encode(), digest_size=8).hexdigest()
+    job = Job(
+        dtype=run.model.dtype, training=training, num_steps=num_steps, order_hash=order_hash, directory=directory, **rest
+    )
+    return job, plan
+
+
+def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
+    """Run the worker group to the end; UserError when the workers refused the run."""
+    workers = job.training.workers
+    plan.tables(plan.num_steps - 1, workers.count)  # a batch that cannot be split fails here, in seconds
+    job.directory.mkdir(parents=True, exist_ok=True)
+    refused = job.directory / "refused.json"
+    refused.unlink(missing_ok=True)
+    if plan.start() >= plan.num_steps:
+        print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
+        return _outcome(job, plan)
+    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    ray_files = job.directory / "ray"
+    shutil.rmtree(ray_files, ignore_errors=True)  # Ray's own snapshot must never decide where a run resumes
+    TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=workers.count, resources_per_worker=resources, use_gpu=workers.gpus > 0),
+        run_config=RunConfig(
+            name="group",
+            storage_path=str(ray_files),
+            failure_config=FailureConfig(max_failures=job.training.max_failures),
+        ),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        datasets={"rows": ray.data.range(1)},  # a placeholder: the feed brings its own
+        dataset_config=OrderedFeed(plan),
+        validation_config=validation,
+    ).fit()
+    if refused.exists():
+        raise UserError(json.loads(refused.read_text())["error"])
+    return _outcome(job, plan)
+
+
+def _outcome(job: Job, plan: Plan) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text().splitlines()]
+    first, last = lines[0], lines[-1]
+    return {
+        "steps": plan.num_steps,
+        "rows": len(plan.dataset),
+        "left_over": plan.order.left_over,
+        "first_loss": first["loss"],
+        "last_loss": last["loss"],
+        "mfu": sum(line["mfu"] for line in lines) / len(lines),
+    }

@@ -1,0 +1,190 @@
+"""What each Ray Train worker runs: build, resume, check, train, save, report. Ranks stay in step throughout."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from raydpo.config.errors import UserError
+from raydpo.config.files import write_json, write_text
+from raydpo.config.schema import Training
+from raydpo.model.flops import forward_flops, matmul_ceiling
+from raydpo.model.load import load_model, load_tokenizer
+from raydpo.objective.objectives import Objective
+from raydpo.runtime.feed import shares
+from raydpo.runtime.progress import Progress
+from raydpo.train.checkpoint import Cursor, load_checkpoint, newest, save_checkpoint
+from raydpo.train.engine import Policy, init_distributed, make_policy
+from raydpo.train.export import export_policy
+from raydpo.train.loop import Metrics, check_step_zero, train_loop
+from raydpo.train.schedule import learning_rate
+from raydpo.train.step import Share, reduce_sums
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job, preference or sft, as its workers need it."""
+
+    model: str
+    dtype: str
+    training: Training
+    objective: Objective
+    num_steps: int
+    order_hash: str
+    directory: Path  # checkpoints, metrics
+    exports: str  # where an export goes, with {step}
+    evaluate_every: int | None
+    step0_tolerance: float | None  # None: no reference to compare with
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry point. A UserError ends the run at once instead of being retried."""
+    job: Job = config["job"]
+    try:
+        _train(job)
+    except UserError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            write_json(job.directory / "refused.json", {"error": str(error)})
+
+
+def _train(job: Job) -> None:
+    context = ray.train.get_context()
+    init_distributed(context.get_world_size())
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(max(1, int(job.training.workers.cpus)))
+    ceiling = matmul_ceiling(getattr(torch, job.dtype), device)
+    lm = load_model(job.model, dtype=job.dtype, device=device)
+    training = job.training
+    policy = make_policy(
+        lm, optimizer=training.optimizer, zero=training.zero, activation_checkpointing=training.activation_checkpointing
+    )
+    found = newest(job.directory / "checkpoints")
+    if found:
+        _check_resumable(found.cursor, job, policy)
+        load_checkpoint(policy, found)
+    start = found.cursor.step if found else 0
+    rows = ray.train.get_dataset_shard("rows")
+    desk = Desk(job, policy, start=start, ceiling=ceiling, tokenizer=load_tokenizer(job.model))
+    train_loop(
+        policy,
+        desk.first_checked(shares(rows, job.objective, first_step=start, device=policy.device)),
+        job.objective,
+        lr=lambda step: learning_rate(
+            step,
+            peak=training.optimizer.lr,
+            warmup_steps=training.optimizer.warmup_steps,
+            num_steps=job.num_steps,
+            schedule=training.optimizer.schedule,
+        ),
+        after_step=desk.after_step,
+    )
+
+
+def _check_resumable(cursor: Cursor, job: Job, policy: Policy) -> None:
+    if cursor.order != job.order_hash:
+        raise UserError(
+            f"{job.directory} holds a run over other data, seed or global_batch_size (committed at step {cursor.step}); "
+            "use another output_dir, or remove that directory to start again."
+        )
+    topology = (policy.world_size, policy.engine.zero_optimization_stage())
+    if (cursor.world_size, cursor.zero_stage) != topology:
+        raise UserError(
+            f"{job.directory} was committed by {cursor.world_size} workers under ZeRO-{cursor.zero_stage}; resuming "
+            f"with {topology[0]} under ZeRO-{topology[1]} is not supported yet. Use the same numbers."
+        )
+
+
+class Desk:
+    """What happens around the steps on one rank: metrics, checkpoints, exports, reports to Ray."""
+
+    def __init__(
+        self, job: Job, policy: Policy, *, start: int, ceiling: float, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._job, self._policy, self._ceiling, self._tokenizer = job, policy, ceiling, tokenizer
+        if policy.rank == 0:
+            self._metrics = job.directory / "metrics.jsonl"
+            write_text(self._metrics, _lines_up_to(self._metrics, start))
+            self._progress = Progress(job.directory.name, total=job.num_steps, unit="steps", done=start)
+
+    def first_checked(self, shares: Iterator[Share]) -> Iterator[Share]:
+        """The shares as they come, but the run's very first must satisfy the step-0 law."""
+        for share in shares:
+            if share.step == 0 and self._job.step0_tolerance is not None:
+                gap = check_step_zero(self._policy, share.micro_batches, tolerance=self._job.step0_tolerance)
+                self._say(f"step-0 law holds: max |Δ logp| {gap:.2e} nats per sequence")
+                if self._policy.rank == 0:
+                    write_json(self._job.directory / "step0.json", {"max_abs_delta_logp": gap})
+            yield share
+
+    def after_step(self, share: Share, metrics: Metrics) -> None:
+        """Record, and save or export where it is due."""
+        job, step = self._job, share.step + 1
+        metrics = {"step": step, **metrics, **self._speed(share, metrics["seconds"])}
+        last = step == job.num_steps
+        if self._policy.rank == 0:
+            self._record(metrics)
+        if last or step % job.training.checkpoint_every == 0:
+            self._save(step)
+        if last or (job.evaluate_every and step % job.evaluate_every == 0):
+            begin = time.perf_counter()
+            directory = Path(job.exports.format(step=step))
+            export_policy(self._policy, self._tokenizer, directory, probe=share.micro_batches[0])
+            self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
+            self._report(metrics, directory)
+
+    def _save(self, step: int) -> None:
+        job, policy = self._job, self._policy
+        begin = time.perf_counter()
+        cursor = Cursor(step, job.order_hash, policy.world_size, job.training.zero.stage)
+        save_checkpoint(policy, cursor, job.directory / "checkpoints", keep_last=job.training.keep_last)
+        self._say(f"step {step}: checkpoint committed in {time.perf_counter() - begin:.1f} s")
+
+    def _speed(self, share: Share, seconds: float) -> Metrics:
+        """Tokens and pairs per second of the whole group, and this machine's use of its own matmul ceiling."""
+        flops = 3 * sum(forward_flops(self._policy.lm, batch.bounds) for batch in share.micro_batches)
+        sums = {
+            "tokens": torch.tensor(float(sum(batch.input_ids.numel() for batch in share.micro_batches)), dtype=torch.float64),
+            "flops": torch.tensor(flops, dtype=torch.float64),
+            "ceiling": torch.tensor(self._ceiling, dtype=torch.float64),
+        }
+        totals = reduce_sums(sums)
+        return {
+            "tokens_per_second": totals["tokens"] / seconds,
+            "pairs_per_second": share.num_rows / seconds,
+            "mfu": totals["flops"] / seconds / totals["ceiling"],
+        }
+
+    def _record(self, metrics: Metrics) -> None:
+        with self._metrics.open("a") as stream:
+            stream.write(json.dumps(metrics) + "\n")
+        shown = {name: metrics[name] for name in ("loss", "rewards/accuracies", "mfu") if name in metrics}
+        self._progress.advance(1, **shown)
+
+    def _report(self, metrics: Metrics, export: Path) -> None:
+        """Tell Ray Train, which starts the evaluation beside training. The checkpoint it gets is a pointer."""
+        if self._policy.rank:
+            ray.train.report(metrics)
+            return
+        pointer = Path(tempfile.mkdtemp())
+        write_json(pointer / "export.json", {"step": metrics["step"], "path": str(export)})
+        checkpoint = ray.train.Checkpoint.from_directory(pointer)
+        ray.train.report(metrics, checkpoint=checkpoint, validation=self._job.evaluate_every is not None)
+
+    def _say(self, text: str) -> None:
+        if self._policy.rank == 0:
+            print(text, flush=True)
+
+
+def _lines_up_to(path: Path, steps: int) -> str:
+    """Recorded metrics of the steps that a resumed run does not repeat."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return "".join(line for line in lines if json.loads(line)["step"] <= steps)

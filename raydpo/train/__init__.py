@@ -1,0 +1,1 @@
+"""Training on one rank: the DeepSpeed engine, the step, the loop, committed checkpoints, the export. No Ray here."""

@@ -1,0 +1,111 @@
+"""One DeepSpeed engine around a scoring model: the only place that knows DeepSpeed's configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from raydpo.config.schema import Optimizer, Zero
+from raydpo.model.score import ScoringModel
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns that it guessed
+import deepspeed  # noqa: E402
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the longest that one rank may lag behind the others
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model under training: `engine` steps it, `lm` names its parameters (the same tensors) for the export."""
+
+    engine: Any  # deepspeed.DeepSpeedEngine
+    lm: PreTrainedModel
+    rank: int
+    world_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return torch.device(self.engine.device)
+
+    def step(self) -> float:
+        """Clip and apply the accumulated gradient; returns its norm before clipping."""
+        replicated = self.engine.zero_optimization_stage() == 0
+        if replicated:  # DeepSpeed reports a norm only for sharded gradients; here the backward has reduced them all
+            norms = [p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]
+            norm = torch.stack(norms).norm()
+        self.engine.step()
+        return float(norm if replicated else self.engine.get_global_grad_norm())
+
+
+def init_distributed(world_size: int) -> None:
+    """Join the process group that the launcher made (or make it from the environment) and check its size.
+
+    DeepSpeed would compile a C++ op here (minutes, a compiler, a lock that a kill leaves behind) for an all-reduce that
+    only its inference engine calls. Marking the op incompatible skips that; training uses the process group itself.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    actual = torch.distributed.get_world_size()
+    if actual != world_size:
+        raise RuntimeError(f"torch.distributed sees {actual} ranks, the launcher started {world_size}.")
+
+
+def make_policy(
+    lm: PreTrainedModel, *, optimizer: Optimizer, zero: Zero, activation_checkpointing: bool = False
+) -> Policy:
+    """Wrap a loaded model in a DeepSpeed engine; torch.distributed must be up (init_distributed).
+
+    Micro-batches of a step are announced by engine.set_gradient_accumulation_boundary (see raydpo.train.step).
+    """
+    if activation_checkpointing:
+        # Reentrant checkpointing runs hooks twice, which breaks ZeRO-2 and 3.
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.train()
+    model = ScoringModel(lm)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=_optimizer(model, optimizer),
+        config=_config(zero, max_grad_norm=optimizer.max_grad_norm, bf16=lm.dtype == torch.bfloat16),
+    )
+    return Policy(engine, lm, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _optimizer(model: torch.nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    kind = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[optimizer.name]
+    return kind(model.parameters(), lr=optimizer.lr, weight_decay=optimizer.weight_decay)
+
+
+def _config(zero: Zero, *, max_grad_norm: float, bf16: bool) -> dict[str, Any]:
+    """Every key that changes a result is written out: DeepSpeed's defaults move between versions."""
+    sharding: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "stage3_param_persistence_threshold": 0,
+    }
+    if zero.offload_optimizer:
+        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        # Batches are cut by tokens, not rows: these two only satisfy DeepSpeed's arithmetic.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": sharding,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's optimizers also step on the CPU; no op to compile
+        "wall_clock_breakdown": False,
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,55 @@
+"""The export: safetensors, configuration and tokenizer, as transformers and vLLM load them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from raydpo.model.batch import Batch
+from raydpo.model.load import load_model
+from raydpo.model.score import ScoringModel
+from raydpo.train.engine import Policy
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wrong weight costs far more
+
+
+def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, *, probe: Batch) -> Path:
+    """Write the policy to `directory`, reload it and compare its log-probs on `probe`; all ranks call it.
+
+    The directory appears under its name only when the comparison has passed. Raises RuntimeError when it fails.
+    """
+    state = _gather(policy)
+    expected = policy.engine.module.token_logps(probe)
+    if policy.rank == 0:
+        temporary = directory.with_name(f".{directory.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        policy.lm.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        _compare(temporary, expected, probe, policy.lm.dtype)
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+    torch.distributed.barrier()
+    return directory
+
+
+def _gather(policy: Policy) -> dict[str, Tensor]:
+    """The whole state dict on rank 0's CPU, empty elsewhere; parameter by parameter, so no rank holds two models."""
+    whole: dict[str, Tensor] = {}
+    for name, parameter in policy.lm.named_parameters(remove_duplicate=True):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=policy.engine.zero_optimization_stage() == 3):
+            if policy.rank == 0:
+                whole[name] = parameter.detach().to("cpu", copy=True)
+    return whole
+
+
+def _compare(path: Path, expected: Tensor, probe: Batch, dtype: torch.dtype) -> None:
+    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
+    reloaded = ScoringModel(load_model(str(path), dtype=name, device=expected.device))
+    gap = float((reloaded.token_logps(probe) - expected).abs().max())
+    if not gap <= TOLERANCE[dtype]:
+        raise RuntimeError(f"the export at {path} differs from the policy by {gap:.4g} nats per token.")

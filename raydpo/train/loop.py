@@ -1,0 +1,62 @@
+"""The training loop and the law that must hold before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from raydpo.config.errors import UserError
+from raydpo.model.batch import Batch
+from raydpo.model.score import sequence_logps
+from raydpo.objective.objectives import Objective
+from raydpo.train.engine import Policy
+from raydpo.train.step import Share, train_step
+
+Metrics = dict[str, float]
+
+
+def train_loop(
+    policy: Policy,
+    shares: Iterable[Share],
+    objective: Objective,
+    *,
+    lr: Callable[[int], float],
+    after_step: Callable[[Share, Metrics], None],
+) -> None:
+    """Train on the shares in the order they come. after_step(share, metrics) saves and reports.
+
+    Metrics carry `seconds` of the step and `data_seconds` spent waiting for its share.
+    """
+    mark = time.perf_counter()
+    for share in shares:
+        arrived = time.perf_counter()
+        metrics = train_step(policy, share, objective, lr=lr(share.step))
+        done = time.perf_counter()
+        after_step(share, {**metrics, "seconds": done - arrived, "data_seconds": arrived - mark})
+        mark = time.perf_counter()
+
+
+def check_step_zero(policy: Policy, batches: Sequence[Batch], *, tolerance: float) -> float:
+    """The step-0 law: scored through the training engine, a batch matches the reference store.
+
+    Returns max |Δ logp| per sequence over all ranks, in nats. Raises UserError above the tolerance, on every rank
+    alike. Every rank must bring the same number of batches, with ref_logps.
+    """
+    worst = torch.zeros(())
+    for batch in batches:
+        assert batch.ref_logps is not None
+        logps = sequence_logps(policy.engine.module.token_logps(batch), batch)
+        worst = torch.maximum(worst, (logps - batch.ref_logps).abs().max().cpu())
+    worst = worst.to(policy.device)
+    torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+    gap = float(worst)
+    if not gap <= tolerance:  # NaN must fail too
+        raise UserError(
+            f"step-0 law broken: policy and reference store differ by {gap:.4g} nats on the first batch (tolerance "
+            f"{tolerance}). Likely causes: the policy's weights are not the reference's (set reference.model to what "
+            "training starts from), the tokenizer or chat template changed after prepare, or the weights did not load. "
+            "Run precompute again; if the reference is meant to differ, raise train.step0_tolerance."
+        )
+    return gap

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydpo.config.errors import UserError
+from raydpo.data import formats
+from raydpo.data.formats import (
+    check_first_rows,
+    expand_paths,
+    is_ids,
+    pair_fields,
+    prompt_fields,
+    read_chunks,
+    sft_fields,
+)
+
+pytestmark = pytest.mark.unit
+
+PAIR = {"prompt": "The film", "chosen": " is good", "rejected": " is bad"}
+MESSAGES = [{"role": "user", "content": "Good?"}]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+def read(path: str, fields=None, rows_per_chunk: int = 100) -> list[formats.Row]:
+    return [row for chunk in read_chunks(path, fields or pair_fields(), rows_per_chunk) for row in chunk.rows]
+
+
+@pytest.fixture(params=["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def file(request, tmp_path) -> Path:
+    return tmp_path / request.param
+
+
+@given(rows=st.integers(1, 150), rows_per_chunk=st.integers(1, 70))
+def test_chunks_are_consecutive_and_lose_no_row(rows, rows_per_chunk, tmp_path_factory):
+    for name in ("rows.jsonl", "rows.jsonl.gz", "rows.parquet"):
+        path = tmp_path_factory.mktemp("chunks") / name
+        write(path, [{"prompt": str(i)} for i in range(1, rows + 1)])
+        chunks = list(read_chunks(str(path), prompt_fields(), rows_per_chunk))
+        assert [row["prompt"] for chunk in chunks for row in chunk.rows] == [str(i) for i in range(1, rows + 1)]
+        assert all(chunk.rows[0]["prompt"] == str(chunk.first_row) for chunk in chunks)
+        assert {len(chunk.rows) for chunk in chunks[:-1]} <= {rows_per_chunk}
+
+
+def test_every_format_gives_the_same_canonical_rows(file):
+    rows = [
+        {**PAIR, "source": "not ours"},
+        {"prompt": "", "chosen": "é\u2028\U0001f600", "rejected": "b"},
+    ]
+    assert read(write(file, rows)) == [PAIR, rows[1]]
+
+
+def test_columns_may_have_other_names(file):
+    fields = pair_fields(prompt="question", chosen="better", rejected="worse")
+    path = write(file, [{"question": "The film", "better": " is good", "worse": " is bad"}])
+    assert read(path, fields) == [PAIR]
+
+
+def test_messages_keep_role_and_content_alone(file):
+    row = {"prompt": [{**MESSAGES[0], "weight": 1}], "chosen": MESSAGES, "rejected": MESSAGES}
+    assert read(write(file, [row])) == [{"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}]
+
+
+def test_exact_ids_win_over_text_and_need_no_text(file):
+    ids = {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}
+    expected = [{"prompt": [1, 2], "chosen": [3], "rejected": [4, 5]}]
+    assert read(write(file, [{**PAIR, **ids}])) == expected
+    assert read(write(file, [ids])) == expected
+
+
+@pytest.mark.parametrize("row", [{"completion": "text"}, {"completion": "text", "prompt": None}])
+def test_an_sft_row_needs_no_prompt(row, file):
+    assert read(write(file, [row]), sft_fields()) == [{"prompt": "", "completion": "text"}]
+
+
+def test_a_value_says_what_it_is():
+    assert [is_ids(value) for value in ([1], [], "text", MESSAGES)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": None}, "column 'chosen', is None; give text or chat messages, or remove the row"),
+        ({"chosen": ""}, "column 'chosen', is ''"),
+        ({"rejected": 3}, "column 'rejected', is 3"),
+        ({"prompt": None}, "column 'prompt', is None"),
+        ({"prompt": []}, r"column 'prompt', is \[\]"),
+        ({"chosen": [{"role": "assistant"}]}, "column 'chosen', holds .*; a chat message is"),
+        ({"chosen_ids": [1.5]}, r"column 'chosen_ids', is \[1.5\]; give a list of whole numbers"),
+        ({"chosen_ids": [True]}, r"column 'chosen_ids', is \[True\]"),
+    ],
+)
+def test_a_bad_value_names_file_row_value_and_remedy(change, message, file):
+    good = [PAIR] * 2 if file.suffix != ".parquet" else []  # a parquet column has one type
+    path = write(file, [*good, {**PAIR, **change}])
+    with pytest.raises(UserError, match=rf"{file.name} row {len(good) + 1}, {message}"):
+        read(path)
+
+
+def test_a_missing_column_lists_the_columns_there_are(file):
+    path = write(file, [{"prompt": "The film", "better": " is good", "rejected": " is bad"}])
+    with pytest.raises(UserError, match="no column 'chosen' for chosen; its columns are better, prompt, rejected;"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": ', "row 2 is not JSON .*; write one JSON object a line"),
+        (b'{"prompt": "\xff"}', "row 2 is not JSON"),
+        (b"[" * 100_000, "row 2 is not JSON"),
+        (b"[1]", r"row 2 is \[1\], not a JSON object"),
+        (b'{"prompt": "\\ud83d"}', "row 2, column 'prompt', holds half a surrogate pair"),
+        (b"", "row 2 is blank; remove the line"),
+        (b'"' + b"a" * 5000 + b'"', "row 2 is longer than 0 MiB"),
+    ],
+)
+def test_a_bad_line_names_file_and_row(line, message, tmp_path, monkeypatch):
+    if b"aaaa" in line:
+        monkeypatch.setattr(formats, "MAX_LINE_BYTES", 4096)
+    good = b'{"prompt": "The film"}\n'
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(good + line + b"\n" + good)
+    with pytest.raises(UserError, match=f"rows.jsonl {message}") as error:
+        read(str(path), prompt_fields())
+    assert len(str(error.value)) < 500
+
+
+def test_blank_lines_at_the_end_are_no_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "The film"}\n\n\n')
+    assert read(str(path), prompt_fields()) == [{"prompt": "The film"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda content: b"no such format" * 9])
+def test_a_damaged_file_is_named(name, damage, tmp_path):
+    path = tmp_path / name
+    write(path, [{"prompt": str(i) * 50} for i in range(50)])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        read(str(path), prompt_fields())
+
+
+def test_a_parquet_file_that_expands_beyond_the_cap_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MAX_BATCH_BYTES", 1 << 20)
+    path = write(tmp_path / "rows.parquet", [{"prompt": "a" * (1 << 20)}] * 4)
+    assert Path(path).stat().st_size < 1 << 20
+    with pytest.raises(UserError, match=r"rows.parquet: 4 rows expand to 4 MiB, over the 1 MiB"):
+        read(path, prompt_fields())
+
+
+def test_a_gzip_file_of_several_members_is_read_to_its_end(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(b"".join(gzip.compress(b'{"prompt": "%d"}\n' % i) for i in range(3)))
+    assert [row["prompt"] for row in read(str(path), prompt_fields())] == ["0", "1", "2"]
+
+
+def test_the_first_rows_are_checked_without_reading_the_rest(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps(PAIR)
+    path.write_text("\n".join([good] * 8 + ["broken"]))
+    check_first_rows(str(path), pair_fields())
+    path.write_text("\n".join([good] * 7 + ["broken"]))
+    with pytest.raises(UserError, match=r"rows.jsonl row 8"):
+        check_first_rows(str(path), pair_fields())
+
+
+def test_a_file_without_rows_is_refused(file):
+    if file.suffix == ".parquet":
+        pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), file)
+    else:
+        write(file, [])
+    with pytest.raises(UserError, match=f"{file.name} holds no rows"):
+        read(str(file), prompt_fields())
+
+
+def test_paths_are_sorted_and_each_is_there_once(tmp_path):
+    (tmp_path / "deep").mkdir()
+    names = ["b.jsonl", "a.jsonl", "c.parquet", "deep/d.jsonl", ".hidden.jsonl"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    root = str(tmp_path)
+    assert expand_paths([f"{root}/*.jsonl", f"{root}/a.jsonl"]) == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
+    assert expand_paths([f"{root}/*/*.jsonl"]) == [f"{root}/deep/d.jsonl"]
+    assert expand_paths([f"{root}/*"]) == [f"{root}/{name}" for name in ("a.jsonl", "b.jsonl", "c.parquet")]
+    assert expand_paths([]) == []
+
+
+def test_a_relative_path_becomes_absolute_and_an_address_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "a.jsonl", [{"prompt": "The film"}])
+    assert expand_paths(["*.jsonl", "a.jsonl"]) == [path]
+    [address] = expand_paths([f"file://{tmp_path}/*.jsonl"])
+    assert address == f"file://{path}"
+    assert read(address, prompt_fields()) == [{"prompt": "The film"}]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("none.jsonl", "none.jsonl matches no file; check the path"),
+        ("*.parquet", r"\*.parquet matches no file"),
+        ("no/such/*.jsonl", "matches no file"),
+        ("folder", r"matches no file; it is a folder: give .*folder/\*.jsonl"),
+        ("rows.csv", "rows.csv is none of .jsonl, .jsonl.gz, .parquet"),
+        ("empty.jsonl", "empty.jsonl is empty"),
+    ],
+)
+def test_a_pattern_that_leads_nowhere_is_named(pattern, message, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "rows.csv").write_text("x")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=message):
+        expand_paths([f"{tmp_path}/{pattern}"])
+
+
+def test_an_unknown_kind_of_address_is_named():
+    with pytest.raises(UserError, match=r"nowhere://there/a.jsonl cannot be reached"):
+        expand_paths(["nowhere://there/a.jsonl"])

@@ -1,0 +1,195 @@
+"""Laws of the report: self-contained, honest about what is missing, safe with hostile text."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.config.errors import UserError
+from raydpo.evaluate import figures
+from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
+from raydpo.evaluate.report import side_by_side, summary_table, write_report
+
+pytestmark = pytest.mark.unit
+
+RUN_YAML = """\
+name: tiny-sentiment
+output_dir: out
+model: {path: models/tiny, dtype: float32}
+sample: {prompts: [prompts_train.jsonl]}
+train: {workers: {count: 2}, objective: {beta: 0.1}, global_batch_size: 64}
+evaluate: {prompts: [prompts_test.jsonl], samples_in_report: 8}
+"""
+HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)> & \u202e"
+WORDS = ["a", "film", "that", "never", "quite", "finds", "its", "warm", "wit", "dull", "plot", "great", "cast"]
+
+
+def metrics_row(step: int, rng: random.Random) -> dict[str, Any]:
+    margin = 1.6 * (1 - math.exp(-step / 40)) + rng.gauss(0, 0.12) * min(step, 1)
+    return {
+        "step": step,
+        "loss": math.log(1 + math.exp(-margin)) + 0.02 * margin,
+        "rewards/chosen": 0.3 * margin,
+        "rewards/rejected": -0.7 * margin,
+        "rewards/margins": margin,
+        "rewards/accuracies": min(1.0, 0.5 + 0.22 * margin + rng.gauss(0, 0.02)),
+        "tokens_per_second": rng.gauss(2100, 90),
+        "pairs_per_second": rng.gauss(41, 2),
+        "mfu": None,
+    }
+
+
+def evaluation(step: int, prompts: int = 64) -> Evaluation:
+    rng = random.Random(step)
+    lift = 0.35 * (1 - math.exp(-step / 40))
+    samples = [
+        Sample(
+            prompt=f"The film number {i} is",
+            completion=" " + " ".join(rng.choices(WORDS, k=rng.randint(6, 24))) + ".",
+            reward=max(-1.0, min(1.0, rng.gauss(0.18 + lift, 0.45))),
+            kl=rng.gauss(6 * lift, 2) if step else 0.0,
+            length=int(rng.gauss(22 + 12 * lift, 6)),
+            finish_reason=rng.choice(["stop", "length"]),
+        )
+        for i in range(prompts)
+    ]
+    ranked_right = [rng.random() < 0.68 for _ in range(200)] if step else None
+    return summarise(step, "policy", samples, seconds={"sample": 8.1, "score": 0.4}, pairs_ranked_right=ranked_right)
+
+
+def make_output(path: Path, *, train_steps: int = 101, evaluated: tuple[int, ...] = (0, 50, 101)) -> Path:
+    """A finished run as the other stages leave it."""
+    rng = random.Random(0)
+    (path / "train").mkdir(parents=True)
+    (path / "tokens" / "train").mkdir(parents=True)
+    (path / "run.yaml").write_text(RUN_YAML)
+    rows = [metrics_row(step, rng) for step in range(train_steps)]
+    (path / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = {"sft": 96.4, "sample": 81.2, "prepare": 6.3, "precompute": 41.0, "train": 178.8, "evaluate": 33.1}
+    (path / "timings.json").write_text(json.dumps({"stages": stages}))
+    counts = {"rows_read": 7228, "kept": 7228, "truncated_prompt": 0}
+    (path / "tokens" / "train" / "manifest.json").write_text(json.dumps({"counts": counts}))
+    for step in evaluated:
+        write_evaluation(evaluation(step), path / "evaluations")
+    return path
+
+
+def test_the_report_loads_nothing_from_outside(tmp_path: Path) -> None:
+    html = write_report(make_output(tmp_path)).read_text(encoding="utf-8")
+    sources = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"'>)\s]+)", html)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "<script" not in html
+
+
+def test_every_picture_is_also_a_png_file(tmp_path: Path) -> None:
+    write_report(make_output(tmp_path))
+    names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert names == {"training", "timings", "reward_kl", "frontier", "rewards", "lengths"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").iterdir())
+
+
+def test_hostile_samples_are_shown_as_text(tmp_path: Path) -> None:
+    make_output(tmp_path)
+    first = evaluation(101)
+    hostile = replace(first, samples=[replace(first.samples[0], completion=HOSTILE), *first.samples[1:]])
+    write_evaluation(hostile, tmp_path / "evaluations")
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(&#39;x&#39;)" in html
+    assert "<script" not in html
+    assert "<img src=x" not in html
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage"), [("run.yaml", "run"), ("train/metrics.jsonl", "train"), ("timings.json", "run")]
+)
+def test_a_missing_input_names_the_file_and_its_stage(tmp_path: Path, missing: str, stage: str) -> None:
+    (make_output(tmp_path) / missing).unlink()
+    with pytest.raises(UserError, match=rf"{missing} is missing: `raydpo {stage}`"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "is empty"),
+        ('{"step": 0, "lo', "line 1 is not JSON"),
+        ("[]", "line 1 is not a JSON object"),
+        ('{"step": 0}', "line 1: loss is None, not a finite number"),
+        ('{"step": 0, "loss": NaN}', "line 1: loss is nan, not a finite number"),
+        ('{"loss": 0.69}', "line 1: step is None, not a finite number"),
+    ],
+)
+def test_a_broken_metrics_file_names_its_line(tmp_path: Path, content: str, complaint: str) -> None:
+    (make_output(tmp_path) / "train" / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "notice"),
+    [((), "No evaluation was found"), ((0,), "Only the reference"), ((50, 101), "The reference was not evaluated")],
+)
+def test_missing_evaluations_are_said_not_hidden(tmp_path: Path, evaluated: tuple[int, ...], notice: str) -> None:
+    html = write_report(make_output(tmp_path, evaluated=evaluated)).read_text(encoding="utf-8")
+    assert notice in html
+    assert "the reward changed by" not in html
+
+
+@pytest.mark.parametrize("train_steps", [1, 2])
+def test_a_very_short_run_still_has_a_report(tmp_path: Path, train_steps: int) -> None:
+    assert write_report(make_output(tmp_path, train_steps=train_steps, evaluated=(0, 2))).exists()
+
+
+def test_steps_repeated_by_a_resumed_run_count_once(tmp_path: Path) -> None:
+    path = make_output(tmp_path, train_steps=3) / "train" / "metrics.jsonl"
+    again = {**metrics_row(2, random.Random(1)), "loss": 0.1234}
+    path.write_text(path.read_text() + json.dumps(again) + "\n")
+    facts = re.sub(r"\s+", " ", write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "<dt>loss, last tenth</dt><dd>0.1234</dd>" in facts
+
+
+def test_samples_are_shown_in_prompt_order_whatever_their_reward() -> None:
+    rows = side_by_side([evaluation(0), evaluation(101)], limit=5)
+    assert [row.prompt for row in rows] == [f"The film number {i} is" for i in range(5)]
+    assert all(row.reference and row.policy and row.reference.prompt == row.policy.prompt for row in rows)
+
+
+def test_the_terminal_table_says_whether_the_intervals_overlap() -> None:
+    far = summary_table([evaluation(0, prompts=256), evaluation(101, prompts=256)])
+    near = summary_table([evaluation(0, prompts=256), evaluation(1, prompts=256)])
+    assert "do not overlap" in next(line for line in far.splitlines() if line.startswith("reward"))
+    assert "do not overlap" not in next(line for line in near.splitlines() if line.startswith("reward"))
+    assert "256 samples; reward on the same prompts +" in far
+
+
+def test_the_terminal_table_without_evaluations_says_so() -> None:
+    assert "No evaluations" in summary_table([])
+
+
+def test_the_reward_axis_shows_every_evaluation() -> None:
+    axes = figures.frontier([evaluation(0), evaluation(50), evaluation(101)]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["reference", "step 50", "step 101"]
+
+
+def test_histogram_shares_add_up_to_one() -> None:
+    axes = figures.reward_distribution([evaluation(0), evaluation(101)]).axes[0]
+    filled = [container for container in axes.containers if len(container) > 1]
+    assert [sum(bar.get_height() for bar in bars) for bars in filled] == pytest.approx([1.0, 1.0])
+
+
+def test_different_prompts_are_not_paired() -> None:
+    assert "same prompts" not in summary_table([evaluation(0, prompts=40), evaluation(101, prompts=64)])
+
+
+def test_the_report_shows_what_became_of_the_rows(tmp_path: Path) -> None:
+    html = re.sub(r"\s+", " ", write_report(make_output(tmp_path)).read_text(encoding="utf-8"))
+    assert "<h3>train</h3>" in html
+    assert "<dt>rows read</dt><dd>7,228</dd>" in html

@@ -1,0 +1,47 @@
+"""The rooms: who may import whom, and what a room may load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+CHECKOUT = Path(__file__).parents[2]
+IMPORT_ROOM = """
+import importlib, pkgutil, sys
+room = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+    importlib.import_module(module.name)
+print(*sorted(name for name in sys.modules if "." not in name))
+"""
+
+
+def modules_loaded_by(room: str) -> set[str]:
+    answer = subprocess.run(
+        [sys.executable, "-c", IMPORT_ROOM, room], capture_output=True, text=True, cwd=CHECKOUT, check=True
+    )
+    return set(answer.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [
+        ("raydpo.config", {"torch", "ray", "transformers", "deepspeed", "vllm", "pyarrow", "numpy"}),
+        ("raydpo.objective", {"ray", "transformers", "deepspeed", "vllm", "pyarrow"}),
+    ],
+)
+def test_the_lowest_rooms_load_nothing_heavy(room: str, forbidden: set[str]) -> None:
+    loaded = modules_loaded_by(room)
+    assert "raydpo" in loaded
+    assert not loaded & forbidden
+
+
+def test_a_room_imports_only_what_stands_below_it() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    answer = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    assert answer.returncode == 0, answer.stdout
+    assert "0 broken" in answer.stdout
