@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from raydpo.config.errors import UserError
 from raydpo.model import attention
 
+disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
 

@@ -18,7 +18,9 @@ from raydpo.config.schema import Cluster
 _QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a worker imports torch and deepspeed before it answers
     "TOKENIZERS_PARALLELISM": "false",
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every printed line twice
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 

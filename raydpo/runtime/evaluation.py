@@ -40,6 +40,10 @@ class Evaluator:
     def __init__(self, run: RunFile, engines: Samplers) -> None:
         self._run, self._engines = run, engines
 
+    def start(self, step: int, model: str) -> ray.ObjectRef:
+        """Evaluate in a task of its own; a failure shows only to whoever waits for it."""
+        return _evaluate.remote(self, step, model)
+
     def of_checkpoint(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
         """Ray Train's validation function: evaluate the export that a reported checkpoint points to."""
         with checkpoint.as_directory() as path:
@@ -121,20 +125,21 @@ class _Timer:
         self.seconds[name] = time.perf_counter() - begin
 
 
+@ray.remote(num_cpus=EVALUATION_CPUS)
+def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
+    evaluator.evaluate(step, model)
+
+
 def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
     """Evaluate the reference and every export that has no record yet."""
     layout = Layout(run)
     done = {evaluation.step for evaluation in read_evaluations(layout.evaluations)}
     models = {0: layout.reference_model} | {int(path.name[5:]): str(path) for path in layout.exports.glob("step-*")}
-    task = ray.remote(num_cpus=EVALUATION_CPUS)(_evaluate_task)
+    evaluator = Evaluator(run, engines)
     for step in sorted(models.keys() - done):
         print(f"evaluating step {step}: {models[step]}", flush=True)
-        ray.get(task.remote(Evaluator(run, engines), step, models[step]))
+        ray.get(evaluator.start(step, models[step]))
     return summary(read_evaluations(layout.evaluations))
-
-
-def _evaluate_task(evaluator: Evaluator, step: int, model: str) -> None:
-    evaluator.evaluate(step, model)
 
 
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     validation = None
     if evaluator:
         validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": EVALUATION_CPUS})
+        evaluator.start(0, layout.reference_model)
     outcome = _fit(job, plan, validation)
     return {**outcome, "export": str(layout.export(plan.num_steps))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Job:
 def run_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry point. A UserError ends the run at once instead of being retried."""
     job: Job = config["job"]
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report in full
     try:
         _train(job)
     except UserError as error:

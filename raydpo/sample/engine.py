@@ -39,6 +39,7 @@ class Engine:
             enforce_eager=True,
             enable_prefix_caching=False,  # cached keys would outlive the weights that made them
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
         self._loaded = model
 

