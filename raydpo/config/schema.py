@@ -55,7 +55,7 @@ class Columns(Section):
 class Data(Section):
     """Preference pairs and how they become tokens."""
 
-    train: list[Location] = []  # files or globs, .jsonl, .jsonl.gz or .parquet; empty when the sample stage makes the pairs
+    train: list[Location] = []  # .jsonl, .jsonl.gz, .parquet, or globs; empty when the sample stage makes the pairs
     held_out: list[Location] = []  # pairs never trained on, for pair accuracy
     held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
     columns: Columns = Columns()
@@ -145,6 +145,15 @@ class Training(Section):
     checkpoint_every: PositiveInt = 100  # steps
     keep_last: PositiveInt = 2
     max_failures: NonNegativeInt = 3  # restarts of the worker group before the run gives up
+
+    @model_validator(mode="after")
+    def _batch_divides_by_workers(self) -> Training:
+        size, count = self.global_batch_size, self.workers.count
+        if size % count:
+            below, above = size - size % count, size + count - size % count
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise ValueError(f"global_batch_size={size} does not divide by workers.count={count}; set it to {nearest}")
+        return self
 
 
 class Train(Training):

@@ -79,7 +79,7 @@ def _imported(name: str) -> Callable[..., Any]:
     if not callable(function):
         kind = type(function).__name__
         raise UserError(f"scorer {name!r}: {function_name} is of type {kind}, not a function; {_offers(module)}")
-    return function  # type: ignore[no-any-return]  # callable() does not narrow Any
+    return function
 
 
 def _checked(name: str, scorer: Callable[..., Any]) -> Scorer:

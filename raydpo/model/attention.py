@@ -7,6 +7,7 @@ Legend: H query heads, K key-value heads, T packed tokens, d head size.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def segment_attention(
     for prompt, first, *later in bounds:
         end = later[0]
         pieces.append(_attend(query, key, value, slice(prompt, end), scaling))
-        for start, stop in zip(later[:-1], later[1:], strict=True):
+        for start, stop in pairwise(later):
             pieces.append(_attend_behind_prompt(query, key, value, slice(prompt, first), slice(start, stop), scaling))
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 

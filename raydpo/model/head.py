@@ -24,7 +24,7 @@ CHUNK_POSITIONS = 512  # logits held at once: 512 x V x 4 bytes, 100 MB for a vo
 
 
 Scored = tuple[Tensor, Tensor, Tensor]
-"""total, losses [B], logps [B, n]: the sum of the losses, which alone carries a gradient; the losses; log π(y|x) in nats.
+"""total, losses [B], logps [B, n]: the sum of the losses, which alone has a gradient; the losses; log π(y|x) in nats.
 
 A plain tuple, because DeepSpeed hangs its ZeRO-3 hooks on tensors in tuples, lists and dicts, and on nothing else.
 """
@@ -58,9 +58,7 @@ class _OnePass(torch.autograd.Function):
     """(hidden [M, D], weight [V, D], bias [V] or None) -> total, losses, logps."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: Loss
-    ) -> Scored:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: Loss) -> Scored:
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=wide)
@@ -90,8 +88,9 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scale = grad_total.to(grad_hidden.dtype)
         bias = None if grad_bias is None else (grad_bias * grad_total).to(grad_weight.dtype)
-        return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total.to(grad_weight.dtype), bias, None, None
+        return grad_hidden * scale, grad_weight * scale, bias, None, None
 
 
 def _loss_and_slopes(loss: Loss, logps: Tensor, ref_logps: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:

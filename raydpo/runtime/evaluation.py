@@ -35,7 +35,7 @@ from raydpo.sample.engine import Completion
 
 
 class Evaluator:
-    """Evaluates models against the reference on the run's held-out prompts and pairs. May be sent to other processes."""
+    """Evaluates models on the run's held-out prompts and pairs. May be sent to other processes."""
 
     def __init__(self, run: RunFile, engines: Samplers) -> None:
         self._run, self._engines = run, engines
@@ -47,7 +47,7 @@ class Evaluator:
     def of_checkpoint(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
         """Ray Train's validation function: evaluate the export that a reported checkpoint points to."""
         with checkpoint.as_directory() as path:
-            pointer = json.loads(open(f"{path}/export.json").read())
+            pointer = json.loads((Path(path) / "export.json").read_text())
         found = self.evaluate(pointer["step"], pointer["path"])
         return {"evaluated_step": found.step, "reward": found.reward.mean, "kl": found.kl.mean}
 

@@ -27,8 +27,9 @@ from raydpo.data.shards import COMPLETIONS
 from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
 from raydpo.objective.objectives import Objective
-from raydpo.runtime.dataset import Dataset, cached_shard
+from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.preflight import READER_CPUS
+from raydpo.runtime.readers import read_rows
 from raydpo.train.checkpoint import newest
 from raydpo.train.step import Share
 
@@ -80,15 +81,6 @@ class Plan:
             yield pa.table(columns)
 
 
-def read_rows(plan: pa.Table) -> pa.Table:
-    """The Ray Data task: add the tokens to a block of the plan."""
-    where = zip(plan["path"].to_pylist(), plan["offset"].to_pylist(), strict=True)
-    tokens = pa.concat_tables([cached_shard(path).slice(offset, 1) for path, offset in where]).combine_chunks()
-    for name in tokens.column_names:
-        plan = plan.append_column(name, tokens[name])
-    return plan.drop_columns(["path", "offset"])
-
-
 class OrderedFeed(DataConfig):
     """Gives rank r a pipeline over the rows planned for rank r. Asked again at every start of the worker group."""
 
@@ -104,7 +96,10 @@ class OrderedFeed(DataConfig):
         rows = ray.data.from_arrow(blocks or [pa.table({"step": pa.array([], pa.int64())})])
         rows.context.execution_options.preserve_order = True
         if blocks:
-            rows = rows.map_batches(read_rows, batch_format="pyarrow", batch_size=None, num_cpus=READER_CPUS)
+            # One reader a rank keeps well ahead of the training; without the limit Ray starts a process for every slot.
+            rows = rows.map_batches(
+                read_rows, batch_format="pyarrow", batch_size=None, num_cpus=READER_CPUS, concurrency=1
+            )
         return rows.iterator()
 
 
@@ -124,7 +119,9 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
     step = rows[0]["step"]
     for row in rows:
         if row["row_id"] != row["expected_id"]:
-            raise RuntimeError(f"step {step}: row {row['row_id'].hex()} came where {row['expected_id'].hex()} was planned.")
+            raise RuntimeError(
+                f"step {step}: row {row['row_id'].hex()} came where {row['expected_id'].hex()} was planned."
+            )
     batches = [to_batch(list(group), device) for _, group in groupby(rows, key=itemgetter("micro"))]
     return Share(step, batches, normaliser=rows[0][f"step_{objective.mean_over}"], num_rows=rows[0]["step_rows"])
 

@@ -13,6 +13,7 @@ class Layout:
     def __init__(self, run: RunFile) -> None:
         self.root = Path(run.output_dir)
         self.pairs = self.root / "samples" / "pairs.jsonl"
+        self.sampled = self.root / "samples" / "sampled.json"  # what the samples were made from, written last
         self.samples = self.root / "samples" / "samples.jsonl"
         self.train_tokens = self.root / "tokens" / "train"
         self.held_out_tokens = self.root / "tokens" / "held_out"

@@ -32,15 +32,19 @@ def demands(run: RunFile, stage: str) -> list[Demand]:
     pool, sampler = run.reference.pool, run.sampler
     samplers = Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)
     scorers = Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)
+    readers = Demand("readers", 1, READER_CPUS, 0)
     evaluation = Demand("evaluate", 1, EVALUATION_CPUS, 0)
     if stage == "precompute":
         return [scorers]
     if stage == "sft" and run.sft:
         workers = run.sft.workers
-        return [Demand("sft.workers", workers.count, workers.cpus, workers.gpus), Demand("readers", 1, READER_CPUS, 0)]
+        return [Demand("sft.workers", workers.count, workers.cpus, workers.gpus), readers]
     if stage in ("train", "run"):
         workers = run.train.workers
-        asked = [Demand("train.workers", workers.count, workers.cpus, workers.gpus), Demand("readers", 1, READER_CPUS, 0)]
+        asked = [
+            Demand("train.workers", workers.count, workers.cpus, workers.gpus),
+            Demand("readers", 1, READER_CPUS, 0),
+        ]
         return [*asked, samplers, evaluation] if run.evaluate else asked
     if stage == "evaluate":
         return [samplers, evaluation]
@@ -83,7 +87,9 @@ def check_inputs(run: RunFile, stage: str) -> None:
         _check_files(run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("prepare", "run") and run.data.train:
         columns = run.data.columns
-        _check_files([*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected))
+        _check_files(
+            [*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected)
+        )
 
 
 def _check_files(patterns: Sequence[str], fields: Sequence[Field]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import ray.data
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk, Field, check_first_rows, expand_paths, pair_fields, read_chunks, sft_fields
+from raydpo.data.formats import Chunk, Field, check_first_rows, expand_paths, pair_fields, sft_fields
 from raydpo.data.shards import (
     Counts,
     Kind,
@@ -34,6 +34,7 @@ from raydpo.data.tokens import TokenSettings
 from raydpo.model.load import load_tokenizer
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
+from raydpo.runtime.readers import read_file
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
 MAX_TOKENIZERS = 8
@@ -106,7 +107,7 @@ def _tokenise(source: Source) -> TokenManifest:
     files = [{"number": i, "path": path} for i, path in enumerate(source.paths)]
     chunks = ray.data.from_items(files, override_num_blocks=len(files))
     chunks.context.execution_options.preserve_order = True
-    reading = partial(_read, fields=source.fields, rows_per_chunk=source.rows_per_shard)
+    reading = partial(read_file, fields=source.fields, rows_per_chunk=source.rows_per_shard)
     done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
         Tokeniser,
         fn_constructor_kwargs={"source": source},
@@ -138,18 +139,6 @@ def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts
     return manifest
 
 
-def _read(batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int) -> Iterator[dict[str, list[Any]]]:
-    """A Ray Data task: one file, as chunks; rows travel as JSON because their values differ in type."""
-    number, path = int(batch["number"][0]), str(batch["path"][0])
-    for chunk in read_chunks(path, fields, rows_per_chunk):
-        yield {
-            "name": [f"part-{number:05d}-{chunk.first_row:09d}.parquet"],
-            "path": [path],
-            "first_row": [chunk.first_row],
-            "rows": [json.dumps(chunk.rows)],
-        }
-
-
 class Tokeniser:
     """An actor of the pool: one chunk in, its shards on disk."""
 
@@ -158,7 +147,7 @@ class Tokeniser:
         self._tokenizer = load_tokenizer(source.tokenizer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """batch: one chunk, as _read makes it."""
+        """batch: one chunk, as read_file makes it."""
         source, name = self._source, str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
         table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind)

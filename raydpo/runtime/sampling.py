@@ -11,13 +11,13 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from raydpo.config.files import whole_file
+from raydpo.config.files import whole_file, write_json
 from raydpo.config.schema import Decoding, RunFile
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.evaluate.pairs import Completion as Rated
 from raydpo.evaluate.pairs import PromptGroup, pair_samples
 from raydpo.evaluate.scorers import load_scorer
-from raydpo.model.load import load_tokenizer
+from raydpo.model.load import load_tokenizer, weights_digest
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
 from raydpo.sample.engine import Completion
@@ -78,9 +78,15 @@ def samplers(run: RunFile) -> Iterator[Samplers]:
 
 
 def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
-    """Sample from the reference, score, pair; writes samples.jsonl and pairs.jsonl, whole or not at all."""
+    """Sample from the reference, score, pair; writes samples.jsonl and pairs.jsonl. Done once for the same settings."""
     assert run.sample
     layout, settings = Layout(run), run.sample
+    made_from = {**settings.model_dump(), "weights": weights_digest(layout.reference_model), "seed": run.seed}
+    if layout.sampled.exists():
+        earlier = json.loads(layout.sampled.read_text())
+        if earlier["made_from"] == made_from:
+            print(f"sample: {layout.pairs} is there already", flush=True)
+            return earlier["result"]
     scorer, tokenizer = load_scorer(settings.scorer), load_tokenizer(layout.start_model)
     prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit)
     n = settings.completions_per_prompt
@@ -96,7 +102,9 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
     _write_lines(layout.samples, [asdict(group) for group in groups])
     _write_lines(layout.pairs, pairs)
     rewards = [c.reward for group in groups for c in group.completions]
-    return {**asdict(counts), "mean_reward": sum(rewards) / len(rewards)}
+    result = {**asdict(counts), "mean_reward": sum(rewards) / len(rewards)}
+    write_json(layout.sampled, {"made_from": made_from, "result": result})
+    return result
 
 
 def _write_lines(path: Any, rows: Sequence[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config.errors import UserError
@@ -96,7 +97,8 @@ def doctor(run: RunFile) -> Result:
 
 def run(run: RunFile) -> Result:
     """All stages in order on one cluster, with one set of vLLM engines from the first sample to the last."""
-    from raydpo.runtime.sampling import samplers
+    from raydpo.runtime.evaluation import evaluate_exports
+    from raydpo.runtime.sampling import sample_pairs, samplers
 
     watch = _Watch(run)
     results: Result = {}
@@ -109,17 +111,13 @@ def run(run: RunFile) -> Result:
         if run.sft:
             timed("sft", lambda: sft(run))
         engines = stack.enter_context(samplers(run)) if run.sample or run.evaluate else None
-        if run.sample:
-            from raydpo.runtime.sampling import sample_pairs
-
-            timed("sample", lambda: sample_pairs(run, engines))
+        if run.sample and engines:
+            timed("sample", partial(sample_pairs, run, engines))
         timed("prepare", lambda: prepare(run))
         timed("precompute", lambda: precompute(run))
         timed("train", lambda: _train(run, engines))
-        if run.evaluate:
-            from raydpo.runtime.evaluation import evaluate_exports
-
-            timed("evaluate", lambda: evaluate_exports(run, engines))
+        if run.evaluate and engines:
+            timed("evaluate", partial(evaluate_exports, run, engines))
     timed("report", lambda: report(run))
     return results
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
-import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
@@ -22,10 +20,10 @@ from raydpo.data.order import Order
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.evaluation import Evaluator
+from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.precompute import reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
-from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.worker import Job, run_worker
 
 DPO = {"dpo": objectives.dpo}
@@ -87,7 +85,12 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
     plan = Plan(dataset, order, training.tokens_per_microbatch, num_steps, directory / "checkpoints")
     order_hash = hashlib.blake2b(repr(order).encode(), digest_size=8).hexdigest()
     job = Job(
-        dtype=run.model.dtype, training=training, num_steps=num_steps, order_hash=order_hash, directory=directory, **rest
+        dtype=run.model.dtype,
+        training=training,
+        num_steps=num_steps,
+        order_hash=order_hash,
+        directory=directory,
+        **rest,
     )
     return job, plan
 
@@ -108,11 +111,14 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
-        scaling_config=ScalingConfig(num_workers=workers.count, resources_per_worker=resources, use_gpu=workers.gpus > 0),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, resources_per_worker=resources, use_gpu=workers.gpus > 0
+        ),
         run_config=RunConfig(
             name="group",
             storage_path=str(ray_files),
             failure_config=FailureConfig(max_failures=job.training.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),  # it would print every report in full
         ),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         datasets={"rows": ray.data.range(1)},  # a placeholder: the feed brings its own

@@ -50,7 +50,7 @@ class Job:
 def run_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry point. A UserError ends the run at once instead of being retried."""
     job: Job = config["job"]
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report in full
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would print every pipeline in full
     try:
         _train(job)
     except UserError as error:
@@ -94,7 +94,7 @@ def _train(job: Job) -> None:
 def _check_resumable(cursor: Cursor, job: Job, policy: Policy) -> None:
     if cursor.order != job.order_hash:
         raise UserError(
-            f"{job.directory} holds a run over other data, seed or global_batch_size (committed at step {cursor.step}); "
+            f"{job.directory} holds a run over other data, seed or global_batch_size, committed at step {cursor.step}; "
             "use another output_dir, or remove that directory to start again."
         )
     topology = (policy.world_size, policy.engine.zero_optimization_stage())
@@ -154,9 +154,9 @@ class Desk:
         """Tokens and pairs per second of the whole group, and this machine's use of its own matmul ceiling."""
         flops = 3 * sum(forward_flops(self._policy.lm, batch.bounds) for batch in share.micro_batches)
         sums = {
-            "tokens": torch.tensor(float(sum(batch.input_ids.numel() for batch in share.micro_batches)), dtype=torch.float64),
-            "flops": torch.tensor(flops, dtype=torch.float64),
-            "ceiling": torch.tensor(self._ceiling, dtype=torch.float64),
+            "tokens": torch.tensor(float(sum(batch.input_ids.numel() for batch in share.micro_batches))),
+            "flops": torch.tensor(flops),
+            "ceiling": torch.tensor(self._ceiling),
         }
         totals = reduce_sums(sums)
         return {

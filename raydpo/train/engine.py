@@ -15,7 +15,7 @@ from raydpo.config.schema import Optimizer, Zero
 from raydpo.model.score import ScoringModel
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns that it guessed
-import deepspeed  # noqa: E402
+import deepspeed
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the longest that one rank may lag behind the others
 

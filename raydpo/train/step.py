@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +56,6 @@ def reduce_sums(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Add named scalars over all ranks; every rank must hold the same names."""
     names = sorted(sums)
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    stacked = torch.stack([sums[name] for name in names]).to(device)
+    stacked = torch.stack([sums[name].double() for name in names]).to(device)
     torch.distributed.all_reduce(stacked)
     return dict(zip(names, stacked.tolist(), strict=True))

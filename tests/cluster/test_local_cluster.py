@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-import shlex
-import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.cluster.local import copy_of_scripts, first_port, local_cluster, run
+
 pytestmark = pytest.mark.cluster
 
-SOURCE = Path(__file__).parents[2] / "cluster" / "local"
 BIN = Path(sys.executable).parent
 DRIVER = """
 import os, ray
@@ -28,39 +25,13 @@ print("nodes", len(ray.nodes()), "cpus", ray.cluster_resources()["CPU"], "direct
 """
 
 
-def environment(**extra: str) -> dict[str, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return plain | {"PYTHON": sys.executable} | extra
-
-
-def run(*command: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=env or environment())
-
-
-def exports(stdout: str) -> dict[str, str]:
-    """What `eval` would set: one line of `export NAME=VALUE ...`."""
-    word, *assignments = shlex.split(stdout)
-    assert word == "export"
-    return dict(assignment.split("=", 1) for assignment in assignments)
-
-
-def copy_of_scripts(directory: Path) -> Path:
-    return shutil.copytree(SOURCE, directory / "local", ignore=shutil.ignore_patterns(".state", "__pycache__"))
-
-
-def first_port(offset: int) -> int:
-    """A base that other test runs on this machine hardly have, below the range that the kernel hands out."""
-    return 20000 + 20 * (os.getpid() % 500) + offset
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a shell that has evaluated `up`: a head and one more raylet, 2 CPUs each."""
-    scripts = copy_of_scripts(tmp_path_factory.mktemp("cluster"))
-    started = run(scripts / "up", "--raylets", "1", "--cpus", "2", "--port", str(first_port(0)))
-    assert started.returncode == 0, started.stderr
-    yield environment(**exports(started.stdout))
-    assert run(scripts / "down").returncode == 0
+    with local_cluster(
+        tmp_path_factory.mktemp("cluster"), "--raylets", "1", "--cpus", "2", port=first_port(20)
+    ) as environment:
+        yield environment
 
 
 @pytest.fixture
@@ -95,7 +66,7 @@ def test_the_token_is_readable_by_its_owner_alone(cluster: dict[str, str]) -> No
 
 
 def test_down_stops_what_up_started_and_nothing_else(cluster: dict[str, str], driver: Path, tmp_path: Path) -> None:
-    scripts, port = copy_of_scripts(tmp_path), first_port(10)
+    scripts, port = copy_of_scripts(tmp_path), first_port(40)
     assert run(scripts / "up", "--cpus", "1", "--port", str(port)).returncode == 0
     head = psutil.Process(json.loads((scripts / ".state" / "cluster.json").read_text())["processes"][0][0])
     family = [head, *head.children(recursive=True)]

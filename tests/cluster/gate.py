@@ -1,0 +1,174 @@
+"""The cases of the release gate, their data, and the oracle: what both sides of every comparison share.
+
+Legend: G rows of a global batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from raydpo.config.schema import Optimizer, Zero
+from raydpo.data.order import split_microbatches
+from raydpo.data.tokens import TokenRow
+from raydpo.model.batch import Batch
+from raydpo.objective import objectives
+from raydpo.objective.objectives import Objective
+from raydpo.train.step import Share
+from tests.models import exact_logps, make_batch, random_rows, tiny_llama
+
+STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
+LR = 1e-4
+ObjectiveName = Literal["dpo", "smoothed", "sft"]
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "dpo": objectives.dpo(beta=0.1),
+    "smoothed": objectives.dpo(beta=0.1, label_smoothing=0.1),
+    "sft": objectives.sft(),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained; every way to run it must give the same weights."""
+
+    tied: bool = True
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    objective: ObjectiveName = "dpo"
+
+    @property
+    def settings(self) -> Optimizer:
+        """Clipping bites at every step: gradient norms here are above 1."""
+        return Optimizer(name=self.optimizer, lr=LR, weight_decay=0.01, warmup_steps=0, max_grad_norm=1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a problem on two ranks."""
+
+    stage: Literal[0, 1, 2, 3]
+    micro_batches: int  # of each rank, in each step
+    problem: Problem = Problem()
+    offload: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __str__(self) -> str:
+        problem = self.problem
+        words = [f"zero{self.stage}", f"{self.micro_batches}micro", problem.objective, problem.optimizer]
+        words += ["tied" if problem.tied else "untied", self.dtype, *(["offload"] if self.offload else [])]
+        return "-".join(words)
+
+    @property
+    def zero(self) -> Zero:
+        return Zero(stage=self.stage, offload_optimizer=self.offload)
+
+
+STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+MICRO_BATCHES = (1, 4)
+FLOAT32 = [
+    *(
+        Case(stage, micro, Problem(tied=tied, optimizer=optimizer))
+        for stage, micro, tied, optimizer in product(STAGES, MICRO_BATCHES, (True, False), ("rmsprop", "adamw"))
+    ),
+    *(Case(stage, micro, Problem(), offload=True) for stage, micro in product(STAGES[1:], MICRO_BATCHES)),
+    *(Case(stage, 3) for stage in STAGES),  # micro-batches of unequal numbers of rows
+    *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, ("smoothed", "sft"))),
+]
+BFLOAT16 = [Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)]
+
+
+@cache
+def rows(problem: Problem) -> list[TokenRow]:
+    """All rows of the run, of very different lengths."""
+    return random_rows(STEPS * GLOBAL_BATCH, seed=0, completions=1 if problem.objective == "sft" else 2)
+
+
+def reference_logps(problem: Problem) -> Tensor | None:
+    """Made up, so that the slopes of the losses differ from row to row; shape [rows, 2]."""
+    if problem.objective == "sft":
+        return None
+    values = np.random.default_rng(1).uniform(-80, -20, size=(STEPS * GLOBAL_BATCH, 2))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def global_batch(step: int) -> range:
+    return range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
+
+
+def normaliser(problem: Problem, step: int) -> int:
+    """What the mean of the loss is taken over: pairs, or the completion tokens of the global batch."""
+    if OBJECTIVES[problem.objective].mean_over == "rows":
+        return GLOBAL_BATCH
+    return sum(len(rows(problem)[i].completions[0]) for i in global_batch(step))
+
+
+@cache
+def split(case: Case, step: int) -> list[list[list[int]]]:
+    """Rows by rank and micro-batch, under the largest token budget that gives this many micro-batches."""
+    data = rows(case.problem)
+    tokens = np.asarray([len(data[i].prompt_ids) + sum(map(len, data[i].completions)) for i in global_batch(step)])
+    for budget in range(int(tokens.sum()), int(tokens.max()) - 1, -1):
+        shares = split_microbatches(tokens, world_size=WORLD, budget=budget)
+        if len(shares[0]) == case.micro_batches:
+            return [[[global_batch(step)[i] for i in micro] for micro in rank] for rank in shares]
+    raise AssertionError(f"no budget cuts step {step} into {case.micro_batches} micro-batches")
+
+
+def share(case: Case, step: int, rank: int) -> Share:
+    """What one rank computes of one step."""
+    data, ref = rows(case.problem), reference_logps(case.problem)
+    batches: list[Batch] = [
+        make_batch([data[i] for i in micro], None if ref is None else ref[micro]) for micro in split(case, step)[rank]
+    ]
+    return Share(step, batches, normaliser=normaliser(case.problem, step), num_rows=GLOBAL_BATCH)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of three steps."""
+
+    weights: dict[str, Tensor]
+    losses: list[float]
+    grad_norms: list[float]
+
+
+@cache
+def oracle(problem: Problem) -> Trained:
+    """One process and the full batch, by other means: eager attention, one completion a pass, torch's own optimizer."""
+    lm = tiny_llama(problem.tied)
+    lm.set_attn_implementation("eager")
+    kind = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[problem.optimizer]
+    optimizer = kind(lm.parameters(), lr=LR, weight_decay=problem.settings.weight_decay)
+    losses, grad_norms = [], []
+    for step in range(STEPS):
+        loss = _loss(lm, problem, step)
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norms.append(float(torch.nn.utils.clip_grad_norm_(lm.parameters(), problem.settings.max_grad_norm)))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return Trained({name: p.detach() for name, p in lm.named_parameters()}, losses, grad_norms)
+
+
+def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
+    """The mean loss of a global batch, from the formulas of the papers."""
+    data, ref = rows(problem), reference_logps(problem)
+    losses = []
+    for i in global_batch(step):
+        logps = [
+            every.gather(1, torch.tensor(ids)[:, None]).sum()
+            for every, ids in zip(exact_logps(lm, data[i]), data[i].completions, strict=True)
+        ]
+        if ref is None:
+            losses.append(-logps[0])
+            continue
+        margin = 0.1 * ((logps[0] - ref[i, 0]) - (logps[1] - ref[i, 1]))
+        wrong = 0.1 if problem.objective == "smoothed" else 0.0
+        losses.append(-(1 - wrong) * margin.sigmoid().log() - wrong * (-margin).sigmoid().log())
+    return torch.stack(losses).sum() / normaliser(problem, step)

@@ -1,0 +1,95 @@
+"""One rank of the release gate: runs every case in one process group and leaves what it found as files.
+
+Layout: <out>/{<case>.rank<r>.pt, zero<stage>/{checkpoints/, export/, resumed.rank<r>.pt}}
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed
+
+from raydpo.config.errors import UserError
+from raydpo.model.score import sequence_logps
+from raydpo.train.checkpoint import Cursor, load_checkpoint, newest, save_checkpoint
+from raydpo.train.engine import Policy, init_distributed, make_policy
+from raydpo.train.export import export_policy
+from raydpo.train.loop import check_step_zero
+from raydpo.train.step import train_step
+from tests.cluster.gate import BFLOAT16, FLOAT32, LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, share
+from tests.helpers import tiny_tokenizer
+from tests.models import make_batch, random_rows, tiny_llama
+
+KEEP_LAST = 2
+
+
+def run_rank(rank: int, out: Path) -> None:
+    """Entry point of each of the two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{out}/rendezvous", rank=rank, world_size=WORLD)
+    init_distributed(WORLD)
+    for case in FLOAT32 + BFLOAT16:
+        policy = _policy(case)
+        metrics = [_step(policy, case, step) for step in range(STEPS)]
+        torch.save({"metrics": metrics, "weights": _weights(policy)}, out / f"{case}.rank{rank}.pt")
+    for stage in STAGES:
+        directory = out / f"zero{stage}"
+        torch.save(_life_of_a_run(Case(stage, 4), directory), directory / f"resumed.rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _life_of_a_run(case: Case, directory: Path) -> dict[str, Any]:
+    """Step-0 law, a checkpoint after every step, a second engine that resumes from the second to last, the export."""
+    directory.mkdir(exist_ok=True)
+    policy, checkpoints = _policy(case), directory / "checkpoints"
+    law = {"held": _step_zero(policy, off_by=0.0), "broken": _step_zero(policy, off_by=1.0)}
+    for step in range(STEPS - 1):
+        _step(policy, case, step)
+        cursor = Cursor(step + 1, "order", WORLD, case.stage)
+        save_checkpoint(policy, cursor, checkpoints, keep_last=KEEP_LAST)
+    resumed = _policy(case)
+    found = newest(checkpoints)
+    assert found is not None
+    assert found.cursor.step == STEPS - 1
+    load_checkpoint(resumed, found)
+    runs = {
+        name: {"metrics": _step(p, case, STEPS - 1), "weights": _weights(p)}
+        for name, p in (("uninterrupted", policy), ("resumed", resumed))
+    }
+    save_checkpoint(policy, Cursor(STEPS, "order", WORLD, case.stage), checkpoints, keep_last=KEEP_LAST)
+    export_policy(policy, tiny_tokenizer(), directory / "export", probe=share(case, 0, policy.rank).micro_batches[0])
+    return {**runs, **law}
+
+
+def _policy(case: Case) -> Policy:
+    lm = tiny_llama(case.problem.tied, getattr(torch, case.dtype))
+    return make_policy(lm, optimizer=case.problem.settings, zero=case.zero)
+
+
+def _step(policy: Policy, case: Case, step: int) -> dict[str, float]:
+    objective = OBJECTIVES[case.problem.objective]
+    return train_step(policy, share(case, step, policy.rank), objective, lr=LR)
+
+
+def _weights(policy: Policy) -> dict[str, torch.Tensor]:
+    parameters = dict(policy.lm.named_parameters())
+    with deepspeed.zero.GatheredParameters(
+        list(parameters.values()), enabled=policy.engine.zero_optimization_stage() == 3
+    ):
+        return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def _step_zero(policy: Policy, *, off_by: float) -> float | str:
+    """The gap against reference values that only rank 1 has wrong, or what the refusal says."""
+    batch = make_batch(random_rows(4, seed=policy.rank))
+    ref = sequence_logps(policy.engine.module.token_logps(batch), batch)
+    wrong = make_batch(random_rows(4, seed=policy.rank), ref + off_by * policy.rank)
+    try:
+        return check_step_zero(policy, [wrong], tolerance=0.5)
+    except UserError as error:
+        return str(error)

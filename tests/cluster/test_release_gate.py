@@ -1,0 +1,149 @@
+"""The release gate: two ranks under every ZeRO stage do what one process with the full batch does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from raydpo.train.checkpoint import newest
+from tests.cluster.gate import BFLOAT16, FLOAT32, STAGES, STEPS, Case, Problem, oracle, split
+from tests.cluster.gate_worker import KEEP_LAST, run_rank
+from tests.models import tiny_llama
+
+pytestmark = pytest.mark.cluster
+
+RELATIVE = 1e-5
+RANKS = (0, 1)
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two ranks have left what they found; they run once for all tests."""
+    out = tmp_path_factory.mktemp("gate")
+    torch.multiprocessing.spawn(run_rank, args=(out,), nprocs=len(RANKS))
+    return out
+
+
+def of_rank(gate: Path, case: Case, rank: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(gate / f"{case}.rank{rank}.pt")
+    return found
+
+
+def life_of(gate: Path, stage: int, rank: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(gate / f"zero{stage}" / f"resumed.rank{rank}.pt")
+    return found
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("case", FLOAT32, ids=str)
+def test_two_ranks_reach_the_weights_of_one_process_with_the_full_batch(gate: Path, case: Case) -> None:
+    weights, expected = of_rank(gate, case)["weights"], oracle(case.problem).weights
+    assert weights.keys() == expected.keys()
+    assert max(distance(weights[name], expected[name]) for name in expected) <= RELATIVE
+
+
+@pytest.mark.parametrize("case", FLOAT32, ids=str)
+def test_two_ranks_report_the_losses_and_gradient_norms_of_one_process(gate: Path, case: Case) -> None:
+    metrics, expected = of_rank(gate, case)["metrics"], oracle(case.problem)
+    assert [m["loss"] for m in metrics] == pytest.approx(expected.losses, rel=RELATIVE)
+    assert [m["grad_norm"] for m in metrics] == pytest.approx(expected.grad_norms, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("case", BFLOAT16, ids=str)
+def test_bfloat16_keeps_the_gradient_norm_within_one_percent(gate: Path, case: Case) -> None:
+    # DeepSpeed with managed_gradient_accumulation=false reports 2.2 times the norm here.
+    first = of_rank(gate, case)["metrics"][0]
+    assert first["grad_norm"] == pytest.approx(oracle(case.problem).grad_norms[0], rel=0.01)
+
+
+@pytest.mark.parametrize("case", FLOAT32 + BFLOAT16, ids=str)
+def test_every_rank_reports_the_same(gate: Path, case: Case) -> None:
+    first, second = (of_rank(gate, case, rank) for rank in RANKS)
+    assert first["metrics"] == second["metrics"]
+    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_gradient_does_not_depend_on_the_microbatch_split(gate: Path, stage: Any) -> None:
+    uneven = Case(stage, 3)
+    assert len({len(micro) for rank in split(uneven, 0) for micro in rank}) > 1, "the parts are equal: no test"
+    norms = [of_rank(gate, case)["metrics"][0]["grad_norm"] for case in (Case(stage, 1), uneven, Case(stage, 4))]
+    assert norms == pytest.approx([norms[0]] * len(norms), rel=RELATIVE)
+
+
+def test_clipping_bites_and_training_moves_the_weights() -> None:
+    trained, start = oracle(Problem()), dict(tiny_llama().named_parameters())
+    assert min(trained.grad_norms) > Problem().settings.max_grad_norm
+    assert min(distance(trained.weights[name], p.detach()) for name, p in start.items()) > 10 * RELATIVE
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_goes_on_bitwise_as_the_uninterrupted_one(gate: Path, stage: int, rank: int) -> None:
+    life = life_of(gate, stage, rank)
+    assert life["resumed"]["metrics"] == life["uninterrupted"]["metrics"]
+    weights = life["uninterrupted"]["weights"]
+    assert all(torch.equal(weight, life["resumed"]["weights"][name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_wrong_reference_values_on_one_rank_are_refused_on_every_rank(gate: Path, stage: int, rank: int) -> None:
+    life = life_of(gate, stage, rank)
+    assert life["held"] < 1e-4
+    assert "differ by 1 nats on the first batch (tolerance 0.5)" in life["broken"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_export_is_the_policy_in_plain_transformers(gate: Path, stage: int) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(gate / f"zero{stage}" / "export", attn_implementation="eager")
+    trained = tiny_llama()
+    trained.set_attn_implementation("eager")
+    trained.load_state_dict(life_of(gate, stage)["uninterrupted"]["weights"], strict=False)
+    ids = torch.arange(3, 60)[None]
+    assert torch.equal(lm(ids).logits, trained(ids).logits)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_the_last_checkpoints_are_kept(gate: Path, stage: int) -> None:
+    kept = sorted(path.name.partition(".")[0] for path in (gate / f"zero{stage}" / "checkpoints").iterdir())
+    assert kept == [f"step-{step:06d}" for step in range(STEPS - KEEP_LAST + 1, STEPS + 1)]
+
+
+@pytest.fixture
+def checkpoints(gate: Path, tmp_path: Path) -> Path:
+    """A copy of a run's checkpoints, to damage."""
+    return shutil.copytree(gate / "zero2" / "checkpoints", tmp_path / "checkpoints")
+
+
+def test_a_checkpoint_with_one_flipped_bit_is_set_aside_for_the_one_before(checkpoints: Path) -> None:
+    last = newest(checkpoints)
+    assert last is not None
+    victim = max(last.path.rglob("*.pt"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    before = newest(checkpoints)
+    assert before is not None
+    assert (last.cursor.step, before.cursor.step) == (STEPS, STEPS - 1)
+    assert (checkpoints / f"broken-{last.path.name}").is_dir()
+    assert not last.path.exists()
+
+
+def test_a_checkpoint_without_its_marker_does_not_count(checkpoints: Path) -> None:
+    last = newest(checkpoints)
+    assert last is not None
+    (last.path / "COMMITTED").unlink()
+    before = newest(checkpoints)
+    assert before is not None
+    assert before.cursor.step == STEPS - 1
+    assert last.path.is_dir(), "another attempt may be writing it this moment"

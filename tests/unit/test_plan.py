@@ -1,0 +1,98 @@
+"""The plan that the feed follows: who computes which row of which step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raydpo.data.order import Order
+from raydpo.runtime.dataset import Dataset
+from raydpo.runtime.feed import Plan
+
+pytestmark = pytest.mark.unit
+
+NUM_PAIRS, GLOBAL_BATCH, EPOCHS = 53, 8, 3
+
+
+def plan_of(tail: Literal["carry", "drop"]) -> Plan:
+    """53 pairs in three shards, of 2 to 40 tokens."""
+    tokens = np.random.default_rng(0).integers(2, 41, size=NUM_PAIRS)
+    shard, offset = np.divmod(np.arange(NUM_PAIRS), 20)
+    dataset = Dataset(
+        digest="d",
+        kind="pair",
+        shards=("a", "b", "c"),
+        shard=shard,
+        offset=offset,
+        row_ids=tuple(i.to_bytes(16, "big") for i in range(NUM_PAIRS)),
+        tokens=tokens,
+        completion_tokens=tokens - 1,
+        ref_logps=np.stack((-tokens, -2.0 * tokens), axis=1).astype(np.float32),
+    )
+    order = Order(NUM_PAIRS, GLOBAL_BATCH, EPOCHS, seed=0, digest="d", tail=tail)
+    return Plan(dataset, order, budget=60, num_steps=order.num_steps, checkpoints=Path("absent"))
+
+
+def planned(plan: Plan, start: int, world_size: int) -> list[pa.Table]:
+    """Per rank, all its rows as one table."""
+    return [pa.concat_tables(blocks) for blocks in plan.tables(start, world_size)]
+
+
+def ids_by_step(tables: list[pa.Table]) -> dict[int, Counter[bytes]]:
+    rows: dict[int, Counter[bytes]] = {}
+    for table in tables:
+        for step, row_id in zip(table["step"].to_pylist(), table["expected_id"].to_pylist(), strict=True):
+            rows.setdefault(step, Counter())[row_id] += 1
+    return rows
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("tail", ["carry", "drop"])
+def test_the_ranks_together_compute_exactly_the_global_batch(
+    tail: Literal["carry", "drop"], world_size: int, start: int
+) -> None:
+    plan = plan_of(tail)
+    found = ids_by_step(planned(plan, start, world_size))
+    expected = {
+        step: Counter(plan.dataset.row_ids[p] for p in plan.order.batch(step))
+        for step in range(start, plan.order.num_steps)
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_rank_has_as_many_microbatches_as_the_others_and_none_over_the_budget(world_size: int) -> None:
+    plan = plan_of("carry")
+    lengths = dict(zip(plan.dataset.row_ids, plan.dataset.tokens.tolist(), strict=True))
+    microbatches = []
+    for table in planned(plan, 0, world_size):
+        load: Counter[tuple[int, int]] = Counter()
+        for row in table.to_pylist():
+            load[row["step"], row["micro"]] += lengths[row["expected_id"]]
+        assert max(load.values()) <= plan.budget
+        microbatches.append(sorted(load))
+    assert all(of_rank == microbatches[0] for of_rank in microbatches)
+
+
+def test_a_row_brings_its_reference_and_the_totals_of_its_step() -> None:
+    plan = plan_of("carry")
+    tokens = dict(zip(plan.dataset.row_ids, plan.dataset.tokens.tolist(), strict=True))
+    for table in planned(plan, 0, 2):
+        for row in table.to_pylist():
+            batch = plan.order.batch(row["step"])
+            assert row["step_rows"] == GLOBAL_BATCH
+            assert row["step_tokens"] == plan.dataset.completion_tokens[batch].sum()
+            assert row["ref_logps"] == [-tokens[row["expected_id"]], -2 * tokens[row["expected_id"]]]
+
+
+def test_steps_come_in_order() -> None:
+    for table in planned(plan_of("drop"), 3, 2):
+        steps = table["step"].to_pylist()
+        assert steps == sorted(steps)
+        assert steps[0] == 3
