@@ -7,16 +7,13 @@ LOCKED := .venv/.locked-$(EXTRA)
 INSTALLED := .venv/.installed-$(EXTRA)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 
-# DeepSpeed looks for ninja on the PATH when it compiles its CPU communication.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
-
 .PHONY: setup demo test lint bench lock
 
 setup: $(INSTALLED)
 
 # The environment is made anew for each lock: the cpu and gpu builds of vLLM share a directory.
 $(LOCKED): requirements/$(EXTRA).lock
-	$(PYTHON) requirements/preflight.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer: make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear .venv
 	@echo "installing requirements/$(EXTRA).lock into .venv, a minute or two ..."
 	$(PIP_INSTALL) -r $<

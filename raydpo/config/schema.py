@@ -27,7 +27,14 @@ def _absolute_if_local(model: str) -> str:
     return _absolute(model) if looks_local else model
 
 
+def _local(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"{path} is an address; set a directory, on a disk that every node mounts")
+    return path
+
+
 Location = Annotated[str, AfterValidator(_absolute)]
+Directory = Annotated[str, AfterValidator(_local), AfterValidator(_absolute)]
 ModelLocation = Annotated[str, AfterValidator(_absolute_if_local)]
 
 
@@ -90,7 +97,7 @@ class Reference(Section):
     """The reference model and the pool that scores with it."""
 
     model: ModelLocation | None = None  # default: the export of the sft stage where there is one, else model.path
-    store: Location | None = None  # default: <output_dir>/reference; share one between the runs of a sweep
+    store: Directory | None = None  # default: <output_dir>/reference; share one between the runs of a sweep
     pool: Pool = Pool()
     tokens_per_batch: PositiveInt = 4096
     keep_token_logps: bool = True
@@ -227,7 +234,7 @@ class RunFile(Section):
     """The whole run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output_dir: Location
+    output_dir: Directory
     seed: NonNegativeInt = 0
     model: Model
     data: Data = Data()

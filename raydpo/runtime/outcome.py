@@ -39,13 +39,12 @@ class Outcome:
 def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     """Run a stage that owns `run.output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
 
-    The stage sees `output_dir` as an absolute path. A result.json of an earlier job is removed at the start, so that a
+    A result.json of an earlier job is removed at the start, so that a
     job killed without warning never shows another's success.
     """
     started = time.monotonic()
     with _terminate_as_exit():
         try:
-            run = _with_absolute_output(run)
             directory = Path(run.output_dir)
             with _owned(directory):
                 (directory / "result.json").unlink(missing_ok=True)
@@ -63,7 +62,7 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
 def run_check(stage: str, run: RunFile, function: Stage) -> int:
     """Run a stage that only looks: nothing is locked or written, the status line is printed all the same."""
     with _terminate_as_exit():
-        return _announce(_attempt(stage, run, lambda run: function(_with_absolute_output(run))))
+        return _announce(_attempt(stage, run, function))
 
 
 def refuse(stage: str, error: UserError) -> int:
@@ -111,13 +110,6 @@ def _announce(outcome: Outcome) -> int:
     sys.stderr.flush()
     print(outcome.line, flush=True)
     return outcome.exit_code
-
-
-def _with_absolute_output(run: RunFile) -> RunFile:
-    """Workers have working directories of their own, so a relative path would mean a different place in each."""
-    if "://" in run.output_dir:
-        raise UserError(f"output_dir {run.output_dir}: addresses are not supported; set a directory on a mounted disk.")
-    return run.model_copy(update={"output_dir": str(Path(run.output_dir).expanduser().absolute())})
 
 
 @contextmanager

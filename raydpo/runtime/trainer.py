@@ -25,6 +25,7 @@ from raydpo.runtime.layout import Layout
 from raydpo.runtime.precompute import reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.worker import Job, run_worker
+from raydpo.train.checkpoint import Cursor, newest
 
 DPO = {"dpo": objectives.dpo}
 
@@ -102,7 +103,10 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     job.directory.mkdir(parents=True, exist_ok=True)
     refused = job.directory / "refused.json"
     refused.unlink(missing_ok=True)
-    if plan.start() >= plan.num_steps:
+    found = newest(plan.checkpoints)
+    if found:
+        _check_resumable(found.cursor, job)
+    if found and found.cursor.step >= plan.num_steps:
         print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
         return _outcome(job, plan)
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
@@ -128,6 +132,20 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     if refused.exists():
         raise UserError(json.loads(refused.read_text())["error"])
     return _outcome(job, plan)
+
+
+def _check_resumable(cursor: Cursor, job: Job) -> None:
+    if cursor.order != job.order_hash:
+        raise UserError(
+            f"{job.directory} holds a run over other data or with another seed, global_batch_size, epochs or tail, "
+            f"committed at step {cursor.step}; use another output_dir, or remove that directory to start again."
+        )
+    topology = (job.training.workers.count, job.training.zero.stage)
+    if (cursor.world_size, cursor.zero_stage) != topology:
+        raise UserError(
+            f"{job.directory} was committed by {cursor.world_size} workers under ZeRO-{cursor.zero_stage}; resuming "
+            f"with {topology[0]} under ZeRO-{topology[1]} is not supported yet. Use the same numbers."
+        )
 
 
 def _outcome(job: Job, plan: Plan) -> dict[str, Any]:

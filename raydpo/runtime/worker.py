@@ -71,7 +71,6 @@ def _train(job: Job) -> None:
     )
     found = newest(job.directory / "checkpoints")
     if found:
-        _check_resumable(found.cursor, job, policy)
         load_checkpoint(policy, found)
     start = found.cursor.step if found else 0
     rows = ray.train.get_dataset_shard("rows")
@@ -89,20 +88,6 @@ def _train(job: Job) -> None:
         ),
         after_step=desk.after_step,
     )
-
-
-def _check_resumable(cursor: Cursor, job: Job, policy: Policy) -> None:
-    if cursor.order != job.order_hash:
-        raise UserError(
-            f"{job.directory} holds a run over other data, seed or global_batch_size, committed at step {cursor.step}; "
-            "use another output_dir, or remove that directory to start again."
-        )
-    topology = (policy.world_size, policy.engine.zero_optimization_stage())
-    if (cursor.world_size, cursor.zero_stage) != topology:
-        raise UserError(
-            f"{job.directory} was committed by {cursor.world_size} workers under ZeRO-{cursor.zero_stage}; resuming "
-            f"with {topology[0]} under ZeRO-{topology[1]} is not supported yet. Use the same numbers."
-        )
 
 
 class Desk:

@@ -34,7 +34,25 @@ def refusal(path: Path, *overrides: str) -> str:
 
 def test_defaults_fill_what_a_minimal_file_leaves_out(run_file: Path) -> None:
     run = load_run_file(run_file)
-    assert (run.name, run.data.train, run.train.objective.beta, run.sft) == ("small", ["pairs.jsonl"], 0.1, None)
+    assert (run.name, run.train.objective.beta, run.sft) == ("small", 0.1, None)
+
+
+def test_relative_paths_are_taken_from_the_current_directory_and_addresses_stay(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = load_run_file(run_file, ["data.train=[pairs.jsonl, s3://bucket/more.jsonl]", "model.path=org/name"])
+    assert run.data.train == [str(tmp_path / "pairs.jsonl"), "s3://bucket/more.jsonl"]
+    assert run.output_dir == str(tmp_path / "runs/small")
+    assert run.model.path == "org/name"  # a hub name, as no such directory is there
+    (tmp_path / "org/name").mkdir(parents=True)
+    assert load_run_file(run_file, ["model.path=org/name"]).model.path == str(tmp_path / "org/name")
+
+
+@pytest.mark.parametrize("key", ["output_dir", "reference.store"])
+def test_an_address_where_a_directory_is_needed_is_refused(run_file: Path, key: str) -> None:
+    message = refusal(run_file, f"{key}=s3://bucket/out")
+    assert key in message and "s3://bucket/out" in message and "a directory" in message
 
 
 @pytest.mark.parametrize("number", ["1e-6", "1.0e-6", "1E-6", ".000001", "1.e-06", "+1e-6"])
@@ -53,7 +71,8 @@ def test_a_later_override_wins_over_an_earlier_one_and_over_the_file(run_file: P
 def test_an_override_may_hold_a_list_open_a_section_or_close_it(run_file: Path) -> None:
     opened = load_run_file(run_file, ["sft.train=[a.jsonl, b.jsonl]", "cluster.env.OMP_NUM_THREADS='1'"])
     assert opened.sft is not None
-    assert (opened.sft.train, opened.cluster.env) == (["a.jsonl", "b.jsonl"], {"OMP_NUM_THREADS": "1"})
+    assert [Path(path).name for path in opened.sft.train] == ["a.jsonl", "b.jsonl"]
+    assert opened.cluster.env == {"OMP_NUM_THREADS": "1"}
     assert load_run_file(run_file, ["sft.train=[a.jsonl]", "sft=null"]).sft is None
 
 

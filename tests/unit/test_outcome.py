@@ -127,16 +127,6 @@ def test_an_exit_from_inside_is_never_a_success(
     assert result_of(run)["status"] == status
 
 
-def test_the_stage_sees_an_absolute_output_directory(
-    run: RunFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    relative = run.model_copy(update={"output_dir": "elsewhere"})
-    run_stage("train", relative, lambda run: {"output_dir": run.output_dir})
-    result = json.loads((tmp_path / "elsewhere" / "result.json").read_text())
-    assert result["result"] == {"output_dir": str(tmp_path / "elsewhere")}
-
-
 def test_two_jobs_never_share_an_output_directory(run: RunFile, capsys: pytest.CaptureFixture[str]) -> None:
     job = start_sleeping_job(Path(run.output_dir))
     try:
@@ -170,12 +160,11 @@ def test_a_signal_unwinds_the_stage_and_is_reported(tmp_path: Path, sent: signal
     assert json.loads(stdout)["error"] == sent.name
 
 
-@pytest.mark.parametrize("place", ["a_file/out", "s3://bucket/out"])
 def test_a_place_that_cannot_be_written_is_named(
-    run: RunFile, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+    run: RunFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a_file").touch()
-    output_dir = place if "://" in place else str(tmp_path / place)
+    output_dir = str(tmp_path / "a_file/out")
     assert run_stage("train", run.model_copy(update={"output_dir": output_dir}), lambda run: {}) == 2
     captured = capsys.readouterr()
     assert output_dir in captured.err

@@ -1,0 +1,141 @@
+"""The whole pipeline as its users run it: `raydpo run` and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.evaluate.records import read_evaluations
+from tests.cluster.conftest import Run
+from tests.cluster.greedy import transformers_greedy, vllm_greedy
+from tests.cluster.processes import CHECKOUT, raydpo
+from tests.cluster.runfiles import small_run, write_run_file
+
+pytestmark = pytest.mark.cluster
+
+METRICS = {
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "pairs_per_second",
+    "mfu",
+}
+DATA = Path(os.environ.get("RAYDPO_DATA", CHECKOUT.parent / "shared" / "data"))
+HH = DATA / "hh_helpful-base_test.jsonl.gz"
+
+
+def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output_dir / "train" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_last_line_is_the_status_and_result_json_holds_the_same(whole: Run) -> None:
+    status = whole.job.status
+    assert (status["status"], status["stage"], status["name"]) == ("succeeded", "run", "whole")
+    assert json.loads((whole.output_dir / "result.json").read_text()) == status
+    assert list(status["result"]) == ["sft", "sample", "prepare", "precompute", "train", "evaluate", "report"]
+
+
+def test_the_cluster_of_a_job_is_gone_with_it(whole: Run) -> None:
+    assert whole.temporary_directories, "it never had a cluster: no test"
+    assert not [path for path in whole.temporary_directories if path.exists()]
+    assert whole.left_over == []
+
+
+def test_the_first_loss_is_log_two_and_the_step_zero_law_is_on_record(whole: Run) -> None:
+    assert metrics_of(whole.output_dir)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    law = json.loads((whole.output_dir / "train" / "step0.json").read_text())
+    assert 0 <= law["max_abs_delta_logp"] < 1e-3
+
+
+def test_every_step_is_recorded_once_with_every_metric(whole: Run) -> None:
+    metrics = metrics_of(whole.output_dir)
+    assert [row["step"] for row in metrics] == list(range(1, 11))
+    assert all(row.keys() >= METRICS for row in metrics)
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_reference_and_checkpoints_are_evaluated_and_only_the_policy_has_moved(whole: Run) -> None:
+    evaluations = read_evaluations(whole.output_dir / "evaluations")
+    assert [evaluation.step for evaluation in evaluations] == [0, 4, 8, 10]
+    reference, *policies = evaluations
+    assert {sample.kl for sample in reference.samples} == {0.0}
+    assert reference.pair_accuracy is None
+    for policy in policies:
+        assert any(sample.kl != 0 for sample in policy.samples)
+        assert policy.pair_accuracy is not None
+    for evaluation in evaluations:
+        assert len(evaluation.samples) == 24
+        for interval in (evaluation.reward, evaluation.kl, evaluation.length):
+            assert interval.low <= interval.mean <= interval.high
+
+
+def test_a_reward_is_what_the_scorer_of_the_run_file_says(whole: Run) -> None:
+    for evaluation in read_evaluations(whole.output_dir / "evaluations"):
+        assert [sample.reward for sample in evaluation.samples] == [s.completion.count("e") for s in evaluation.samples]
+
+
+def test_the_report_needs_nothing_but_itself(whole: Run) -> None:
+    html = (whole.output_dir / "report.html").read_text()
+    links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', html)
+    assert sum(link.startswith("data:image/png;base64,") for link in links) == 6
+    assert not [link for link in links if not link.startswith(("data:", "#"))]
+    assert len(list((whole.output_dir / "figures").glob("*.png"))) == 6
+
+
+def test_greedy_output_of_the_export_is_the_same_in_transformers_and_vllm(whole: Run) -> None:
+    export = Path(whole.job.status["result"]["train"]["export"])
+    completions = transformers_greedy(export)
+    assert vllm_greedy(export) == completions
+    assert len({tuple(completion) for completion in completions}) > 1, "one answer to every prompt proves little"
+
+
+def test_another_beta_finds_every_reference_row_in_a_shared_store(small: Run, inputs: Path, tmp_path: Path) -> None:
+    sweep = small_run(inputs, tmp_path / "out")
+    sweep["reference"]["store"] = str(small.output_dir / "reference")
+    sweep["train"] |= {"objective": {"beta": 0.5}, "max_steps": 4}
+    result = raydpo("run", write_run_file(tmp_path / "run.yaml", sweep)).succeeded().status["result"]
+    assert (result["precompute"]["scored"], result["precompute"]["found"]) == (0, 96)
+    assert not (tmp_path / "out" / "reference").exists()
+    other, before = metrics_of(tmp_path / "out"), metrics_of(small.output_dir)
+    assert other[0]["logps/chosen"] == before[0]["logps/chosen"]
+    assert other[3]["rewards/margins"] != before[3]["rewards/margins"]
+
+
+def test_precompute_again_scores_nothing_and_train_again_changes_nothing(small: Run) -> None:
+    metrics = (small.output_dir / "train" / "metrics.jsonl").read_bytes()
+    again = raydpo("precompute", small.run_file).succeeded().status["result"]
+    assert (again["rows"], again["scored"], again["found"]) == (96, 0, 96)
+    assert "all 24 steps are done already" in raydpo("train", small.run_file).succeeded().stdout
+    assert (small.output_dir / "train" / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.skipif(not HH.is_file(), reason=f"{HH.name} is not there; set RAYDPO_DATA to the folder that has it")
+def test_real_preference_data_becomes_tokens_and_reference_values(inputs: Path, tmp_path: Path) -> None:
+    import gzip
+
+    with gzip.open(HH, "rt", encoding="utf-8") as lines:
+        first = [next(lines) for _ in range(200)]
+    (tmp_path / "hh.jsonl").write_text("".join(first), encoding="utf-8")
+    run = small_run(inputs, tmp_path / "out")
+    run["data"] |= {"train": [str(tmp_path / "hh.jsonl")], "max_length": 256, "truncation": "drop"}
+    run_file = write_run_file(tmp_path / "run.yaml", run)
+    counts = raydpo("prepare", run_file).succeeded().status["result"]["train"]
+    assert counts["rows_read"] == 200
+    assert counts["kept"] + counts["dropped_too_long"] + counts["identical"] == 200
+    scored = raydpo("precompute", run_file).succeeded().status["result"]
+    assert scored["rows"] == counts["kept"] > 20
+    assert scored["scored"] == counts["kept"] - counts["duplicates"]

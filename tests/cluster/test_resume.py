@@ -1,0 +1,96 @@
+"""A run that something went wrong with: killed, crashed, or robbed of a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster.conftest import Run
+from tests.cluster.processes import PYTHON, job, raydpo
+from tests.cluster.runfiles import small_run, write_run_file
+
+pytestmark = pytest.mark.cluster
+
+STEPS = 24
+CLOCK = {"seconds", "data_seconds", "tokens_per_second", "pairs_per_second", "mfu"}
+
+
+def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
+    """What was recorded of each step, but for how long it took."""
+    path = output_dir / "train" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+def committed(output_dir: Path) -> int:
+    """The newest step with a committed checkpoint; 0 without one."""
+    markers = (output_dir / "train" / "checkpoints").glob("step-*/COMMITTED")
+    return max((int(marker.parent.name[5:11]) for marker in markers), default=0)
+
+
+@pytest.fixture
+def prepared(small: Run, inputs: Path, tmp_path: Path) -> Run:
+    """The small run just before its training."""
+    output_dir = tmp_path / "out"
+    for name in ("tokens", "reference"):
+        shutil.copytree(small.output_dir / name, output_dir / name)
+    run_file = write_run_file(tmp_path / "run.yaml", small_run(inputs, output_dir))
+    return Run(run_file, output_dir, small.job, set(), [])
+
+
+def test_a_killed_job_started_again_ends_bitwise_as_an_undisturbed_one(small: Run, prepared: Run) -> None:
+    with job(PYTHON, "-m", "raydpo", "train", prepared.run_file) as started:
+        started.wait_until(lambda: committed(prepared.output_dir) >= 3)
+        family = started.family()
+        started.signal_group(signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, "a cluster outlived its killed driver"
+    assert 3 <= committed(prepared.output_dir) < STEPS, "it was killed too late: no test"
+    assert not (prepared.output_dir / "result.json").exists()
+    raydpo("train", prepared.run_file).succeeded()
+    assert metrics_of(prepared.output_dir) == metrics_of(small.output_dir)
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_bitwise_as_an_undisturbed_one(small: Run, prepared: Run) -> None:
+    with job(PYTHON, "-m", "raydpo", "train", prepared.run_file) as started:
+        started.wait_until(lambda: committed(prepared.output_dir) >= 3)
+        workers = [process for process in started.family() if "RayTrainWorker" in " ".join(process.cmdline())]
+        assert len(workers) == 2
+        workers[1].kill()
+        assert committed(prepared.output_dir) < STEPS, "it was killed too late: no test"
+        finished = started.wait().succeeded()
+    assert finished.stdout.count("step-0 law holds") == 1, "the group that replaced the killed one began anew"
+    assert metrics_of(prepared.output_dir) == metrics_of(small.output_dir)
+
+
+def test_training_without_a_whole_reference_is_refused_with_the_remedy(prepared: Run) -> None:
+    shards = sorted((prepared.output_dir / "reference").glob("*/*.parquet"))
+    shards[0].unlink()
+    refused = raydpo("train", prepared.run_file)
+    assert refused.exit_code == 2
+    assert "lacks 32 of 96 rows" in refused.stderr
+    assert "run `raydpo precompute` with this run file" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (prepared.output_dir / "train").exists()
+
+
+@pytest.mark.parametrize(("change", "named"), [("seed", "another seed"), ("workers", "by 2 workers under ZeRO-2")])
+def test_a_finished_run_is_not_taken_for_another_one(
+    change: str, named: str, small: Run, inputs: Path, tmp_path: Path
+) -> None:
+    output_dir = shutil.copytree(small.output_dir, tmp_path / "out")
+    run = small_run(inputs, output_dir)
+    if change == "seed":
+        run["seed"] = 1
+    else:
+        run["train"]["workers"]["count"] = 4
+    refused = raydpo("train", write_run_file(tmp_path / "run.yaml", run))
+    assert refused.exit_code == 2
+    assert named in refused.stderr
+    assert metrics_of(output_dir) == metrics_of(small.output_dir)
