@@ -43,4 +43,4 @@ def read_yaml(source: str | BinaryIO) -> Any:
 
 def write_yaml(value: Any) -> str:
     """Block style, keys in the order given; `read_yaml` gives the value back."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)  # escaped: YAML folds some letters
