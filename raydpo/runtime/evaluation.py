@@ -41,8 +41,19 @@ class Evaluator:
         self._run, self._engines = run, engines
 
     def start(self, step: int, model: str) -> ray.ObjectRef:
-        """Evaluate in a task of its own; a failure shows only to whoever waits for it."""
+        """Evaluate in a task of its own; a failure shows only to whoever gets its result."""
         return _evaluate.remote(self, step, model)
+
+    @contextmanager
+    def reference_beside(self) -> Iterator[None]:
+        """Evaluate the reference while the block runs, unless that is done already; training never waits for it."""
+        layout = Layout(self._run)
+        if any(found.step == 0 for found in read_evaluations(layout.evaluations)):
+            yield
+            return
+        pending = self.start(0, layout.reference_model)
+        yield
+        ray.wait([pending])
 
     def of_checkpoint(self, checkpoint: ray.train.Checkpoint, **_: Any) -> dict[str, float]:
         """Ray Train's validation function: evaluate the export that a reported checkpoint points to."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ray
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import RunFile, Workers
 from raydpo.data.formats import Field, check_first_rows, expand_paths, pair_fields, prompt_fields, sft_fields
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.load import model_directory
@@ -27,30 +27,28 @@ class Demand:
     gpus: float
 
 
-def demands(run: RunFile, stage: str) -> list[Demand]:
-    """Everything that runs at once in a stage at its minimum."""
+def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
+    """What runs at once, at its minimum, in each phase of a stage; "run" has the phases of all."""
     pool, sampler = run.reference.pool, run.sampler
-    samplers = Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)
-    scorers = Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)
-    readers = Demand("readers", 1, READER_CPUS, 0)
-    evaluation = Demand("evaluate", 1, EVALUATION_CPUS, 0)
-    if stage == "precompute":
-        return [scorers]
-    if stage == "sft" and run.sft:
-        workers = run.sft.workers
-        return [Demand("sft.workers", workers.count, workers.cpus, workers.gpus), readers]
-    if stage in ("train", "run"):
-        workers = run.train.workers
-        asked = [
-            Demand("train.workers", workers.count, workers.cpus, workers.gpus),
-            Demand("readers", 1, READER_CPUS, 0),
-        ]
-        return [*asked, samplers, evaluation] if run.evaluate else asked
-    if stage == "evaluate":
-        return [samplers, evaluation]
-    if stage == "sample":
-        return [samplers]
-    return []
+    samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
+    scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
+    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, 0)] if run.evaluate else []
+    engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
+    phases = {
+        "sft": _workers("sft", run.sft.workers) if run.sft else [],
+        "sample": samplers if run.sample else [],
+        "precompute": [*scorers, *samplers] if engines_stay else scorers,
+        "train": [*_workers("train", run.train.workers), *evaluation],
+        "evaluate": evaluation,
+    }
+    return {name: asked for name, asked in phases.items() if asked and stage in (name, "run")}
+
+
+def _workers(section: str, workers: Workers) -> list[Demand]:
+    return [
+        Demand(f"{section}.workers", workers.count, workers.cpus, workers.gpus),
+        Demand("readers", workers.count, READER_CPUS, 0),
+    ]
 
 
 def check_fits(asked: Sequence[Demand]) -> None:

@@ -136,7 +136,8 @@ def _cluster(run: RunFile, stage: str) -> Iterator[None]:
 
     preflight.check_inputs(run, stage)
     with cluster.connect(run.cluster):
-        preflight.check_fits(preflight.demands(run, stage))
+        for asked in preflight.bills(run, stage).values():
+            preflight.check_fits(asked)
         with cluster.user_errors():
             yield
 

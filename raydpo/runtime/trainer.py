@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     validation = None
     if evaluator:
         validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": EVALUATION_CPUS})
-        evaluator.start(0, layout.reference_model)
-    outcome = _fit(job, plan, validation)
+    with evaluator.reference_beside() if evaluator else nullcontext():
+        outcome = _fit(job, plan, validation)
     return {**outcome, "export": str(layout.export(plan.num_steps))}
 
 

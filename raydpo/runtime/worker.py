@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_json, write_text
 from raydpo.config.schema import Training
+from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.load import load_model, load_tokenizer
 from raydpo.objective.objectives import Objective
@@ -119,14 +120,18 @@ class Desk:
         last = step == job.num_steps
         if self._policy.rank == 0:
             self._record(metrics)
+        export = last or (job.evaluate_every and step % job.evaluate_every == 0)
+        if export:
+            self._export(step, probe=share.micro_batches[0])
         if last or step % job.training.checkpoint_every == 0:
-            self._save(step)
-        if last or (job.evaluate_every and step % job.evaluate_every == 0):
-            begin = time.perf_counter()
-            directory = Path(job.exports.format(step=step))
-            export_policy(self._policy, self._tokenizer, directory, probe=share.micro_batches[0])
-            self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
-            self._report(metrics, directory)
+            self._save(step)  # after the export: a run whose last step is committed is whole
+        if export:
+            self._report(metrics)
+
+    def _export(self, step: int, *, probe: Batch) -> None:
+        begin = time.perf_counter()
+        directory = export_policy(self._policy, self._tokenizer, Path(self._job.exports.format(step=step)), probe=probe)
+        self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
 
     def _save(self, step: int) -> None:
         job, policy = self._job, self._policy
@@ -156,13 +161,14 @@ class Desk:
         shown = {name: metrics[name] for name in ("loss", "rewards/accuracies", "mfu") if name in metrics}
         self._progress.advance(1, **shown)
 
-    def _report(self, metrics: Metrics, export: Path) -> None:
+    def _report(self, metrics: Metrics) -> None:
         """Tell Ray Train, which starts the evaluation beside training. The checkpoint it gets is a pointer."""
         if self._policy.rank:
             ray.train.report(metrics)
             return
         pointer = Path(tempfile.mkdtemp())
-        write_json(pointer / "export.json", {"step": metrics["step"], "path": str(export)})
+        export = self._job.exports.format(step=metrics["step"])
+        write_json(pointer / "export.json", {"step": metrics["step"], "path": export})
         checkpoint = ray.train.Checkpoint.from_directory(pointer)
         ray.train.report(metrics, checkpoint=checkpoint, validation=self._job.evaluate_every is not None)
 

@@ -27,6 +27,7 @@ from tests.models import exact_logps, make_batch, random_rows, tiny_llama
 STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
 LR = 1e-4
 ObjectiveName = Literal["dpo", "smoothed", "sft"]
+OptimizerName = Literal["rmsprop", "adamw"]
 OBJECTIVES: dict[ObjectiveName, Objective] = {
     "dpo": objectives.dpo(beta=0.1),
     "smoothed": objectives.dpo(beta=0.1, label_smoothing=0.1),
@@ -39,7 +40,7 @@ class Problem:
     """What is trained; every way to run it must give the same weights."""
 
     tied: bool = True
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    optimizer: OptimizerName = "rmsprop"
     objective: ObjectiveName = "dpo"
 
     @property
@@ -71,14 +72,16 @@ class Case:
 
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 MICRO_BATCHES = (1, 4)
+OPTIMIZERS: tuple[OptimizerName, ...] = ("rmsprop", "adamw")
+OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sft")
 FLOAT32 = [
     *(
         Case(stage, micro, Problem(tied=tied, optimizer=optimizer))
-        for stage, micro, tied, optimizer in product(STAGES, MICRO_BATCHES, (True, False), ("rmsprop", "adamw"))
+        for stage, micro, tied, optimizer in product(STAGES, MICRO_BATCHES, (True, False), OPTIMIZERS)
     ),
     *(Case(stage, micro, Problem(), offload=True) for stage, micro in product(STAGES[1:], MICRO_BATCHES)),
     *(Case(stage, 3) for stage in STAGES),  # micro-batches of unequal numbers of rows
-    *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, ("smoothed", "sft"))),
+    *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, OTHER_OBJECTIVES)),
 ]
 BFLOAT16 = [Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)]
 

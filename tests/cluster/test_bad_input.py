@@ -117,7 +117,7 @@ def test_workers_that_the_cluster_cannot_hold_come_with_the_whole_bill(inputs: P
     tree = small_run(inputs, tmp_path / "out")
     tree["train"]["workers"] = {"count": 4, "cpus": 3}
     answer = raydpo("run", write_run_file(tmp_path / "run.yaml", tree))
-    assert_refused(answer, "needs 12.25 CPUs at once (train.workers 4 x 3", "the cluster has 8", "Lower the counts")
+    assert_refused(answer, "needs 13 CPUs at once (train.workers 4 x 3", "the cluster has 8", "Lower the counts")
     assert not (tmp_path / "out" / "tokens").exists()
 
 

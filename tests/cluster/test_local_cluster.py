@@ -47,8 +47,7 @@ def test_a_driver_attaches_and_sees_every_node(cluster: dict[str, str], driver: 
 
 
 def test_a_submitted_job_runs_in_a_copy_of_the_working_directory(cluster: dict[str, str], driver: Path) -> None:
-    submit = [BIN / "ray", "job", "submit", "--working-dir", driver.parent, "--", "python", "driver.py"]
-    answer = run(*submit, env=cluster)
+    answer = run(BIN / "ray", "job", "submit", "--working-dir", driver.parent, "--", "python", "driver.py", env=cluster)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "nodes 2 cpus 4.0 directory _ray_pkg_" in answer.stdout
 

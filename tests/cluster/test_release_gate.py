@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM
 
 from raydpo.train.checkpoint import newest
@@ -26,7 +27,7 @@ RANKS = (0, 1)
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the two ranks have left what they found; they run once for all tests."""
     out = tmp_path_factory.mktemp("gate")
-    torch.multiprocessing.spawn(run_rank, args=(out,), nprocs=len(RANKS))
+    spawn(run_rank, args=(out,), nprocs=len(RANKS))
     return out
 
 
