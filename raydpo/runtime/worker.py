@@ -24,7 +24,7 @@ from raydpo.model.load import load_model, load_tokenizer
 from raydpo.objective.objectives import Objective
 from raydpo.runtime.feed import shares
 from raydpo.runtime.progress import Progress
-from raydpo.train.checkpoint import Cursor, load_checkpoint, newest, save_checkpoint
+from raydpo.train.checkpoint import Cursor, load_checkpoint, resume, save_checkpoint
 from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
@@ -70,7 +70,7 @@ def _train(job: Job) -> None:
     policy = make_policy(
         lm, optimizer=training.optimizer, zero=training.zero, activation_checkpointing=training.activation_checkpointing
     )
-    found = newest(job.directory / "checkpoints")
+    found = resume(policy, job.directory / "checkpoints")
     if found:
         load_checkpoint(policy, found)
     start = found.cursor.step if found else 0

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the driver lists checkpoints too, and must not pay for impo
     from raydpo.train.engine import Policy
 
 _TAG = "state"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Committed:
 
 def save_checkpoint(policy: Policy, cursor: Cursor, directory: Path, *, keep_last: int) -> Path:
     """Write and commit; all ranks call it and return together. Older commits beyond keep_last are removed."""
-    attempt = _agree(policy, uuid.uuid4().hex[:8])
+    attempt = _agree(uuid.uuid4().hex[:8])
     path = directory / f"step-{cursor.step:06d}.attempt-{attempt}"
     policy.engine.save_checkpoint(str(path), tag=_TAG, save_latest=False)
     hashes = _hash_all(policy, path)
@@ -65,6 +66,11 @@ def load_checkpoint(policy: Policy, found: Committed) -> None:
     loaded, _ = policy.engine.load_checkpoint(str(found.path), tag=_TAG)
     if loaded is None:
         raise RuntimeError(f"DeepSpeed loaded nothing from {found.path}.")
+
+
+def resume(policy: Policy, directory: Path) -> Committed | None:
+    """The newest commit that verifies, as rank 0 sees it, so that all ranks start from the same one."""
+    return _agree(newest(directory) if policy.rank == 0 else None)
 
 
 def newest(directory: Path) -> Committed | None:
@@ -103,7 +109,7 @@ def _hash_all(policy: Policy, path: Path) -> dict[str, str]:
     return dict(sorted((name, value) for part in gathered for name, value in part.items()))
 
 
-def _agree(policy: Policy, value: str) -> str:
+def _agree(value: T) -> T:
     """Rank 0's value, on every rank."""
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)

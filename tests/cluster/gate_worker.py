@@ -15,7 +15,7 @@ import torch.distributed
 
 from raydpo.config.errors import UserError
 from raydpo.model.score import sequence_logps
-from raydpo.train.checkpoint import Cursor, load_checkpoint, newest, save_checkpoint
+from raydpo.train.checkpoint import Cursor, load_checkpoint, resume, save_checkpoint
 from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
@@ -53,7 +53,7 @@ def _life_of_a_run(case: Case, directory: Path) -> dict[str, Any]:
         cursor = Cursor(step + 1, "order", WORLD, case.stage)
         save_checkpoint(policy, cursor, checkpoints, keep_last=KEEP_LAST)
     resumed = _policy(case)
-    found = newest(checkpoints)
+    found = resume(resumed, checkpoints)
     assert found is not None
     assert found.cursor.step == STEPS - 1
     load_checkpoint(resumed, found)

@@ -82,7 +82,7 @@ def save_model(path: Path) -> None:
 
 
 def small_run(inputs: Path, output_dir: Path) -> dict[str, Any]:
-    """Prepare, precompute and train on ready-made pairs: no vLLM. 24 steps over 96 pairs, a checkpoint at each."""
+    """Prepare, precompute and train on ready-made pairs: no vLLM. 48 steps over 96 pairs, a checkpoint at each."""
     return {
         "name": "small",
         "output_dir": str(output_dir),
@@ -91,7 +91,7 @@ def small_run(inputs: Path, output_dir: Path) -> dict[str, Any]:
         "reference": {"pool": {"max_actors": 2, "cpus": 1}},
         "train": {
             "workers": {"count": 2},
-            "epochs": 2,
+            "epochs": 4,
             "global_batch_size": 8,
             "tokens_per_microbatch": 192,
             "optimizer": {"name": "rmsprop", "lr": 1e-4, "warmup_steps": 2},

@@ -119,7 +119,7 @@ def test_precompute_again_scores_nothing_and_train_again_changes_nothing(small: 
     metrics = (small.output_dir / "train" / "metrics.jsonl").read_bytes()
     again = raydpo("precompute", small.run_file).succeeded().status["result"]
     assert (again["rows"], again["scored"], again["found"]) == (96, 0, 96)
-    assert "all 24 steps are done already" in raydpo("train", small.run_file).succeeded().stdout
+    assert "all 48 steps are done already" in raydpo("train", small.run_file).succeeded().stdout
     assert (small.output_dir / "train" / "metrics.jsonl").read_bytes() == metrics
 
 
