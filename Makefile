@@ -24,7 +24,7 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m jobs.demo
 
 test: setup
 	$(BIN)/python -m pytest
