@@ -79,10 +79,10 @@ def _attempt(stage: str, run: RunFile, function: Stage) -> Outcome:
     except KeyboardInterrupt:
         return _interrupted(stage, run.name, started, signal.SIGINT)
     except SystemExit as error:
-        # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0.
+        # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0, inside ray.get into 1.
         if error.code == signal.SIGTERM:
             return _interrupted(stage, run.name, started, signal.SIGTERM)
-        if not error.code:
+        if error.code in (None, 0, 1):
             return _interrupted(stage, run.name, started, signal.SIGINT)
         return _outcome(stage, run.name, started, _DEFECT, status="failed", error=f"exited with {error.code}")
     except Exception as error:

@@ -116,6 +116,7 @@ def test_a_result_that_json_cannot_hold_is_a_defect(run: RunFile) -> None:
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (SystemExit(0), 130, "interrupted"),  # Ray Train's answer to Ctrl-C
+        (SystemExit(1), 130, "interrupted"),  # the same, out of ray.get
         (SystemExit(15), 143, "interrupted"),  # Ray's answer to SIGTERM
         (SystemExit("no"), 1, "failed"),
     ],
