@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from raydpo import __version__
+
+if TYPE_CHECKING:
+    from raydpo.config.schema import RunFile
 
 STAGES = {
     "prepare": "read preference pairs, check them and write token shards",
@@ -37,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(arguments.stage, error)
 
     from raydpo.runtime import stages
+    from raydpo.runtime.inputs import check_inputs
+
+    def checked(run: RunFile) -> dict[str, Any]:
+        check_inputs(run, arguments.stage)
+        return functions[arguments.stage](run)
 
     functions = {
         "prepare": stages.prepare,
@@ -47,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": stages.evaluate,
         "report": stages.report,
         "run": stages.run,
-        "doctor": stages.doctor,
     }
     # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
-    start = run_check if arguments.stage == "doctor" else run_stage
-    return start(arguments.stage, run, functions[arguments.stage])
+    if arguments.stage == "doctor":
+        return run_check("doctor", run, stages.doctor)
+    return run_stage(arguments.stage, run, checked)
 
 
 def _parser() -> argparse.ArgumentParser:

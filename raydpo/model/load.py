@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from raydpo.config.errors import UserError
 from raydpo.model import attention
+from raydpo.model.directory import model_directory
 
 disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
-
-
-def model_directory(path: str) -> Path:
-    """The local directory of a model, given as one or as a hub name already in (or fetched into) the hub's cache.
-
-    Raises UserError when there is no such model.
-    """
-    if (Path(path) / "config.json").is_file():
-        return Path(path)
-    remedy = "give a directory in Hugging Face format (config.json, tokenizer files, *.safetensors)"
-    if Path(path).exists():
-        raise UserError(f"model {path!r} has no config.json; {remedy}.")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"model {path!r} does not exist; {remedy}.")
-    try:
-        return Path(cached_file(path, "config.json")).parent
-    except OSError as error:
-        raise UserError(
-            f"model {path!r} is neither a directory nor a model the hub hands out ({error}); {remedy}."
-        ) from error
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

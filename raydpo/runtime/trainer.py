@@ -85,12 +85,13 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
     )
     num_steps = min(order.num_steps, training.max_steps or order.num_steps)
     plan = Plan(dataset, order, training.tokens_per_microbatch, num_steps, directory / "checkpoints")
-    order_hash = hashlib.blake2b(repr(order).encode(), digest_size=8).hexdigest()
+    # Whoever changes one of these starts another run, and must not resume this one.
+    meaning = (order, run.model.dtype, training.model_dump(include={"objective", "optimizer"}))
     job = Job(
         dtype=run.model.dtype,
         training=training,
         num_steps=num_steps,
-        order_hash=order_hash,
+        identity=hashlib.blake2b(repr(meaning).encode(), digest_size=8).hexdigest(),
         directory=directory,
         **rest,
     )
@@ -100,7 +101,12 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
 def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
     """Run the worker group to the end; UserError when the workers refused the run."""
     workers = job.training.workers
-    plan.tables(plan.num_steps - 1, workers.count)  # a batch that cannot be split fails here, in seconds
+    longest = int(plan.dataset.tokens.max())
+    if longest > plan.budget:
+        raise UserError(
+            f"a row of {longest} tokens does not fit tokens_per_microbatch={plan.budget}; set it to {longest} or more, "
+            "or lower data.max_length and prepare again."
+        )
     job.directory.mkdir(parents=True, exist_ok=True)
     refused = job.directory / "refused.json"
     refused.unlink(missing_ok=True)
@@ -136,10 +142,11 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
 
 
 def _check_resumable(cursor: Cursor, job: Job) -> None:
-    if cursor.order != job.order_hash:
+    if cursor.identity != job.identity:
         raise UserError(
-            f"{job.directory} holds a run over other data or with another seed, global_batch_size, epochs or tail, "
-            f"committed at step {cursor.step}; use another output_dir, or remove that directory to start again."
+            f"{job.directory} holds a run over other data or with another seed, global_batch_size, epochs, tail, "
+            f"objective, optimizer or dtype, committed at step {cursor.step}; use another output_dir, or remove that "
+            "directory to start again."
         )
     topology = (job.training.workers.count, job.training.zero.stage)
     if (cursor.world_size, cursor.zero_stage) != topology:

@@ -41,7 +41,7 @@ class Job:
     training: Training
     objective: Objective
     num_steps: int
-    order_hash: str
+    identity: str  # hash of what makes this run this run
     directory: Path  # checkpoints, metrics
     exports: str  # where an export goes, with {step}
     evaluate_every: int | None
@@ -136,7 +136,7 @@ class Desk:
     def _save(self, step: int) -> None:
         job, policy = self._job, self._policy
         begin = time.perf_counter()
-        cursor = Cursor(step, job.order_hash, policy.world_size, job.training.zero.stage)
+        cursor = Cursor(step, job.identity, policy.world_size, job.training.zero.stage)
         save_checkpoint(policy, cursor, job.directory / "checkpoints", keep_last=job.training.keep_last)
         self._say(f"step {step}: checkpoint committed in {time.perf_counter() - begin:.1f} s")
 

@@ -30,7 +30,7 @@ class Cursor:
     """Where a run stands. The order is a pure function, so the step is the whole position in the data."""
 
     step: int  # steps done
-    order: str  # hash of what determines the order; another order must not be resumed
+    identity: str  # hash of what makes the run what it is; another run must not be resumed
     world_size: int
     zero_stage: int
 
