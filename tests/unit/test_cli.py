@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,18 @@ pytestmark = pytest.mark.unit
 
 CHECKOUT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (CHECKOUT / "jobs").glob("*.py") if path.stem in STAGES)
-MINIMAL = "name: small\nmodel: {path: models/small}\ndata: {train: [pairs.jsonl]}\n"
 
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
     path = tmp_path / "run.yaml"
-    path.write_text(MINIMAL + f"output_dir: {tmp_path / 'out'}\n")
+    path.write_text(
+        f"name: small\noutput_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/model}}\n"
+        f"data: {{train: [{tmp_path}/pairs.jsonl]}}\n"
+    )
     return path
 
 
@@ -32,12 +36,25 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=CHECKOUT, check=False)
 
 
-def test_help_answers_in_under_a_second_and_explains_every_stage() -> None:
-    started = time.monotonic()
-    answer = python("-m", "raydpo", "--help")
-    assert time.monotonic() - started < 1
+HEAVY = {"ray", "torch", "transformers", "deepspeed", "vllm", "pyarrow"}
+
+
+def test_help_explains_every_stage_and_imports_nothing_but_the_standard_library() -> None:
+    script = (
+        "import sys\nfrom raydpo.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    answer = python("-c", script)
     assert answer.returncode == 0
     assert all(f"\n    {stage}" in answer.stdout for stage in STAGES)
+    assert not set(answer.stderr.split()) & (HEAVY | {"pydantic", "yaml"})
+
+
+def test_a_missing_model_is_refused_before_torch_or_ray_is_imported(run_file: Path) -> None:
+    arguments = ["run", str(run_file), "model.path=/nowhere"]
+    script = f"import sys; from raydpo.cli import main; main({arguments}); print(*sys.modules)"
+    answer = python("-c", script)
+    assert "'/nowhere' does not exist" in answer.stderr
+    assert not set(answer.stdout.split()) & (HEAVY - {"pyarrow"})
 
 
 def test_a_bad_run_file_is_refused_before_anything_heavy_is_imported() -> None:
@@ -46,7 +63,7 @@ def test_a_bad_run_file_is_refused_before_anything_heavy_is_imported() -> None:
     assert "absent.yaml: cannot read the run file" in answer.stderr
     loaded = set(answer.stdout.split())
     assert "pydantic" in loaded
-    assert not loaded & {"ray", "torch", "transformers", "deepspeed", "vllm", "pyarrow"}
+    assert not loaded & HEAVY
 
 
 @pytest.mark.parametrize("stage", STAGES)
