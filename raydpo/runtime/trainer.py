@@ -45,7 +45,8 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         objective=objective,
         directory=layout.train,
         exports=str(layout.exports / "step-{step:06d}"),
-        evaluate_every=run.train.evaluate_every if evaluator else None,
+        evaluated=evaluator is not None,
+        evaluate_every=run.train.evaluate_every,
         step0_tolerance=run.train.step0_tolerance,
     )
     validation = None
@@ -68,6 +69,7 @@ def train_sft(run: RunFile) -> dict[str, Any]:
         objective=objectives.sft(),
         directory=layout.sft,
         exports=str(layout.sft_export),
+        evaluated=False,
         evaluate_every=None,
         step0_tolerance=None,
     )

@@ -44,7 +44,8 @@ class Job:
     identity: str  # hash of what makes this run this run
     directory: Path  # checkpoints, metrics
     exports: str  # where an export goes, with {step}
-    evaluate_every: int | None
+    evaluated: bool  # exports are evaluated beside training
+    evaluate_every: int | None  # steps between exports; the last step is exported in any case
     step0_tolerance: float | None  # None: no reference to compare with
 
 
@@ -166,11 +167,11 @@ class Desk:
         if self._policy.rank:
             ray.train.report(metrics)
             return
-        pointer = Path(tempfile.mkdtemp())
-        export = self._job.exports.format(step=metrics["step"])
-        write_json(pointer / "export.json", {"step": metrics["step"], "path": export})
-        checkpoint = ray.train.Checkpoint.from_directory(pointer)
-        ray.train.report(metrics, checkpoint=checkpoint, validation=self._job.evaluate_every is not None)
+        export = {"step": metrics["step"], "path": self._job.exports.format(step=metrics["step"])}
+        with tempfile.TemporaryDirectory() as pointer:  # report copies it before it returns
+            write_json(Path(pointer) / "export.json", export)
+            checkpoint = ray.train.Checkpoint.from_directory(pointer)
+            ray.train.report(metrics, checkpoint=checkpoint, validation=self._job.evaluated)
 
     def _say(self, text: str) -> None:
         if self._policy.rank == 0:
