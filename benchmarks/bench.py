@@ -1,6 +1,6 @@
 """The engine against the usual way, interleaved in one process: packed rows with one prompt, or padded full sequences.
 
-Run: make bench          (torch and transformers only; about 6 minutes on 2 cores)
+Run: make bench                   (torch and transformers only)
 
 Random weights in the shape of SmolLM2-135M: speed does not depend on the values. "padded" is the layout of common
 trainers: chosen and rejected as two rows, each with its own prompt, padded to the longest, logits at every position.
