@@ -1,9 +1,12 @@
-"""The completion head: hidden states of completion positions to log-probs, loss and gradient in one pass.
+"""The completion head: hidden states of completion positions to log-probs, loss and gradient, chunk by chunk.
 
-With stored reference values a row's loss is known as soon as its log-probs are. So the head makes its own gradient in
-the forward pass, chunk by chunk of whole rows, and the logits of a chunk are all that is ever held.
+Two differentiable paths, and the logits of one chunk of whole rows are all that either ever holds:
 
-Legend: B rows, n completions per row, M completion positions, D hidden size, V vocabulary.
+- With a loss: one pass. With stored reference values a row's loss is known as soon as its log-probs are, so the
+  gradient is made in the forward pass and nothing is computed twice.
+- Without: per-token log-probs for any use. The backward pass computes each chunk's logits again.
+
+Legend: B rows, n completions per row, M completion positions, m positions of a chunk, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from raydpo.model.batch import Batch
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 """(logps [b, n], ref_logps [b, n] or None) -> losses [b]; differentiable in logps, one value per row."""
 
-CHUNK_POSITIONS = 512  # logits held at once: 512 x V x 4 bytes, 100 MB for a vocabulary of 49k
+CHUNK_POSITIONS = 1024  # logits held at once in bfloat16, half as many in float32: 100 MB for a vocabulary of 49k
+TILE_LOGITS = 2**20  # of them normalised at once on a CPU: 4 MB in float32, which its cache holds from pass to pass
 
 
 Scored = tuple[Tensor, Tensor, Tensor]
@@ -31,9 +36,26 @@ A plain tuple, because DeepSpeed hangs its ZeRO-3 hooks on tensors in tuples, li
 
 
 @dataclass(frozen=True)
+class _Form:
+    """How logits are made of hidden states."""
+
+    softcap: float | None
+    wide: bool
+
+    def dtype(self, weight: Tensor) -> torch.dtype:
+        """What the product with the vocabulary matrix is made in."""
+        return _summing(weight.dtype) if self.wide else weight.dtype
+
+
+@dataclass(frozen=True)
 class _Chunk:
     rows: slice
     positions: slice
+
+    @property
+    def size(self) -> int:
+        """m."""
+        return int(self.positions.stop - self.positions.start)
 
 
 def _chunks(token_counts: tuple[int, ...], limit: int) -> Iterator[_Chunk]:
@@ -48,49 +70,117 @@ def _chunks(token_counts: tuple[int, ...], limit: int) -> Iterator[_Chunk]:
         row, position = last, end
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[m, V] in float32 (float64 for float64 models), which every sum below is made in."""
-    logits = nn.functional.linear(hidden, weight, bias)
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _summing(dtype: torch.dtype) -> torch.dtype:
+    """What sums over the vocabulary, the tokens and the chunks are made in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _cap(logits: Tensor, softcap: float | None) -> Tensor | None:
+    """Softcap in place (Gemma 2: c tanh(z / c)); returns the derivative, None where it is 1."""
+    if softcap is None:
+        return None
+    bend = 1 - logits.div_(softcap).tanh_().square()
+    logits.mul_(softcap)
+    return bend
+
+
+def _normalise(logits: Tensor, target: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Log-probs [m] of the targets [m], and the sums [m] of e = exp(logit - largest logit).
+
+    Over the logits [m, V] is written e, less its sum at the target: -sum times the derivative of the log-prob. That
+    factor is left to rows of D numbers, which are fewer than V. The sum may reach V: too much for float16.
+    """
+    e, target = logits.to(_summing(logits.dtype)), target[:, None]  # the same memory, unless it is bfloat16
+    bend = _cap(e, softcap)
+    largest = e.amax(dim=1, keepdim=True)
+    logps = e.gather(1, target) - largest
+    sums = e.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    e.scatter_add_(1, target, -sums)
+    logits.copy_(e if bend is None else e.mul_(bend))
+    return (logps - sums.log()).squeeze(1), sums.squeeze(1)
+
+
+class _Sweep:
+    """Goes over the chunks of a batch; score() of a chunk comes before add_gradients() of it.
+
+    Fresh memory costs more here than arithmetic on it (the system hands it out page by page), so there is one buffer
+    for the logits of all chunks, and what is done to them is done in place.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, form: _Form) -> None:
+        dtype = form.dtype(weight)
+        self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.target, self.softcap = batch.target, form.softcap
+        self.chunks = list(_chunks(batch.token_counts, 2 * CHUNK_POSITIONS // dtype.itemsize))
+        self.buffer = self.weight.new_empty(max(chunk.size for chunk in self.chunks), len(weight))
+        self.grad_hidden = torch.empty_like(hidden)
+        self.grad_weight: Tensor | None = None
+        self.grad_bias: Tensor | None = None
+
+    def score(self, chunk: _Chunk) -> Tensor:
+        """Log-probs [m] of the targets of a chunk."""
+        h, self.residual = self.hidden[chunk.positions], self.buffer[: chunk.size]
+        if self.bias is None:
+            torch.mm(h, self.weight.t(), out=self.residual)
+        else:
+            torch.addmm(self.bias, h, self.weight.t(), out=self.residual)
+        tile = max(1, TILE_LOGITS // len(self.weight)) if h.device.type == "cpu" else chunk.size
+        tiles = zip(self.residual.split(tile), self.target[chunk.positions].split(tile), strict=True)
+        logps, sums = zip(*(_normalise(logits, target, self.softcap) for logits, target in tiles), strict=True)
+        self.sums = torch.cat(sums)
+        return torch.cat(logps)
+
+    def add_gradients(self, chunk: _Chunk, slopes: Tensor) -> None:
+        """Chain rule through the chunk scored last, from the derivatives [m] with respect to its log-probs."""
+        scale = (-slopes / self.sums)[:, None]
+        self.grad_hidden[chunk.positions] = (self.residual @ self.weight) * scale
+        h, dtype = self.hidden[chunk.positions] * scale, self.residual.dtype
+        self.grad_weight = _add_product(self.grad_weight, self.residual.t(), h.to(dtype))
+        if self.bias is not None:
+            self.grad_bias = _add_product(self.grad_bias, self.residual.t(), scale.to(dtype))
+
+    def gradients(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+        """With respect to hidden, weight and bias; the last two in `dtype`."""
+        assert self.grad_weight is not None
+        bias = None if self.grad_bias is None else self.grad_bias.squeeze(1).to(dtype)
+        return self.grad_hidden, self.grad_weight.to(dtype), bias
+
+
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, summed over chunks in float32; a single chunk needs no such copy."""
+    if total is None:
+        return a @ b
+    if a.dtype == _summing(a.dtype):
+        return total.addmm_(a, b)
+    return total.float().add_(a @ b)
 
 
 class _OnePass(torch.autograd.Function):
     """(hidden [M, D], weight [V, D], bias [V] or None) -> total, losses, logps."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: Loss) -> Scored:
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
-        losses = hidden.new_zeros(batch.num_rows, dtype=wide)
-        logps = hidden.new_zeros(batch.num_rows, batch.completions_per_row, dtype=wide)
-        for chunk in _chunks(batch.token_counts, CHUNK_POSITIONS):
-            h, target = hidden[chunk.positions], batch.target[chunk.positions, None]
-            owner = batch.owner[chunk.positions] - chunk.rows.start * batch.completions_per_row
-            logits = _logits(h, weight, bias)
-            normaliser = logits.logsumexp(dim=1)
-            token_logps = logits.gather(1, target).squeeze(1) - normaliser
-            logps[chunk.rows] = logps[chunk.rows].flatten().index_add(0, owner, token_logps).view_as(logps[chunk.rows])
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: Loss, form: _Form
+    ) -> Scored:
+        sweep = _Sweep(hidden, weight, bias, batch, form)
+        losses = hidden.new_zeros(batch.num_rows, dtype=_summing(weight.dtype))
+        logps = losses.new_zeros(batch.num_rows, batch.completions_per_row)
+        for chunk in sweep.chunks:
+            owner = batch.owner[chunk.positions]
+            logps.view(-1).index_add_(0, owner, sweep.score(chunk))
             losses[chunk.rows], slopes = _loss_and_slopes(loss, logps, batch.ref_logps, chunk.rows)
-            # d loss / d logits = slope * (onehot(target) - softmax), written over the logits themselves.
-            slope = slopes.flatten()[owner]
-            logits.sub_(normaliser[:, None]).exp_().mul_(-slope[:, None]).scatter_add_(1, target, slope[:, None])
-            if grad_bias is not None:
-                grad_bias += logits.sum(dim=0)
-            grad_logits = logits.to(hidden.dtype)
-            grad_hidden[chunk.positions] = grad_logits @ weight
-            grad_weight += grad_logits.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype), grad_bias)
+            sweep.add_gradients(chunk, slopes.flatten()[owner - chunk.rows.start * batch.completions_per_row])
+        ctx.save_for_backward(*sweep.gradients(weight.dtype))
         ctx.mark_non_differentiable(losses, logps)
         return losses.sum(), losses, logps
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        scale = grad_total.to(grad_hidden.dtype)
-        bias = None if grad_bias is None else (grad_bias * grad_total).to(grad_weight.dtype)
-        return grad_hidden * scale, grad_weight * scale, bias, None, None
+        # In place, for want of memory: autograd itself refuses a second backward over saved tensors that have changed.
+        gradients = (None if each is None else each.mul_(grad_total) for each in ctx.saved_tensors)
+        return *gradients, None, None, None
 
 
 def _loss_and_slopes(loss: Loss, logps: Tensor, ref_logps: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
@@ -102,29 +192,50 @@ def _loss_and_slopes(loss: Loss, logps: Tensor, ref_logps: Tensor | None, rows: 
     return values.detach(), slopes
 
 
-class CompletionHead(nn.Module):
-    """A module of its own, so that ZeRO-3's hooks gather the (possibly tied) weight around forward and backward."""
+class _TokenLogps(torch.autograd.Function):
+    """(hidden [M, D], weight [V, D], bias [V] or None) -> per-token log-probs [M]."""
 
-    def __init__(self, lm_head: nn.Linear) -> None:
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, form: _Form) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.batch, ctx.form = batch, form
+        sweep = _Sweep(hidden, weight, bias, batch, form)
+        return torch.cat([sweep.score(chunk) for chunk in sweep.chunks])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        sweep = _Sweep(hidden, weight, bias, ctx.batch, ctx.form)
+        for chunk in sweep.chunks:
+            sweep.score(chunk)
+            sweep.add_gradients(chunk, slopes[chunk.positions])
+        return *sweep.gradients(weight.dtype), None, None
+
+
+class CompletionHead(nn.Module):
+    """A module of its own, so that ZeRO-3's hooks gather the (possibly tied) weight around forward and backward.
+
+    softcap: c of c tanh(logits / c), Gemma 2's final_logit_softcapping. wide: multiply by the vocabulary matrix in
+    float32 although the model is bfloat16, for log-probs that are nearer the exact ones at about twice the cost.
+    """
+
+    def __init__(self, lm_head: nn.Linear, *, softcap: float | None = None, wide: bool = False) -> None:
         super().__init__()
         self.weight = lm_head.weight
         self.bias = lm_head.bias
+        self.form = _Form(softcap, wide)
 
     def forward(self, hidden: Tensor, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
-        """With a loss: Scored. Without: per-token log-probs [M], no gradient."""
+        """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32."""
         if loss is None:
-            return self._token_logps(hidden, batch)
-        return _OnePass.apply(hidden, self.weight, self.bias, batch, loss)
+            return _TokenLogps.apply(hidden, self.weight, self.bias, batch, self.form)
+        return _OnePass.apply(hidden, self.weight, self.bias, batch, loss, self.form)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, D] -> [m, V] in float32."""
-        return _logits(hidden, self.weight, self.bias)
-
-    @torch.no_grad()
-    def _token_logps(self, hidden: Tensor, batch: Batch) -> Tensor:
-        pieces = []
-        for chunk in _chunks(batch.token_counts, CHUNK_POSITIONS):
-            logits = self.logits(hidden[chunk.positions])
-            picked = logits.gather(1, batch.target[chunk.positions, None]).squeeze(1)
-            pieces.append(picked - logits.logsumexp(dim=1))
-        return torch.cat(pieces)
+        dtype, bias = self.form.dtype(self.weight), self.bias
+        logits = nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype))
+        logits = logits.to(_summing(dtype))
+        cap = self.form.softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -11,23 +11,31 @@ from transformers import PreTrainedModel
 
 from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead, Loss, Scored
+from raydpo.model.layout import is_packed, packed_states, padded_states
 
-VERSION = 1  # part of the reference store's key: raise it whenever a change here or in head/attention moves a number
+VERSION = 2  # part of the reference store's key: raise it whenever a change here or in head/attention moves a number
 
 
 class ScoringModel(nn.Module):
     """A causal language model as a function from a packed batch to log-probs.
 
-    Shares its parameters with `lm`, which must have been loaded by raydpo.model.load (segment attention, no dropout).
+    Shares its parameters with `lm`, which must come from raydpo.model.load (no dropout, layout chosen). fp32_head: the
+    product with the vocabulary matrix is made in float32 although the model is bfloat16.
     """
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: PreTrainedModel, *, fp32_head: bool = False) -> None:
         super().__init__()
         self.backbone = lm.base_model
-        self.head = CompletionHead(lm.get_output_embeddings())
+        softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+        self.head = CompletionHead(lm.get_output_embeddings(), softcap=softcap, wide=fp32_head)
+        self._states = packed_states if is_packed(lm) else padded_states
 
-    def forward(self, batch: Batch, loss: Loss) -> Scored:
-        """(total, losses [B], logps [B, n]) of a batch; `total` can be differentiated."""
+    def forward(self, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
+        """With a loss: (total, losses [B], logps [B, n]), of which `total` can be differentiated, in one pass.
+
+        Without: log π(token | what stands before it) of every completion token, shape [M], in nats, which can be
+        differentiated: for losses that weigh tokens or want more than sums over completions.
+        """
         return self.head(self.completion_states(batch), batch, loss)
 
     @torch.no_grad()
@@ -37,14 +45,8 @@ class ScoringModel(nn.Module):
 
     def completion_states(self, batch: Batch) -> Tensor:
         """Hidden states [M, D] that predict the completion tokens."""
-        states = self.backbone(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=None,
-            use_cache=False,
-            bounds=batch.bounds,
-        ).last_hidden_state
-        return states[0, batch.source]
+        states = self._states(self.backbone, batch)
+        return states.to(self.head.weight.dtype)  # some backbones (Mamba) keep a wider residual stream
 
 
 def sequence_logps(token_logps: Tensor, batch: Batch) -> Tensor:

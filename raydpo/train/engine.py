@@ -60,7 +60,12 @@ def init_distributed(world_size: int) -> None:
 
 
 def make_policy(
-    lm: PreTrainedModel, *, optimizer: Optimizer, zero: Zero, activation_checkpointing: bool = False
+    lm: PreTrainedModel,
+    *,
+    optimizer: Optimizer,
+    zero: Zero,
+    activation_checkpointing: bool = False,
+    fp32_head: bool = False,
 ) -> Policy:
     """Wrap a loaded model in a DeepSpeed engine; torch.distributed must be up (init_distributed).
 
@@ -70,7 +75,7 @@ def make_policy(
         # Reentrant checkpointing runs hooks twice, which breaks ZeRO-2 and 3.
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
-    model = ScoringModel(lm)
+    model = ScoringModel(lm, fp32_head=fp32_head)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(model, optimizer),

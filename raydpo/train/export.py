@@ -30,7 +30,7 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory:
         shutil.rmtree(temporary, ignore_errors=True)
         policy.lm.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
-        _compare(temporary, expected, probe, policy.lm.dtype)
+        _compare(temporary, expected, probe, policy)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
     torch.distributed.barrier()
@@ -47,9 +47,11 @@ def _gather(policy: Policy) -> dict[str, Tensor]:
     return whole
 
 
-def _compare(path: Path, expected: Tensor, probe: Batch, dtype: torch.dtype) -> None:
+def _compare(path: Path, expected: Tensor, probe: Batch, policy: Policy) -> None:
+    dtype = policy.lm.dtype
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
-    reloaded = ScoringModel(load_model(str(path), dtype=name, device=expected.device))
+    lm = load_model(str(path), dtype=name, device=expected.device)
+    reloaded = ScoringModel(lm, fp32_head=policy.engine.module.head.form.wide)
     gap = float((reloaded.token_logps(probe) - expected).abs().max())
     if not gap <= TOLERANCE[dtype]:
         raise RuntimeError(f"the export at {path} differs from the policy by {gap:.4g} nats per token.")

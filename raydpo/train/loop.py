@@ -16,6 +16,11 @@ from raydpo.train.step import Share, train_step
 
 Metrics = dict[str, float]
 
+_IMPORTED = (
+    "the reference values were imported, and come from another model or are sums of another kind (`raydpo reference gc "
+    "STORE --unverified --yes` removes them), "
+)
+
 
 def train_loop(
     policy: Policy,
@@ -27,22 +32,28 @@ def train_loop(
 ) -> None:
     """Train on the shares in the order they come. after_step(share, metrics) saves and reports.
 
-    Metrics carry `seconds` of the step and `data_seconds` spent waiting for its share.
+    Metrics carry `seconds` of the step, `cpu_seconds` of this rank's threads in it, and `data_seconds` spent waiting
+    for its share.
     """
     mark = time.perf_counter()
     for share in shares:
-        arrived = time.perf_counter()
+        arrived, cpu = time.perf_counter(), time.process_time()
         metrics = train_step(policy, share, objective, lr=lr(share.step))
-        done = time.perf_counter()
-        after_step(share, {**metrics, "seconds": done - arrived, "data_seconds": arrived - mark})
+        spent = {
+            "seconds": time.perf_counter() - arrived,
+            "cpu_seconds": time.process_time() - cpu,
+            "data_seconds": arrived - mark,
+        }
+        after_step(share, {**metrics, **spent})
         mark = time.perf_counter()
 
 
-def check_step_zero(policy: Policy, batches: Sequence[Batch], *, tolerance: float) -> float:
+def check_step_zero(policy: Policy, batches: Sequence[Batch], *, tolerance: float, imported: bool = False) -> float:
     """The step-0 law: scored through the training engine, a batch matches the reference store.
 
     Returns max |Δ logp| per sequence over all ranks, in nats. Raises UserError above the tolerance, on every rank
-    alike. Every rank must bring the same number of batches, with ref_logps.
+    alike; `imported` says that another program computed the reference. Every rank must bring the same number of
+    batches, with ref_logps.
     """
     worst = torch.zeros(())
     for batch in batches:
@@ -55,8 +66,9 @@ def check_step_zero(policy: Policy, batches: Sequence[Batch], *, tolerance: floa
     if not gap <= tolerance:  # NaN must fail too
         raise UserError(
             f"step-0 law broken: policy and reference store differ by {gap:.4g} nats on the first batch (tolerance "
-            f"{tolerance}). Likely causes: the policy's weights are not the reference's (set reference.model to what "
-            "training starts from), the tokenizer or chat template changed after prepare, or the weights did not load. "
-            "Run precompute again; if the reference is meant to differ, raise train.step0_tolerance."
+            f"{tolerance}). Likely causes: {_IMPORTED if imported else ''}the policy's weights are not the reference's "
+            "(set reference.model to what training starts from), the tokenizer or chat template changed after prepare, "
+            "or the weights did not load. Run precompute again; if the reference is meant to differ, raise "
+            "train.step0_tolerance."
         )
     return gap

@@ -58,11 +58,13 @@ class Case:
     problem: Problem = Problem()
     offload: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    by_tokens: bool = False  # through log-probs that can be differentiated, instead of the head's one pass
 
     def __str__(self) -> str:
         problem = self.problem
         words = [f"zero{self.stage}", f"{self.micro_batches}micro", problem.objective, problem.optimizer]
-        words += ["tied" if problem.tied else "untied", self.dtype, *(["offload"] if self.offload else [])]
+        words += ["tied" if problem.tied else "untied", self.dtype]
+        words += [word for word, said in (("offload", self.offload), ("by_tokens", self.by_tokens)) if said]
         return "-".join(words)
 
     @property
@@ -81,6 +83,7 @@ FLOAT32 = [
     ),
     *(Case(stage, micro, Problem(), offload=True) for stage, micro in product(STAGES[1:], MICRO_BATCHES)),
     *(Case(stage, 3) for stage in STAGES),  # micro-batches of unequal numbers of rows
+    *(Case(stage, 4, by_tokens=True) for stage in STAGES),
     *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, OTHER_OBJECTIVES)),
 ]
 BFLOAT16 = [Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)]

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raydpo.data.tokens import TokenRow
-from raydpo.model import head
-from raydpo.model.head import CompletionHead, Loss
+from raydpo.model.head import Loss
 from raydpo.model.score import ScoringModel, sequence_logps
 from raydpo.objective.objectives import dpo, sft
 from tests.models import VOCAB_SIZE, exact, exact_logps, make_batch, make_row, random_rows, tiny_llama
@@ -157,22 +156,6 @@ def test_completions_of_a_row_do_not_see_each_other(changed: int) -> None:
     assert moved == [i == changed for i in range(3)]
 
 
-@pytest.mark.parametrize("positions", [1, 30, 70])
-def test_the_chunks_of_the_head_change_nothing(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, rows = tiny_llama(), random_rows(6, seed=0)
-    model, batch = ScoringModel(lm), make_batch(rows, _ref_logps(rows))
-
-    def everything() -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        _, losses, logps = model(batch, LOSSES[2])
-        return model.token_logps(batch), losses, logps, _mean_loss_gradients(lm, rows)
-
-    *whole, whole_gradients = everything()
-    monkeypatch.setattr(head, "CHUNK_POSITIONS", positions)
-    *chunked, chunked_gradients = everything()
-    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)
-    _assert_same_gradients(chunked_gradients, whole_gradients, tolerance=1e-5)
-
-
 def test_activation_checkpointing_changes_no_gradient() -> None:
     lm, rows = tiny_llama(), random_rows(6, seed=0)
     expected = _mean_loss_gradients(lm, rows)
@@ -183,23 +166,6 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     recomputed = _mean_loss_gradients(lm, rows)
     assert len(calls) == 2
     _assert_same_gradients(recomputed, expected, tolerance=1e-6)
-
-
-def test_a_head_with_a_bias_is_scored_and_trained_too() -> None:
-    rows = random_rows(4, seed=0)
-    batch = make_batch(rows, _ref_logps(rows))
-    torch.manual_seed(0)
-    linear = nn.Linear(16, VOCAB_SIZE).double()
-    hidden = torch.randn(len(batch.target), 16, dtype=torch.float64, requires_grad=True)
-    total, losses, _ = CompletionHead(linear)(hidden, batch, LOSSES[2])
-    (total * 0.5).backward()
-    actual = {"hidden": hidden.grad, "weight": linear.weight.grad, "bias": linear.bias.grad}
-
-    token_logps = linear(hidden).log_softmax(dim=1).gather(1, batch.target[:, None]).squeeze(1)
-    expected_losses = LOSSES[2](sequence_logps(token_logps, batch), batch.ref_logps)
-    expected = torch.autograd.grad(expected_losses.sum() * 0.5, (hidden, linear.weight, linear.bias))
-    torch.testing.assert_close(losses, expected_losses.detach())
-    torch.testing.assert_close(tuple(actual.values()), expected)
 
 
 def test_only_the_total_carries_a_gradient() -> None:

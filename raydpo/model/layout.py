@@ -1,0 +1,82 @@
+"""How rows go through a model: packed where that is exact, padded where it is not.
+
+Which one is decided by trial, once, when a model is loaded: both layouts must give the log-probs that the model itself
+gives for one completion at a time. So a recurrent layer, an attention that ignores ours or an unknown step between
+hidden states and logits is found before anything is computed from it.
+
+Legend: R sequences of a prompt and one completion, L the longest, T packed tokens, M completion positions, D hidden.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from raydpo.model import attention, flex
+from raydpo.model.batch import Batch
+
+BACKENDS = {attention.NAME, flex.NAME}
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def backend_for(device: torch.device | str) -> str:
+    """The name of the packed attention that is used on a device."""
+    return flex.NAME if torch.device(device).type == "cuda" else attention.NAME
+
+
+def may_pack(lm: PreTrainedModel) -> bool:
+    """Whether a model takes another attention at all. That it then computes the same is for a trial to show."""
+    layers = set(getattr(lm.config.get_text_config(), "layer_types", None) or [])
+    return bool(lm._supports_attention_backend) and layers <= KNOWN_LAYERS
+
+
+def is_packed(lm: PreTrainedModel) -> bool:
+    """Whether the model's attention is one of ours."""
+    return lm.config._attn_implementation in BACKENDS
+
+
+def layout_name(lm: PreTrainedModel) -> str:
+    """For the log: how rows go through this model."""
+    own = lm.config._attn_implementation
+    return f"packed rows ({own})" if is_packed(lm) else f"padded sequences ({own}): exact, but slower than packed rows"
+
+
+def packed_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states [M, D] that predict the completion tokens: each prompt is read once, nothing is padded."""
+    states = backbone(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=None,
+        use_cache=False,
+        bounds=batch.bounds,
+    ).last_hidden_state
+    return states[0, batch.source]
+
+
+def padded_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """The same [M, D] from R sequences padded to [R, L]: any causal model can do this, with more work."""
+    sequences, sources = _sequences(batch.bounds)
+    device = batch.input_ids.device
+    lengths = torch.tensor([len(each) for each in sequences], device=device)
+    index = nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(device)
+    seen = torch.arange(index.shape[1], device=device) < lengths[:, None]
+    states = backbone(input_ids=batch.input_ids[0, index], attention_mask=seen.long(), use_cache=False)
+    return states.last_hidden_state.flatten(0, 1)[_flat(sources, width=index.shape[1]).to(device)]
+
+
+def _sequences(bounds: attention.Bounds) -> tuple[list[Tensor], list[range]]:
+    """Per completion: the packed positions of its prompt and itself, and where in them its predictors stand."""
+    sequences, sources = [], []
+    for start, *marks in bounds:
+        prompt = torch.arange(start, marks[0])
+        for begin, end in pairwise(marks):
+            sequences.append(torch.cat((prompt, torch.arange(begin, end))))
+            sources.append(range(len(prompt) - 1, len(prompt) + end - begin - 1))
+    return sequences, sources
+
+
+def _flat(sources: list[range], *, width: int) -> Tensor:
+    return torch.cat([torch.arange(each.start, each.stop) + i * width for i, each in enumerate(sources)])
