@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile, Training
+from raydpo.config.schema import RunFile, Train, Training
 from raydpo.data.order import Order
+from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.evaluation import Evaluator
@@ -26,7 +29,8 @@ from raydpo.runtime.layout import Layout
 from raydpo.runtime.precompute import reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.worker import Job, run_worker
-from raydpo.train.checkpoint import Cursor, newest
+from raydpo.train.commits import Cursor, latest, newest
+from raydpo.train.retention import Retention
 
 DPO = {"dpo": objectives.dpo}
 
@@ -34,7 +38,9 @@ DPO = {"dpo": objectives.dpo}
 def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     """Preference training, with evaluation beside it where there is an evaluator."""
     layout = Layout(run)
-    dataset = open_dataset(layout.train_tokens).with_reference(reference_store(run))
+    store = reference_store(run)
+    dataset = open_dataset(layout.train_tokens).with_reference(store)
+    imported = store.unverified(dataset.row_ids)
     options = run.train.objective.model_dump()
     objective = DPO[options.pop("name")](**options)
     job, plan = _job(
@@ -44,10 +50,12 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         model=layout.start_model,
         objective=objective,
         directory=layout.train,
+        retention=checkpoint_retention(run.train, layout.evaluations),
         exports=str(layout.exports / "step-{step:06d}"),
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
         step0_tolerance=run.train.step0_tolerance,
+        confirm_imported=partial(store.mark_verified, imported) if imported else None,
     )
     validation = None
     if evaluator:
@@ -68,10 +76,12 @@ def train_sft(run: RunFile) -> dict[str, Any]:
         model=run.model.path,
         objective=objectives.sft(),
         directory=layout.sft,
+        retention=Retention(run.sft.keep_last, run.sft.keep_every),
         exports=str(layout.sft_export),
         evaluated=False,
         evaluate_every=None,
         step0_tolerance=None,
+        confirm_imported=None,
     )
     return {**_fit(job, plan, None), "export": str(layout.sft_export)}
 
@@ -88,9 +98,10 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
     num_steps = min(order.num_steps, training.max_steps or order.num_steps)
     plan = Plan(dataset, order, training.tokens_per_microbatch, num_steps, directory / "checkpoints")
     # Whoever changes one of these starts another run, and must not resume this one.
-    meaning = (order, run.model.dtype, training.model_dump(include={"objective", "optimizer"}))
+    meaning = (order, run.model.dtype, run.model.fp32_head, training.model_dump(include={"objective", "optimizer"}))
     job = Job(
         dtype=run.model.dtype,
+        fp32_head=run.model.fp32_head,
         training=training,
         num_steps=num_steps,
         identity=hashlib.blake2b(repr(meaning).encode(), digest_size=8).hexdigest(),
@@ -98,6 +109,19 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
         **rest,
     )
     return job, plan
+
+
+def checkpoint_retention(train: Train, evaluations: Path) -> Retention:
+    """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
+    if train.keep_best is None:
+        return Retention(train.keep_last, train.keep_every)
+    scores = partial(_scores, evaluations, train.keep_best)
+    return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
+
+
+def _scores(evaluations: Path, metric: str) -> dict[int, float]:
+    intervals = {found.step: getattr(found, metric) for found in read_evaluations(evaluations)}
+    return {step: interval.mean for step, interval in intervals.items() if interval}
 
 
 def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
@@ -112,16 +136,13 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     job.directory.mkdir(parents=True, exist_ok=True)
     refused = job.directory / "refused.json"
     refused.unlink(missing_ok=True)
-    found = newest(plan.checkpoints)
-    if found:
-        _check_resumable(found.cursor, job)
-    if found and found.cursor.step >= plan.num_steps:
+    if _all_done(job, plan):
         print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
         return _outcome(job, plan)
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     ray_files = job.directory / "ray"
     shutil.rmtree(ray_files, ignore_errors=True)  # Ray's own snapshot must never decide where a run resumes
-    TorchTrainer(
+    trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -137,10 +158,42 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
         datasets={"rows": ray.data.range(1)},  # a placeholder: the feed brings its own
         dataset_config=OrderedFeed(plan),
         validation_config=validation,
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _storage_refusal(error, job.directory) or error from None
     if refused.exists():
         raise UserError(json.loads(refused.read_text())["error"])
     return _outcome(job, plan)
+
+
+def _storage_refusal(error: WorkerGroupError, directory: Path) -> UserError | None:
+    """What a worker could not write, if that is why the group has failed."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "_base_exc", failure)  # Ray wraps it
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return UserError(
+                f"{directory} cannot be written: {cause}. Make room or make it writable, then start again: the run "
+                "goes on from its last commit."
+            )
+    return None
+
+
+def _all_done(job: Job, plan: Plan) -> bool:
+    """Whether the last step is committed; UserError when the commits are another run's.
+
+    Files are verified here only when nothing is left to do: otherwise the workers verify what they load.
+    """
+    found = latest(plan.checkpoints)
+    if found:
+        _check_resumable(found.cursor, job)
+    if found is None or found.cursor.step < plan.num_steps:
+        return False
+    verified = newest(plan.checkpoints)
+    return verified is not None and verified.cursor.step >= plan.num_steps
 
 
 def _check_resumable(cursor: Cursor, job: Job) -> None:
@@ -149,12 +202,6 @@ def _check_resumable(cursor: Cursor, job: Job) -> None:
             f"{job.directory} holds a run over other data or with another seed, global_batch_size, epochs, tail, "
             f"objective, optimizer or dtype, committed at step {cursor.step}; use another output_dir, or remove that "
             "directory to start again."
-        )
-    topology = (job.training.workers.count, job.training.zero.stage)
-    if (cursor.world_size, cursor.zero_stage) != topology:
-        raise UserError(
-            f"{job.directory} was committed by {cursor.world_size} workers under ZeRO-{cursor.zero_stage}; resuming "
-            f"with {topology[0]} under ZeRO-{topology[1]} is not supported yet. Use the same numbers."
         )
 
 

@@ -1,112 +1,215 @@
-"""Committed checkpoints: every rank's shard first, then the manifest, then the marker that readers trust.
+"""Saving a run beside its training, and resuming it on any number of ranks under any ZeRO stage.
 
-Layout: <directory>/step-000100.attempt-1f2e3d4c/{state/..., MANIFEST.json, COMMITTED}
+Training waits only until its state is copied to host memory. A thread of each rank writes and hashes that rank's files;
+rank 0's also waits for all the others' and commits (raydpo.train.commits). Collectives happen in the main thread alone.
+Nothing random is saved: dropout is off, and order and learning rate are functions of the step.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from time import perf_counter
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from raydpo.config.files import write_json, write_text
+from raydpo.config.errors import UserError
+from raydpo.train import commits
+from raydpo.train.commits import Commit, Cursor
+from raydpo.train.engine import COLLECTIVE_TIMEOUT, Policy
+from raydpo.train.fragments import held, owned, spread_masters, torch_optimizer
+from raydpo.train.retention import Retention
+from raydpo.train.state import WEIGHT, SavedState, Stretch, write_state
 
-if TYPE_CHECKING:  # the driver lists checkpoints too, and must not pay for importing DeepSpeed
-    from raydpo.train.engine import Policy
-
-_TAG = "state"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Cursor:
-    """Where a run stands. The order is a pure function, so the step is the whole position in the data."""
-
-    step: int  # steps done
-    identity: str  # hash of what makes the run what it is; another run must not be resumed
-    world_size: int
-    zero_stage: int
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A checkpoint whose marker stands."""
+class Snapshot:
+    """A copy of what one rank has to save, and where it goes."""
 
     path: Path
     cursor: Cursor
+    stretches: list[Stretch]
+    scalars: dict[str, float]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the rank's file, but for its header."""
+        return sum(stretch.size for stretch in self.stretches)
 
 
-def save_checkpoint(policy: Policy, cursor: Cursor, directory: Path, *, keep_last: int) -> Path:
-    """Write and commit; all ranks call it and return together. Older commits beyond keep_last are removed."""
-    attempt = _agree(uuid.uuid4().hex[:8])
-    path = directory / f"step-{cursor.step:06d}.attempt-{attempt}"
-    policy.engine.save_checkpoint(str(path), tag=_TAG, save_latest=False)
-    hashes = _hash_all(policy, path)
-    if policy.rank == 0:
-        write_json(path / "MANIFEST.json", {**asdict(cursor), "sha256": hashes})
-        write_text(path / "COMMITTED", "")
-        for old in sorted(committed(directory), key=lambda c: c.cursor.step)[:-keep_last]:
-            shutil.rmtree(old.path)
-    torch.distributed.barrier()
-    return path
+class Saver:
+    """Saves a run's checkpoints. All ranks call its methods together; leaving its block waits for the last commit."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        directory: Path,
+        *,
+        identity: str,
+        retention: Retention,
+    ) -> None:
+        self._policy, self._tokenizer, self._directory = policy, tokenizer, directory
+        self._identity, self._retention = identity, retention
+        self._attempt = _agree(uuid.uuid4().hex[:8])  # one name for all ranks, met in no earlier run
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._cancelled = threading.Event()
+        self._copied: Snapshot | None = None
+        self._running: list[Future[None]] = []
+
+    def copy(self, step: int) -> float:
+        """Wait for the commit before and copy the state after `step` steps. Returns the seconds this took.
+
+        UserError, on every rank alike, when the commit before could not be written.
+        """
+        begin = perf_counter()
+        self._wait()
+        policy = self._policy
+        cursor = Cursor(step, self._identity, policy.world_size, policy.engine.zero_optimization_stage())
+        path = self._directory / f"step-{step:06d}.attempt-{self._attempt}"
+        self._copied = Snapshot(path, cursor, *_copy_state(policy))
+        return perf_counter() - begin
+
+    def commit(self) -> None:
+        """Write and commit what was copied, without waiting for it."""
+        assert self._copied
+        work = [self._write_part, self._commit_parts] if self._policy.rank == 0 else [self._write_part]
+        self._running = [self._thread.submit(function, self._copied) for function in work]
+        self._copied = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._wait()
+        finally:
+            self._cancelled.set()
+            self._thread.shutdown(wait=False)
+
+    def _wait(self) -> None:
+        """Until the commit that is under way stands. The parts first: where one is missing, rank 0 waits in vain."""
+        if not self._running:
+            return
+        problem = next(filter(None, _gather(_problem(self._running[0]))), None)
+        if problem is None:
+            problem = _agree(_problem(self._running[-1]))
+        self._running = []
+        if problem:
+            raise UserError(problem)
+
+    def _write_part(self, snapshot: Snapshot) -> None:
+        path, rank = snapshot.path, self._policy.rank
+        with _room_for(snapshot.size, path):
+            files = [path / f"rank-{rank:05d}.safetensors"]
+            write_state(files[0], snapshot.stretches, snapshot.scalars)
+            if rank == 0:
+                files += _write_model(path / "model", self._policy, self._tokenizer)
+            commits.write_part(path, rank, files)
+
+    def _commit_parts(self, snapshot: Snapshot) -> None:
+        timeout = COLLECTIVE_TIMEOUT.total_seconds()
+        with _room_for(snapshot.size, snapshot.path):
+            commits.commit_parts(snapshot.path, snapshot.cursor, timeout_s=timeout, cancelled=self._cancelled.is_set)
+            standing = commits.commits(self._directory)
+            kept = self._retention.kept({commit.cursor.step for commit in standing})
+            for commit in standing:
+                if commit.cursor.step not in kept:
+                    commits.remove(commit)
 
 
-def load_checkpoint(policy: Policy, found: Committed) -> None:
-    """Load a verified commit into the engine; all ranks call it.
+def resume(policy: Policy, directory: Path) -> Commit | None:
+    """Load the newest commit that verifies; all ranks call it and start from the same one, None when there is none.
 
-    DeepSpeed's files are pickles, so only the run's own storage is read, after its hashes were checked.
+    Every rank hashes its share of the files. A commit that does not verify is set aside; what a killed run left without
+    a commit is removed.
     """
-    loaded, _ = policy.engine.load_checkpoint(str(found.path), tag=_TAG)
-    if loaded is None:
-        raise RuntimeError(f"DeepSpeed loaded nothing from {found.path}.")
-
-
-def resume(policy: Policy, directory: Path) -> Committed | None:
-    """The newest commit that verifies, as rank 0 sees it, so that all ranks start from the same one."""
-    return _agree(newest(directory) if policy.rank == 0 else None)
-
-
-def newest(directory: Path) -> Committed | None:
-    """The newest commit that verifies; one that does not is set aside under broken-* and named on stdout."""
-    for found in sorted(committed(directory), key=lambda c: c.cursor.step, reverse=True):
-        broken = _first_broken_file(found.path)
+    if policy.rank == 0:
+        commits.clear(directory)
+    while found := _agree(commits.latest(directory) if policy.rank == 0 else None):
+        mine = sorted(found.hashes)[policy.rank :: policy.world_size]
+        broken = next(filter(None, _gather(commits.first_broken_file(found, mine))), None)
         if broken is None:
+            _load_state(policy, SavedState(found.path))
             return found
-        print(f"checkpoint {found.path.name}: {broken} does not match its manifest; set aside", flush=True)
-        found.path.rename(found.path.with_name(f"broken-{found.path.name}"))
+        if policy.rank == 0:
+            commits.set_aside(found.path, broken)
     return None
 
 
-def committed(directory: Path) -> Iterator[Committed]:
-    """All checkpoints in a directory that carry the marker, unverified."""
-    for marker in directory.glob("step-*/COMMITTED"):
-        manifest = json.loads((marker.parent / "MANIFEST.json").read_text())
-        yield Committed(marker.parent, Cursor(**{k: manifest[k] for k in Cursor.__dataclass_fields__}))
+def _copy_state(policy: Policy) -> tuple[list[Stretch], dict[str, float]]:
+    """This rank's part of the state in host memory, and the scalars that all parameters share."""
+    state = torch_optimizer(policy).state
+    stretches: list[Stretch] = []
+    scalars: dict[str, float] = {}
+    for each in owned(policy):
+        tensors = {kind: t for kind, t in state[each.master].items() if t.dim()}
+        scalars |= {kind: float(t) for kind, t in state[each.master].items() if kind not in tensors}
+        copies = {kind: each.of(t).to("cpu", copy=True).numpy() for kind, t in {WEIGHT: each.master, **tensors}.items()}
+        stretches.append(Stretch(each.name, each.shape, each.start, copies))
+    return stretches, scalars
 
 
-def _first_broken_file(path: Path) -> str | None:
-    hashes: dict[str, str] = json.loads((path / "MANIFEST.json").read_text())["sha256"]
-    for name, expected in hashes.items():
-        if not (path / name).is_file() or _sha256(path / name) != expected:
-            return name
+@torch.no_grad()
+def _load_state(policy: Policy, saved: SavedState) -> None:
+    """Fill masters and optimizer state of this rank, whoever saved them, and the weights of the forward pass."""
+    optimizer = torch_optimizer(policy)
+    for each in held(policy):
+        state: dict[str, Tensor] = optimizer.state[each.master]
+        for kind in saved.kinds:
+            if kind != WEIGHT and kind not in state:
+                state[kind] = torch.zeros_like(each.master, requires_grad=False)
+            values = saved.read(kind, each.name, each.start, each.start + each.numel)
+            each.of(each.master if kind == WEIGHT else state[kind]).copy_(torch.from_numpy(values))
+        state |= {name: torch.tensor(value) for name, value in saved.scalars.items()}
+    spread_masters(policy)
+
+
+def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
+    """What the weights need to become a model again: configuration and tokenizer."""
+    policy.lm.config.save_pretrained(directory)
+    if policy.lm.generation_config is not None:
+        policy.lm.generation_config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return sorted(path for path in directory.iterdir() if path.is_file())
+
+
+@contextmanager
+def _room_for(size: int, path: Path) -> Iterator[None]:
+    """A UserError that says what is needed when a file cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        raise UserError(
+            f"checkpoint {path} cannot be written: {error}. One rank's part needs {size:,} bytes, and {free:,} are "
+            "free. Make room or make it writable, then start again: the run goes on from the commit before."
+        ) from error
+
+
+def _problem(work: Future[None]) -> str | None:
+    """What the user has to be told of finished work, which this waits for."""
+    try:
+        work.result()
+    except UserError as error:
+        return str(error)
     return None
-
-
-def _hash_all(policy: Policy, path: Path) -> dict[str, str]:
-    """Every rank hashes its share of the files; also the barrier that all shards are written."""
-    torch.distributed.barrier()
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    mine = {str(p.relative_to(path)): _sha256(p) for p in files[policy.rank :: policy.world_size]}
-    gathered: list[Any] = [None] * policy.world_size
-    torch.distributed.all_gather_object(gathered, mine)
-    return dict(sorted((name, value) for part in gathered for name, value in part.items()))
 
 
 def _agree(value: T) -> T:
@@ -116,6 +219,8 @@ def _agree(value: T) -> T:
     return box[0]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _gather(value: T) -> list[T]:
+    """Every rank's value, on every rank."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

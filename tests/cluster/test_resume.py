@@ -16,7 +16,8 @@ from tests.cluster.runfiles import small_run, write_run_file
 pytestmark = pytest.mark.cluster
 
 STEPS = 48
-CLOCK = {"seconds", "data_seconds", "tokens_per_second", "pairs_per_second", "mfu"}
+CLOCK = {"seconds", "cpu_seconds", "data_seconds", "checkpoint_stall_seconds"}
+CLOCK |= {"tokens_per_second", "pairs_per_second", "mfu"}
 
 
 def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
@@ -26,10 +27,14 @@ def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
+def steps_committed(output_dir: Path) -> list[int]:
+    markers = (output_dir / "train" / "checkpoints").glob("step-*/COMMITTED")
+    return sorted(int(marker.parent.name[5:11]) for marker in markers)
+
+
 def committed(output_dir: Path) -> int:
     """The newest step with a committed checkpoint; 0 without one."""
-    markers = (output_dir / "train" / "checkpoints").glob("step-*/COMMITTED")
-    return max((int(marker.parent.name[5:11]) for marker in markers), default=0)
+    return max(steps_committed(output_dir), default=0)
 
 
 @pytest.fixture
@@ -48,6 +53,8 @@ def test_a_killed_job_started_again_ends_bitwise_as_an_undisturbed_one(small: Ru
         started.kill_family()  # all at once, as when the machine loses its power
     assert 3 <= committed(prepared.output_dir) < STEPS, "it was killed too late: no test"
     assert not (prepared.output_dir / "result.json").exists()
+    for snapshot in (prepared.output_dir / "train" / "ray").rglob("*.json"):
+        snapshot.write_text("garbled: it is Ray's own, and must decide nothing")
     raydpo("train", prepared.run_file).succeeded()
     assert metrics_of(prepared.output_dir) == metrics_of(small.output_dir)
 
@@ -75,17 +82,21 @@ def test_training_without_a_whole_reference_is_refused_with_the_remedy(prepared:
     assert not (prepared.output_dir / "train").exists()
 
 
-@pytest.mark.parametrize(("change", "named"), [("seed", "another seed"), ("workers", "by 2 workers under ZeRO-2")])
-def test_a_finished_run_is_not_taken_for_another_one(
-    change: str, named: str, small: Run, inputs: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_with_other_workers_under_another_stage(small: Run, prepared: Run) -> None:
+    half = f"train.max_steps={STEPS // 2}"
+    raydpo("train", prepared.run_file, half, "train.keep_every=10").succeeded()
+    assert steps_committed(prepared.output_dir) == [10, 20, STEPS // 2 - 1, STEPS // 2]
+    raydpo("train", prepared.run_file, "train.workers.count=4", "train.zero.stage=3").succeeded()
+    found, expected = metrics_of(prepared.output_dir), metrics_of(small.output_dir)
+    assert found[: STEPS // 2] == expected[: STEPS // 2]
+    assert [step["step"] for step in found] == [step["step"] for step in expected]
+    for name in ("loss", "grad_norm", "logps/chosen"):
+        assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], rel=1e-5)
+
+
+def test_a_finished_run_is_not_taken_for_another_one(small: Run, inputs: Path, tmp_path: Path) -> None:
     output_dir = shutil.copytree(small.output_dir, tmp_path / "out")
-    run = small_run(inputs, output_dir)
-    if change == "seed":
-        run["seed"] = 1
-    else:
-        run["train"]["workers"]["count"] = 4
-    refused = raydpo("train", write_run_file(tmp_path / "run.yaml", run))
+    refused = raydpo("train", write_run_file(tmp_path / "run.yaml", small_run(inputs, output_dir) | {"seed": 1}))
     assert refused.exit_code == 2
-    assert named in refused.stderr
+    assert "another seed" in refused.stderr
     assert metrics_of(output_dir) == metrics_of(small.output_dir)

@@ -1,0 +1,99 @@
+"""Where the float32 masters and the optimizer's state of each parameter are on this rank, under every ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from raydpo.train.engine import Policy
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A range of a flattened parameter whose master weights and optimizer state this rank holds."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole parameter
+    start: int  # of the range, in the flattened parameter
+    numel: int
+    master: Tensor  # what the optimizer steps, and its key to the state; it may hold many parameters
+    offset: int  # of the range, in `master`
+
+    def of(self, values: Tensor) -> Tensor:
+        """The view of the range in `master`, or in a tensor of the optimizer's state that lies as `master` does."""
+        return values.detach().view(-1)[self.offset : self.offset + self.numel]
+
+
+def held(policy: Policy) -> list[Fragment]:
+    """What this rank holds: everything under stage 0, a part under the others."""
+    find = {0: _replicated, 1: _partitioned, 2: _partitioned, 3: _sharded}[policy.engine.zero_optimization_stage()]
+    return list(find(policy))
+
+
+def owned(policy: Policy) -> list[Fragment]:
+    """What this rank writes: over all ranks, every element once."""
+    fragments = held(policy)
+    if policy.engine.zero_optimization_stage():
+        return fragments
+    return [cut for each in fragments if (cut := _cut(each, policy.rank, policy.world_size)).numel]
+
+
+def torch_optimizer(policy: Policy) -> torch.optim.Optimizer:
+    """The optimizer that holds the state, below DeepSpeed's wrapper where there is one."""
+    optimizer = policy.engine.optimizer
+    return optimizer.optimizer if policy.engine.zero_optimization_stage() else optimizer
+
+
+def spread_masters(policy: Policy) -> None:
+    """Make the weights of the forward pass those of the masters; all ranks call it."""
+    stage = policy.engine.zero_optimization_stage()
+    if stage in (1, 2):
+        policy.engine.optimizer.update_lp_params()
+    if stage == 3:
+        parameters = dict(policy.lm.named_parameters())
+        for each in held(policy):
+            parameters[each.name].ds_tensor.data[: each.numel].copy_(each.of(each.master))
+        policy.engine.optimizer.checkpoint_event_epilogue()  # small parameters that every rank keeps whole
+
+
+def _trained(policy: Policy) -> Iterator[tuple[str, Any]]:
+    """The parameters, with the attributes that DeepSpeed has hung on them; tied weights come once."""
+    return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
+
+
+def _replicated(policy: Policy) -> Iterator[Fragment]:
+    for name, parameter in _trained(policy):
+        yield Fragment(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
+
+
+def _partitioned(policy: Policy) -> Iterator[Fragment]:
+    """DeepSpeed flattens all parameters into one tensor and gives each rank an equal piece, cut anywhere."""
+    groups = torch_optimizer(policy).param_groups
+    for name, parameter in _trained(policy):
+        if (piece := parameter._hp_mapping) is None:
+            continue
+        inside, place = piece.lp_fragment_address, piece.hp_fragment_address
+        [master] = groups[piece.param_group_index]["params"]
+        yield Fragment(name, tuple(parameter.shape), inside.start, inside.numel, master, place.start)
+
+
+def _sharded(policy: Policy) -> Iterator[Fragment]:
+    """DeepSpeed cuts each parameter into equal pieces, the last ones padded."""
+    optimizer = policy.engine.optimizer
+    for name, parameter in _trained(policy):
+        group, offset, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = policy.rank * padded
+        numel = min(padded, parameter.ds_numel - start)
+        if numel > 0:
+            master = optimizer.fp32_partitioned_groups_flat[group]
+            yield Fragment(name, tuple(parameter.ds_shape), start, numel, master, offset)
+
+
+def _cut(fragment: Fragment, part: int, parts: int) -> Fragment:
+    first, last = (fragment.numel * p // parts for p in (part, part + 1))
+    return replace(fragment, start=fragment.start + first, numel=last - first, offset=fragment.offset + first)

@@ -1,0 +1,50 @@
+"""A commit turned into a model without its run: no cluster, no process group, no DeepSpeed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from raydpo.config.errors import UserError
+from raydpo.model.load import load_model
+from raydpo.train.commits import Commit
+from raydpo.train.state import WEIGHT, SavedState
+
+
+def export_commit(commit: Commit, directory: Path) -> Path:
+    """Write a verified commit's weights as safetensors with configuration and tokenizer, for transformers and vLLM.
+
+    The directory gets its name when the model has been reloaded and every weight compared. UserError when it exists.
+    """
+    if directory.exists():
+        raise UserError(f"{directory} exists already; name a directory that does not.")
+    model = commit.path / "model"
+    config = AutoConfig.from_pretrained(model)
+    saved = SavedState(commit.path)
+    weights = {name: torch.from_numpy(saved.whole(WEIGHT, name)).to(config.dtype) for name in saved.shapes}
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with torch.device("meta"):  # its shape is needed, its numbers are not
+            lm = AutoModelForCausalLM.from_config(config)
+        if (model / "generation_config.json").exists():
+            lm.generation_config = GenerationConfig.from_pretrained(model)
+        lm.save_pretrained(temporary, state_dict=dict(weights))  # it empties what it is given
+        AutoTokenizer.from_pretrained(model).save_pretrained(temporary)
+        _compare(temporary, weights)
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _compare(path: Path, weights: dict[str, Tensor]) -> None:
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    reloaded = dict(load_model(str(path), dtype=dtype).named_parameters())
+    for name, weight in weights.items():
+        if not torch.equal(reloaded[name], weight):
+            raise RuntimeError(f"{name} of the export at {path} is not the commit's.")

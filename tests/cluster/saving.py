@@ -1,0 +1,88 @@
+"""One of two ranks that save while something is slow, full or read-only; it leaves what it saw as a file."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import Zero
+from raydpo.train import checkpoint, commits
+from raydpo.train.checkpoint import Saver
+from raydpo.train.commits import latest
+from raydpo.train.engine import Policy
+from raydpo.train.state import WEIGHT, SavedState, write_state
+from tests.cluster.elastic import Problem, join, make_saver, make_tiny_policy, save, train_one
+
+WORLD = 2
+
+
+def run_rank(rank: int, out: Path) -> None:
+    """Entry point of each of the two processes."""
+    join(rank, WORLD, out / "rendezvous")
+    directory = out / "checkpoints"
+    policy = make_tiny_policy(Problem(), Zero(stage=2))
+    train_one(policy, 0)
+    with make_saver(policy, directory) as saver:
+        save(saver, 1)
+    seen: dict[str, Any] = {"when the block ends": newest(directory)}
+    with make_saver(policy, directory) as saver:
+        seen |= slowly(saver, policy, directory)
+    full = mock.patch.object(checkpoint, "write_state", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    seen["full"] = refused(policy, directory, full if rank == 1 else nullcontext())
+    locked = mock.patch.object(commits, "write_text", side_effect=OSError(errno.EROFS, "Read-only file system"))
+    seen["read-only"] = refused(policy, directory, locked if rank == 0 else nullcontext())
+    torch.save(seen, out / f"saw.rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def slowly(saver: Saver, policy: Policy, directory: Path) -> dict[str, Any]:
+    """Save step 2 to a disk that takes nothing until the next step is done."""
+    seen, ready = {}, threading.Event()
+
+    def write_when_ready(*arguments: Any) -> None:
+        ready.wait()
+        write_state(*arguments)
+
+    with mock.patch.object(checkpoint, "write_state", write_when_ready):
+        before = weights(policy)
+        save(saver, 2)
+        train_one(policy, 1)
+        seen["while the disk is slow"] = newest(directory)
+        ready.set()
+        saver.copy(3)
+    seen["when the next save begins"] = newest(directory)
+    found = latest(directory)
+    assert found is not None
+    saved = SavedState(found.path)
+    seen["as it was"] = all(np.array_equal(saved.whole(WEIGHT, name), value) for name, value in before.items())
+    seen["trained on"] = any(not np.array_equal(before[name], value) for name, value in weights(policy).items())
+    return seen
+
+
+def refused(policy: Policy, directory: Path, failing: AbstractContextManager[Any]) -> tuple[str, int]:
+    """What the save after one that cannot be written says, and the newest commit then."""
+    try:
+        with failing, make_saver(policy, directory) as saver:
+            save(saver, 4)
+            saver.copy(5)
+    except UserError as error:
+        return str(error), newest(directory)
+    raise AssertionError("nobody noticed")
+
+
+def newest(directory: Path) -> int:
+    found = latest(directory)
+    return found.cursor.step if found else 0
+
+
+def weights(policy: Policy) -> dict[str, np.ndarray]:
+    return {name: parameter.detach().numpy().copy() for name, parameter in policy.lm.named_parameters()}

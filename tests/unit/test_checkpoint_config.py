@@ -1,0 +1,56 @@
+"""What the run file says of checkpoints, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raydpo.config.errors import UserError
+from raydpo.config.load import load_run_file
+from raydpo.evaluate.records import Sample, summarise, write_evaluation
+from raydpo.runtime.trainer import checkpoint_retention
+
+pytestmark = pytest.mark.unit
+
+EVALUATED = ["evaluate.prompts=[prompts.jsonl]", "train.checkpoint_every=10", "train.evaluate_every=20"]
+BEST = "train.keep_best=reward"
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: small\noutput_dir: out\nmodel: {path: model}\ndata: {train: [pairs.jsonl]}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([BEST], "train.keep_best=reward needs an evaluate section"),
+        ([BEST, *EVALUATED, "train.evaluate_every=null"], "set train.evaluate_every to a multiple"),
+        ([BEST, *EVALUATED, "train.evaluate_every=15"], "train.checkpoint_every=10"),
+        (["train.keep_best=pair_accuracy", *EVALUATED], "needs data.held_out or data.held_out_fraction"),
+        (["train.keep_best=kl"], "'reward' or 'pair_accuracy'"),
+    ],
+)
+def test_the_best_checkpoint_is_kept_only_where_it_is_measured(
+    overrides: list[str], named: str, run_file: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        load_run_file(run_file, overrides)
+    assert named in str(refused.value)
+
+
+def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_those_that_do(run_file: Path) -> None:
+    with pytest.raises(UserError, match=r"with 1, 2, 3, 4, 6, 12 workers"):
+        load_run_file(run_file, ["train.global_batch_size=12", "train.workers.count=5"])
+
+
+def test_the_best_is_taken_from_the_records_of_the_evaluations(run_file: Path, tmp_path: Path) -> None:
+    retention = checkpoint_retention(load_run_file(run_file, [BEST, *EVALUATED]).train, tmp_path / "evaluations")
+    assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
+    for step, reward in ((20, 0.5), (40, 0.2)):
+        samples = [Sample("p", "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
+        write_evaluation(summarise(step, "model", samples, seconds={}), tmp_path / "evaluations")
+    assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
