@@ -36,7 +36,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.balance
 
 # pip before 24.1 downloads every package for a dry run.
 lock: setup

@@ -6,7 +6,9 @@ Arguments and the run file are checked before anything heavy is imported, so hel
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydpo import __version__
@@ -27,9 +29,30 @@ STAGES = {
 }
 
 
+CHECKPOINTS = {
+    "ls": ("list the checkpoints of a run, and verify them", ("PATH",)),
+    "verify": ("name the first broken file of each checkpoint; exit code 1 when there is one", ("PATH",)),
+    "export": ("make a model directory of a checkpoint, for transformers and vLLM", ("CHECKPOINT", "DIRECTORY")),
+    "diff": ("compare two checkpoints, by tensor; exit code 1 when they differ", ("CHECKPOINT", "CHECKPOINT")),
+}
+
+
+REFERENCE = {
+    "ls": ("list the keys of a reference store: rows, size, whether verified, age", ("STORE",)),
+    "verify": ("read every shard and name what does not count, and why; exit code 1 when there is any", ("STORE",)),
+    "gc": ("list what nobody would miss: leftovers of killed writers, duplicates; --yes removes it", ("STORE",)),
+    "export": ("write all rows of a key to one parquet file", ("STORE", "KEY", "FILE")),
+    "import": ("take reference log-probs of a run's rows from a file, as TRL names the columns", ("RUNFILE", "FILE")),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage and return the exit code: 0 only on success, 2 for a mistake that the user can mend."""
     arguments = _parser().parse_args(argv)
+    if arguments.stage == "checkpoints":
+        return _checkpoints(arguments.command, arguments.paths)
+    if arguments.stage == "reference":
+        return _reference(arguments)
 
     from raydpo.config.errors import UserError
     from raydpo.config.load import load_run_file
@@ -63,6 +86,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_stage(arguments.stage, run, checked)
 
 
+def _checkpoints(command: str, paths: Sequence[Path]) -> int:
+    from raydpo.config.errors import UserError
+    from raydpo.runtime import checkpoints
+
+    functions: dict[str, Callable[..., int]] = {
+        "ls": checkpoints.ls,
+        "verify": checkpoints.verify,
+        "export": checkpoints.export,
+        "diff": checkpoints.diff,
+    }
+    try:
+        return functions[command](*paths)
+    except UserError as error:
+        print(f"raydpo checkpoints {command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _reference(arguments: argparse.Namespace) -> int:
+    from raydpo.config.errors import UserError
+    from raydpo.runtime import references
+
+    options = {"ls": (), "verify": (), "export": (), "gc": ("keys", "unverified", "older_than", "yes")}
+    given = {name: getattr(arguments, name) for name in options.get(arguments.command, ("overrides",))}
+    functions: dict[str, Callable[..., int]] = {
+        "ls": references.ls,
+        "verify": references.verify,
+        "gc": references.gc,
+        "export": references.export,
+        "import": references.import_file,
+    }
+    try:
+        return functions[arguments.command](*arguments.paths, **given)
+    except UserError as error:
+        print(f"raydpo reference {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="raydpo", description="Direct Preference Optimization on a Ray cluster.")
     parser.add_argument("--version", action="version", version=f"raydpo {__version__}")
@@ -73,4 +133,29 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "overrides", metavar="KEY=VALUE", nargs="*", help="overrides, for example train.objective.beta=0.05"
         )
+    checkpoints = stages.add_parser("checkpoints", help="list, verify, export and compare checkpoints")
+    commands = checkpoints.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, paths) in CHECKPOINTS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        for path in paths:
+            command.add_argument("paths", metavar=path, action="append", type=Path)
+    _add_reference(stages)
     return parser
+
+
+def _add_reference(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    reference = stages.add_parser("reference", help="look after a reference store: list, verify, clear up, exchange")
+    commands = reference.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {}
+    for name, (summary, paths) in REFERENCE.items():
+        parsers[name] = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        for path in paths:
+            parsers[name].add_argument("paths", metavar=path, action="append")
+    gc = parsers["gc"]
+    gc.add_argument("--key", dest="keys", metavar="KEY", action="append", default=[], help="all of this key, too")
+    gc.add_argument("--unverified", action="store_true", help="imported values that no training has verified, too")
+    gc.add_argument(
+        "--older-than", metavar="MINUTES", type=float, default=60, help="younger files are a writer's at work (60)"
+    )
+    gc.add_argument("--yes", action="store_true", help="remove it")
+    parsers["import"].add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides of the run file")

@@ -49,6 +49,7 @@ class Model(Section):
 
     path: ModelLocation  # a directory in Hugging Face format, or a hub name where a hub can be reached
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    fp32_head: bool = False  # logits in float32 although dtype is bfloat16: half the rounding error, a slower head
 
 
 class Columns(Section):
@@ -97,7 +98,7 @@ class Reference(Section):
     """The reference model and the pool that scores with it."""
 
     model: ModelLocation | None = None  # default: the export of the sft stage where there is one, else model.path
-    store: Directory | None = None  # default: <output_dir>/reference; share one between the runs of a sweep
+    store: Location | None = None  # default: <output_dir>/reference; a sweep shares one, in a directory or at s3://...
     pool: Pool = Pool()
     tokens_per_batch: PositiveInt = 4096
     keep_token_logps: bool = True
@@ -150,7 +151,8 @@ class Training(Section):
     zero: Zero = Zero()
     activation_checkpointing: bool = False
     checkpoint_every: PositiveInt = 100  # steps
-    keep_last: PositiveInt = 2
+    keep_last: PositiveInt = 2  # checkpoints
+    keep_every: PositiveInt | None = None  # steps: checkpoints at multiples of it stay for good
     max_failures: NonNegativeInt = 3  # restarts of the worker group before the run gives up
 
     @model_validator(mode="after")
@@ -159,7 +161,11 @@ class Training(Section):
         if size % count:
             below, above = size - size % count, size + count - size % count
             nearest = f"{below} or {above}" if below else f"{above}"
-            raise ValueError(f"global_batch_size={size} does not divide by workers.count={count}; set it to {nearest}")
+            fitting = ", ".join(str(workers) for workers in range(1, size + 1) if size % workers == 0)
+            raise ValueError(
+                f"global_batch_size={size} does not divide by workers.count={count}; set it to {nearest}, or keep it, "
+                f"as a run that resumes must, with {fitting} workers"
+            )
         return self
 
 
@@ -168,6 +174,7 @@ class Train(Training):
 
     objective: Objective = Objective()
     evaluate_every: PositiveInt | None = None  # steps; the last step is evaluated in any case
+    keep_best: Literal["reward", "pair_accuracy"] | None = None  # the checkpoint that evaluated best stays too
     step0_tolerance: float = Field(0.5, gt=0)  # largest |Δ logp| per sequence, in nats, that the first batch may show
 
 
@@ -252,6 +259,22 @@ class RunFile(Section):
             raise ValueError("no preference pairs: set data.train, or a sample section that makes them")
         if self.data.train and self.sample is not None:
             raise ValueError("data.train and sample both give the pairs; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> RunFile:
+        train, data = self.train, self.data
+        if train.keep_best is None:
+            return self
+        if self.evaluate is None:
+            raise ValueError(f"train.keep_best={train.keep_best} needs an evaluate section; add one or drop keep_best")
+        if train.evaluate_every is None or train.evaluate_every % train.checkpoint_every:
+            raise ValueError(
+                f"train.keep_best needs a checkpoint at every evaluation: set train.evaluate_every to a multiple of "
+                f"train.checkpoint_every={train.checkpoint_every}"
+            )
+        if train.keep_best == "pair_accuracy" and not (data.held_out or data.held_out_fraction):
+            raise ValueError("train.keep_best=pair_accuracy needs data.held_out or data.held_out_fraction")
         return self
 
     @model_validator(mode="after")

@@ -86,14 +86,37 @@ def read_chunks(path: str, fields: Sequence[Field], rows_per_chunk: int) -> Iter
 
     Raises UserError naming file, row, value and remedy at the first thing that is wrong.
     """
-    rows = _parquet_rows(path, fields) if path.endswith(".parquet") else _json_rows(path)
-    canonical = (_canonical(raw, fields, f"{path} row {number}") for number, raw in enumerate(rows, start=1))
+    rows = enumerate(raw_rows(path, fields), start=1)
+    canonical = (canonical_row(raw, fields, f"{path} row {number}") for number, raw in rows)
     first_row = 1
     while chunk := list(islice(canonical, rows_per_chunk)):
         yield Chunk(path, first_row, chunk)
         first_row += len(chunk)
     if first_row == 1:
         raise UserError(f"{path} holds no rows; give a file with rows, or leave it out.")
+
+
+def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
+    """Rows of one file as they stand, unchecked; of a parquet file only the columns of the fields.
+
+    Raises UserError where the file cannot be read, or a parquet file lacks a column that is not optional.
+    """
+    return _parquet_rows(path, fields) if path.endswith(".parquet") else _json_rows(path)
+
+
+def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str) -> Row:
+    """One raw row, checked. UserError that begins with `place` at the first thing that is wrong."""
+    row: Row = {}
+    for field in fields:
+        _require_column(field, list(raw), place)
+        ids, value = raw.get(field.ids_column), raw.get(field.column)
+        if ids is not None:
+            row[field.name] = _ids(ids, f"{place}, column {field.ids_column!r},")
+        elif value is None and field.optional:
+            row[field.name] = ""
+        else:
+            row[field.name] = _text_or_messages(value, field, f"{place}, column {field.column!r},")
+    return row
 
 
 def check_first_rows(path: str, fields: Sequence[Field], rows: int = 8) -> None:
@@ -204,20 +227,6 @@ def _require_column(field: Field, there: Sequence[str], place: str) -> None:
             f"{place} has no column {field.column!r} for {field.name}; its columns are {', '.join(sorted(there))}; "
             "name the right one in the run file."
         )
-
-
-def _canonical(raw: dict[str, Any], fields: Sequence[Field], place: str) -> Row:
-    row: Row = {}
-    for field in fields:
-        _require_column(field, list(raw), place)
-        ids, value = raw.get(field.ids_column), raw.get(field.column)
-        if ids is not None:
-            row[field.name] = _ids(ids, f"{place}, column {field.ids_column!r},")
-        elif value is None and field.optional:
-            row[field.name] = ""
-        else:
-            row[field.name] = _text_or_messages(value, field, f"{place}, column {field.column!r},")
-    return row
 
 
 def _ids(value: Any, place: str) -> list[int]:

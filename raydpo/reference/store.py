@@ -1,41 +1,28 @@
 """A content-addressed store of reference log-probs.
 
-Layout: <root>/<key>/{key.json, <shard>.parquet, <shard>.json}. The .json beside a shard is its marker, written last:
-a shard without one, or one that does not match it, does not count.
+Layout: <root>/<key>/{key.json, <shard>.parquet, <shard>.json}, on a local disk or an object store. The .json beside a
+shard is its marker, written last: a shard without one, or one that does not match it, does not count.
 
-The key holds only what changes a number; rows are found by the content hash of their tokens. Legend: N rows, n
-completions per row.
+The key holds only what changes a number; rows are found by the content hash of their tokens. Legend: N rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raydpo.config.errors import UserError
-from raydpo.config.files import whole_file, write_json
+from raydpo.reference.directory import KEY_FILE, KeyDirectory, key_digest
+from raydpo.reference.index import Asked, Bools, as_numpy
+from raydpo.reference.place import Place
+from raydpo.reference.shard import SUMS, Damage, Foreign, Source, commit_shard, read_marker, write_marker
 
-_LISTS = pa.list_(pa.float32())
-SCHEMA = pa.schema(
-    [
-        ("row_id", pa.binary(16)),
-        ("chosen_logps", pa.float32()),
-        ("rejected_logps", pa.float32()),
-        ("chosen_tokens", pa.int32()),
-        ("rejected_tokens", pa.int32()),
-        ("chosen_token_logps", _LISTS),  # null when not kept
-        ("rejected_token_logps", _LISTS),
-    ]
-)
+_DAMAGES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -44,74 +31,100 @@ class Key:
 
     weights: str  # raydpo.model.load.weights_digest
     dtype: str
+    fp32_head: bool
     attention: str
     scorer_version: int
 
     @property
     def digest(self) -> str:
         """The directory's name."""
-        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=12).hexdigest()
+        return key_digest(asdict(self))
 
 
 class Store:
-    """The shards of one key."""
+    """The values of one key. May be sent to other processes."""
 
-    def __init__(self, root: Path, key: Key) -> None:
-        self.directory = root / key.digest
+    def __init__(self, root: str, key: Key) -> None:
         self.key = key
+        self._place = Place.of(root) / key.digest
+        self._directory = KeyDirectory(self._place)
 
-    def commit(self, name: str, table: pa.Table) -> None:
-        """Write one shard, then its marker. A row or value that is missing is an error here, never a 0."""
-        table = table.cast(SCHEMA)
-        for column in ("chosen_logps", "rejected_logps"):
-            if table[column].null_count or not pc.all(pc.is_finite(table[column])).as_py():
-                raise ValueError(f"shard {name}: {column} holds values that are missing or not finite.")
-        if not (self.directory / "key.json").exists():
-            write_json(self.directory / "key.json", asdict(self.key))
-        shard = self.directory / f"{name}.parquet"
-        with whole_file(shard) as temporary:
-            pq.write_table(table, temporary)
-        write_json(shard.with_suffix(".json"), {"rows": table.num_rows, "sha256": _sha256(shard)})
+    @property
+    def address(self) -> str:
+        """The key's directory, without credentials."""
+        return self._place.address
 
-    def verified(self) -> Iterator[Path]:
-        """Shards whose bytes match their markers."""
-        for shard in sorted(self.directory.glob("*.parquet")):
-            if _promised_sha256(shard.with_suffix(".json")) == _sha256(shard):
-                yield shard
+    def claim(self) -> None:
+        """Make the directory this key's, before anything is committed. UserError where it is another's or read-only."""
+        try:
+            self._directory.key()
+        except Foreign as damage:
+            raise UserError(f"{damage}. Remove that directory, or set another reference.store.") from None
+        except Damage:
+            content = json.dumps(asdict(self.key), indent=1) + "\n"
+            try:
+                self._place.write(KEY_FILE, content.encode())
+            except OSError as error:
+                raise UserError(
+                    f"the reference store {self.address} cannot be written ({error}); mend that, or set another "
+                    "reference.store."
+                ) from error
 
-    def row_ids(self) -> set[bytes]:
-        """Hashes of all rows already scored."""
-        return {row for shard in self.verified() for row in _column(shard, "row_id").to_pylist()}
+    def commit(self, table: pa.Table, source: Source = "computed") -> str:
+        """Add rows as one shard; see commit_shard."""
+        return commit_shard(self._place, table, key=self.key.digest, source=source)
 
-    def lookup(self, row_ids: Sequence[bytes]) -> NDArray[np.float32]:
+    def missing(self, row_ids: pa.FixedSizeBinaryArray) -> Bools:
+        """Which rows have no value yet, shape [N]; of a row that occurs several times, the first only."""
+        asked = Asked(row_ids)
+        missing = np.zeros(len(row_ids), np.bool_)
+        missing[asked.first[np.isnan(self._values(asked)[:, 0])]] = True
+        return missing
+
+    def lookup(self, row_ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
         """log π_ref of the rows, shape [N, 2] (chosen, rejected), in nats. UserError unless every row is there."""
-        known: dict[bytes, tuple[float, float]] = {}
-        for shard in self.verified():
-            table = pq.read_table(shard, columns=["row_id", "chosen_logps", "rejected_logps"])
-            pairs = zip(table["chosen_logps"].to_pylist(), table["rejected_logps"].to_pylist(), strict=True)
-            known.update(zip(table["row_id"].to_pylist(), pairs, strict=True))
-        missing = [row for row in row_ids if row not in known]
-        if missing:
+        asked = Asked(row_ids)
+        values = self._values(asked)
+        missing = asked.first[np.isnan(values[:, 0])]
+        if len(missing):
             raise UserError(
-                f"the reference store {self.directory} lacks {len(missing)} of {len(row_ids)} rows "
-                f"(first: {missing[0].hex()}); run `raydpo precompute` with this run file, it computes only those."
+                f"the reference store {self.address} lacks {len(missing)} of {len(asked)} rows (first: "
+                f"{row_ids[int(missing.min())].as_py().hex()}); run `raydpo precompute` with this run file, it "
+                f"computes only those.{self._damages()}"
             )
-        return np.asarray([known[row] for row in row_ids], dtype=np.float32).reshape(-1, 2)
+        return values[asked.place]
 
+    def unverified(self, row_ids: pa.FixedSizeBinaryArray) -> list[str]:
+        """Shards of imported values, not compared with any policy yet, that hold some of these rows."""
+        whole, _ = self._directory.survey()
+        names = [name for name, marker in whole.items() if not marker.verified]
+        asked = Asked(row_ids) if names else None
+        tables = self._directory.read(names, ["row_id"])
+        return [
+            name
+            for name, table in zip(names, tables, strict=True)
+            if asked and asked.find(as_numpy(table["row_id"]))[1].any()
+        ]
 
-def _column(shard: Path, name: str) -> pa.ChunkedArray:
-    return pq.read_table(shard, columns=[name])[name]
+    def mark_verified(self, shards: Sequence[str]) -> None:
+        """The step-0 law has passed on values of these shards."""
+        for name in shards:
+            write_marker(self._place, name, replace(read_marker(self._place, name), verified=True))
 
+    def _values(self, asked: Asked) -> NDArray[np.float32]:
+        """The sums of the rows asked, shape [U, 2]; NaN where there is none. Tokens' values are not read."""
+        values = np.full((len(asked), 2), np.nan, np.float32)
+        whole, _ = self._directory.survey()
+        for table in self._directory.read(list(reversed(whole)), SUMS):  # the preferred last: they overwrite
+            at, found = asked.find(as_numpy(table["row_id"]))
+            values[at[found]] = np.stack([table[name].to_numpy()[found] for name in SUMS[1:]], axis=1)
+        return values
 
-def _promised_sha256(marker: Path) -> str | None:
-    """None where the marker is missing or damaged: it promises nothing."""
-    try:
-        promised: str = json.loads(marker.read_text())["sha256"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-    return promised
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    def _damages(self) -> str:
+        _, damages = self._directory.survey()
+        if not damages or not self._directory.names():  # nothing is there yet, not even something damaged
+            return ""
+        shown = [f"\n- {damage}" for damage in damages[:_DAMAGES_SHOWN]]
+        hidden = len(damages) - len(shown)
+        more = f"\n- and {hidden} more: see `raydpo reference verify`" if hidden else ""
+        return " There is also what does not count:" + "".join(shown) + more

@@ -94,8 +94,11 @@ class _Scoring:
         self._run, self._budget = run, run.reference.tokens_per_batch
         gpu = run.sampler.gpus > 0
         self._device = torch.device("cuda" if gpu else "cpu")
-        self._load = lambda path: ScoringModel(load_model(path, dtype=run.model.dtype, device=self._device))
         self._policy = self._load(model)
+
+    def _load(self, path: str) -> ScoringModel:
+        settings = self._run.model
+        return ScoringModel(load_model(path, dtype=settings.dtype, device=self._device), fp32_head=settings.fp32_head)
 
     def kl(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
         """Sequence KL to the reference of every sample, shape [prompts], in nats."""

@@ -30,7 +30,7 @@ from raydpo.objective.objectives import Objective
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.preflight import READER_CPUS
 from raydpo.runtime.readers import read_rows
-from raydpo.train.checkpoint import newest
+from raydpo.train.commits import latest
 from raydpo.train.step import Share
 
 ONE_READER = ray.data.TaskPoolStrategy(size=1)
@@ -45,11 +45,11 @@ class Plan:
     order: Order
     budget: int  # tokens per micro-batch
     num_steps: int
-    checkpoints: Path  # the newest commit there says where to start
+    checkpoints: Path  # the latest commit there says where to start
 
     def start(self) -> int:
-        """Steps already done."""
-        found = newest(self.checkpoints)
+        """Steps already done. By now the workers have verified the latest commit, and set aside any that is broken."""
+        found = latest(self.checkpoints)
         return found.cursor.step if found else 0
 
     def tables(self, start: int, world_size: int) -> list[list[pa.Table]]:
@@ -74,7 +74,7 @@ class Plan:
                 "micro": np.repeat(np.arange(len(micro_batches)), [len(m) for m in micro_batches]),
                 "path": [data.shards[s] for s in data.shard[mine]],
                 "offset": data.offset[mine],
-                "expected_id": pa.array([data.row_ids[p] for p in mine], pa.binary(16)),
+                "expected_id": data.row_ids.take(pa.array(mine)),
                 **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
             }
             if data.ref_logps is not None:

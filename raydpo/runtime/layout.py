@@ -23,7 +23,7 @@ class Layout:
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
         self.timings = self.root / "timings.json"
-        self.reference_store = Path(run.reference.store or self.root / "reference")
+        self.reference_store = run.reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"
         self.start_model = str(self.sft_export) if run.sft else run.model.path
         self.reference_model = run.reference.model or self.start_model

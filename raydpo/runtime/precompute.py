@@ -6,8 +6,6 @@ the shards in flight.
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,20 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
+from numpy.typing import NDArray
 
 from raydpo.config.schema import RunFile
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
-from raydpo.model import attention, score
+from raydpo.model import score
 from raydpo.model.batch import Batch
+from raydpo.model.layout import backend_for, layout_name
 from raydpo.model.load import load_model, weights_digest
 from raydpo.model.score import ScoringModel
-from raydpo.reference.store import SCHEMA, Key, Store
+from raydpo.reference.shard import SCHEMA
+from raydpo.reference.store import Key, Store
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
@@ -35,36 +36,56 @@ from raydpo.runtime.progress import Progress
 def reference_store(run: RunFile) -> Store:
     """The store of this run's reference model."""
     layout = Layout(run)
-    key = Key(weights_digest(layout.reference_model), run.model.dtype, attention.NAME, score.VERSION)
+    key = Key(
+        weights=weights_digest(layout.reference_model),
+        dtype=run.model.dtype,
+        fp32_head=run.model.fp32_head,
+        attention=backend_for("cuda" if run.reference.pool.gpus else "cpu"),
+        scorer_version=score.VERSION,
+    )
     return Store(layout.reference_store, key)
 
 
 def precompute(run: RunFile) -> dict[str, Any]:
     """Score every row of the train and held-out tokens that the store lacks."""
-    layout, store = Layout(run), reference_store(run)
-    datasets = [open_dataset(path) for path in (layout.train_tokens, layout.held_out_tokens) if path.exists()]
-    todo = list(_missing(datasets, store.row_ids()))
+    store = reference_store(run)
+    store.claim()
+    datasets = prepared_datasets(run)
+    row_ids = pa.concat_arrays([dataset.row_ids for dataset in datasets])
+    todo = list(missing_rows(datasets, store.missing(row_ids)))
     scored = _score(run, store, todo) if todo else {"rows": 0, "tokens": 0}
-    for dataset in datasets:
-        store.lookup(dataset.row_ids)  # 100 % coverage, or an error that names what is missing
-    total = sum(map(len, datasets))
-    return {"rows": total, "scored": scored["rows"], "found": total - scored["rows"], "store": str(store.directory)}
+    store.lookup(row_ids)  # 100 % coverage, or an error that names what is missing
+    return {
+        "rows": len(row_ids),
+        "scored": scored["rows"],
+        "found": len(row_ids) - scored["rows"],
+        "store": store.address,
+    }
 
 
-def _missing(datasets: Sequence[Dataset], known: set[bytes]) -> Iterator[dict[str, Any]]:
-    """Per token shard, the offsets of rows not in `known`; a row that occurs twice is asked for once."""
-    for dataset in datasets:
-        offsets: dict[str, list[int]] = defaultdict(list)
-        for row_id, shard, offset in zip(dataset.row_ids, dataset.shard, dataset.offset, strict=True):
-            if row_id not in known:
-                known.add(row_id)
-                offsets[dataset.shards[shard]].append(int(offset))
-        yield from ({"path": path, "offsets": wanted} for path, wanted in offsets.items())
+def prepared_datasets(run: RunFile) -> list[Dataset]:
+    """The train tokens and, where there are any, the held-out ones."""
+    layout = Layout(run)
+    held_out = [layout.held_out_tokens] if layout.held_out_tokens.exists() else []
+    return [open_dataset(path) for path in (layout.train_tokens, *held_out)]
 
 
-def _score(run: RunFile, store: Store, todo: list[dict[str, Any]]) -> dict[str, int]:
+def missing_rows(datasets: Sequence[Dataset], missing: NDArray[np.bool_]) -> Iterator[pa.Table]:
+    """Per token shard with missing rows, its path and their offsets: one row of a table, 4 bytes an offset.
+
+    missing: over the rows of all datasets, in order.
+    """
+    ends = np.cumsum([len(dataset) for dataset in datasets])
+    for dataset, wanted in zip(datasets, np.split(missing, ends[:-1]), strict=True):
+        shard, offset = dataset.shard[wanted], dataset.offset[wanted].astype(np.int32)
+        numbers, begins = np.unique(shard, return_index=True)  # rows lie in the order of their shards
+        for number, offsets in zip(numbers, np.split(offset, begins)[1:], strict=True):
+            yield pa.table({"path": [dataset.shards[number]], "offsets": pa.array([offsets], pa.list_(pa.int32()))})
+
+
+def _score(run: RunFile, store: Store, todo: list[pa.Table]) -> dict[str, int]:
     pool = run.reference.pool
-    work = ray.data.from_items(todo, override_num_blocks=len(todo))
+    work = ray.data.from_arrow(todo)
     done = work.map_batches(
         ReferenceScorer,
         fn_constructor_kwargs={"run": run, "store": store},
@@ -74,7 +95,7 @@ def _score(run: RunFile, store: Store, todo: list[dict[str, Any]]) -> dict[str, 
         num_gpus=pool.gpus or None,
     )
     totals = {"rows": 0, "tokens": 0}
-    with Progress("precompute", total=sum(len(item["offsets"]) for item in todo), unit="pairs") as progress:
+    with Progress("precompute", total=sum(len(item["offsets"][0]) for item in todo), unit="pairs") as progress:
         for row in done.iter_rows():
             totals["rows"] += row["rows"]
             totals["tokens"] += row["tokens"]
@@ -89,7 +110,9 @@ class ReferenceScorer:
         self._store, self._settings = store, run.reference
         self._device = torch.device("cuda" if run.reference.pool.gpus else "cpu")
         torch.set_num_threads(max(1, int(run.reference.pool.cpus)))
-        self._model = ScoringModel(load_model(Layout(run).reference_model, dtype=run.model.dtype, device=self._device))
+        lm = load_model(Layout(run).reference_model, dtype=run.model.dtype, device=self._device)
+        print(f"precompute: {layout_name(lm)}", flush=True)  # Ray shows the same line of several actors once
+        self._model = ScoringModel(lm, fp32_head=run.model.fp32_head)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         """batch: one shard's path and the offsets of the rows to score."""
@@ -97,7 +120,7 @@ class ReferenceScorer:
         table = read_shard(Path(path)).take(pa.array(offsets))
         rows = to_rows(table)
         scored, tokens = score_rows(self._model, rows, budget=self._settings.tokens_per_batch, device=self._device)
-        self._store.commit(_shard_name(rows), _as_table(rows, scored, keep=self._settings.keep_token_logps))
+        self._store.commit(_as_table(rows, scored, keep=self._settings.keep_token_logps))
         return {"rows": [len(rows)], "tokens": [tokens]}
 
 
@@ -116,11 +139,6 @@ def score_rows(
         for i in members:
             results[i] = [next(pieces) for _ in rows[i].completions]
     return results, int(lengths.sum())
-
-
-def _shard_name(rows: Sequence[TokenRow]) -> str:
-    """A name from the rows' ids, so that two jobs that score the same rows write the same file."""
-    return hashlib.blake2b(b"".join(row.row_id for row in rows), digest_size=12).hexdigest()
 
 
 def _as_table(rows: Sequence[TokenRow], scored: list[list[np.ndarray]], *, keep: bool) -> pa.Table:

@@ -29,7 +29,7 @@ def plan_of(tail: Literal["carry", "drop"]) -> Plan:
         shards=("a", "b", "c"),
         shard=shard,
         offset=offset,
-        row_ids=tuple(i.to_bytes(16, "big") for i in range(NUM_PAIRS)),
+        row_ids=pa.array([i.to_bytes(16, "big") for i in range(NUM_PAIRS)], pa.binary(16)),
         tokens=tokens,
         completion_tokens=tokens - 1,
         ref_logps=np.stack((-tokens, -2.0 * tokens), axis=1).astype(np.float32),
@@ -60,7 +60,7 @@ def test_the_ranks_together_compute_exactly_the_global_batch(
     plan = plan_of(tail)
     found = ids_by_step(planned(plan, start, world_size))
     expected = {
-        step: Counter(plan.dataset.row_ids[p] for p in plan.order.batch(step))
+        step: Counter(plan.dataset.row_ids.take(pa.array(plan.order.batch(step))).to_pylist())
         for step in range(start, plan.order.num_steps)
     }
     assert found == expected
@@ -69,7 +69,7 @@ def test_the_ranks_together_compute_exactly_the_global_batch(
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_rank_has_as_many_microbatches_as_the_others_and_none_over_the_budget(world_size: int) -> None:
     plan = plan_of("carry")
-    lengths = dict(zip(plan.dataset.row_ids, plan.dataset.tokens.tolist(), strict=True))
+    lengths = dict(zip(plan.dataset.row_ids.to_pylist(), plan.dataset.tokens.tolist(), strict=True))
     microbatches = []
     for table in planned(plan, 0, world_size):
         load: Counter[tuple[int, int]] = Counter()
@@ -82,7 +82,7 @@ def test_every_rank_has_as_many_microbatches_as_the_others_and_none_over_the_bud
 
 def test_a_row_brings_its_reference_and_the_totals_of_its_step() -> None:
     plan = plan_of("carry")
-    tokens = dict(zip(plan.dataset.row_ids, plan.dataset.tokens.tolist(), strict=True))
+    tokens = dict(zip(plan.dataset.row_ids.to_pylist(), plan.dataset.tokens.tolist(), strict=True))
     for table in planned(plan, 0, 2):
         for row in table.to_pylist():
             batch = plan.order.batch(row["step"])

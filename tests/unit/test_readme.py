@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raydpo.cli import STAGES
+from raydpo.cli import CHECKPOINTS, REFERENCE, STAGES
 from raydpo.config.keys import is_known
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
-from raydpo.reference.store import SCHEMA, Key, Store
+from raydpo.reference.shard import SCHEMA
+from raydpo.reference.store import Key, Store
 
 pytestmark = pytest.mark.unit
 
@@ -67,7 +68,9 @@ def test_the_readmes_test_command_is_what_continuous_integration_runs() -> None:
 def test_every_subcommand_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"\braydpo ([a-z]\w*)", code()))
     assert named >= {"run", "doctor", "precompute"}
-    assert named <= set(STAGES)
+    assert named <= {*STAGES, "checkpoints", "reference"}
+    for group, commands in (("checkpoints", CHECKPOINTS), ("reference", REFERENCE)):
+        assert set(re.findall(rf"\braydpo {group} (\w+)", code())) == set(commands)
 
 
 @pytest.mark.parametrize("example", blocks("yaml"))
@@ -99,8 +102,9 @@ def test_the_readmes_five_lines_read_a_reference_store(
 ) -> None:
     row = {"row_id": b"r" * 16, "chosen_logps": -1.5, "rejected_logps": -2.5, "chosen_tokens": 1, "rejected_tokens": 1}
     tokens = {"chosen_token_logps": [-1.5], "rejected_token_logps": None}
-    store = Store(tmp_path / "runs/mine/reference", Key("0123", "float32", "segments", 1))
-    store.commit("a", pa.Table.from_pylist([row | tokens], schema=SCHEMA))
+    store = Store(str(tmp_path / "runs/mine/reference"), Key("0123", "float32", False, "segments", 1))
+    store.claim()
+    store.commit(pa.Table.from_pylist([row | tokens], schema=SCHEMA))
     monkeypatch.chdir(tmp_path)
     [example] = blocks("python")
     assert len(example.splitlines()) == 5

@@ -3,140 +3,168 @@
 from __future__ import annotations
 
 import json
-import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
-from raydpo.reference.store import SCHEMA, Key, Store
+from raydpo.reference import shard as shards
+from raydpo.reference.index import Asked, as_numpy
+from raydpo.reference.place import Place
+from raydpo.reference.store import Key, Store
+from raydpo.reference.upkeep import verify_store
+from tests.stores import KEY, LOGPS, ROWS, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit
 
-KEY = Key(weights="0123", dtype="float32", attention="segments", scorer_version=1)
-ROWS = [bytes([i]) * 16 for i in range(6)]
-LOGPS = np.random.default_rng(0).normal(-40, 20, (6, 2)).astype(np.float32)
 
-
-def _table(rows: list[int], logps: np.ndarray = LOGPS) -> pa.Table:
-    columns = {
-        "row_id": [ROWS[i] for i in rows],
-        "chosen_logps": logps[rows, 0].tolist(),
-        "rejected_logps": logps[rows, 1].tolist(),
-        "chosen_tokens": [2] * len(rows),
-        "rejected_tokens": [1] * len(rows),
-        "chosen_token_logps": [[logps[i, 0] / 2] * 2 for i in rows],
-        "rejected_token_logps": [None] * len(rows),
-    }
-    return pa.table(columns, schema=SCHEMA)
-
-
-def _full_store(root: Path) -> Store:
-    store = Store(root, KEY)
-    store.commit("a", _table([0, 1, 2]))
-    store.commit("b", _table([3, 4, 5]))
-    return store
-
-
-def test_what_is_committed_is_found_bit_for_bit(tmp_path: Path) -> None:
-    _full_store(tmp_path)
-    found = Store(tmp_path, KEY).lookup(ROWS)
+def test_what_is_committed_is_found_bit_for_bit(root: str) -> None:
+    full_store(root)
+    found = Store(root, KEY).lookup(ids(range(6)))
     assert found.dtype == np.float32
     assert np.array_equal(found, LOGPS)
 
 
 @pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [3], [2, 2, 5], []])
-def test_a_lookup_answers_in_the_order_of_the_question(tmp_path: Path, order: list[int]) -> None:
-    found = _full_store(tmp_path).lookup([ROWS[i] for i in order])
+def test_a_lookup_answers_in_the_order_of_the_question(root: str, order: list[int]) -> None:
+    found = full_store(root)[0].lookup(ids(order))
     assert found.shape == (len(order), 2)
     assert np.array_equal(found, LOGPS[order])
 
 
-def test_row_ids_are_those_of_all_shards(tmp_path: Path) -> None:
-    assert _full_store(tmp_path).row_ids() == set(ROWS)
-    assert Store(tmp_path, replace(KEY, dtype="bfloat16")).row_ids() == set()
+def test_a_store_works_in_the_process_that_it_was_sent_to(root: str) -> None:
+    sent: Store = pickle.loads(pickle.dumps(claimed(root)))
+    sent.commit(table([1]))
+    assert np.array_equal(sent.lookup(ids([1])), LOGPS[[1]])
 
 
-def test_a_missing_row_is_named_with_the_remedy(tmp_path: Path) -> None:
-    store = Store(tmp_path, KEY)
-    store.commit("a", _table([0, 1, 2]))
+def test_only_rows_without_a_value_are_missing_and_each_of_them_once(root: str) -> None:
+    store = claimed(root)
+    assert store.missing(ids([0, 1])).tolist() == [True, True]
+    store.commit(table([0, 1, 2]))
+    assert store.missing(ids([0, 3, 1, 3, 4, 2])).tolist() == [False, True, False, False, True, False]
+    store.commit(table([3, 4]))
+    assert not store.missing(ids([0, 3, 1, 3, 4, 2])).any()
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=40), st.data())
+def test_any_ids_are_found_whatever_their_bytes(row_ids: list[bytes], data: st.DataObject) -> None:
+    known = data.draw(st.sets(st.sampled_from(row_ids)))
+    asked = as_numpy(pa.array(row_ids, pa.binary(16)))
+    at, found = Asked(pa.array(sorted(known), pa.binary(16))).find(asked)
+    assert found.tolist() == [row in known for row in row_ids]
+    assert [sorted(known)[i] for i, there in zip(at, found, strict=True) if there] == [r for r in row_ids if r in known]
+
+
+def test_a_missing_row_is_named_with_the_remedy(root: str) -> None:
+    store = claimed(root)
+    store.commit(table([0, 1, 2]))
     with pytest.raises(UserError, match=rf"lacks 2 of 3 rows \(first: {ROWS[4].hex()}\).*raydpo precompute"):
-        store.lookup([ROWS[1], ROWS[4], ROWS[3]])
-
-
-def _flip(share: float) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        content = bytearray(path.read_bytes())
-        content[int(share * (len(content) - 1))] ^= 0x10
-        path.write_bytes(content)
-
-    return damage
-
-
-def _truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "shard, first byte flipped": ("b.parquet", _flip(0)),
-    "shard, byte among the values flipped": ("b.parquet", _flip(0.1)),
-    "shard, middle byte flipped": ("b.parquet", _flip(0.5)),
-    "shard, last byte flipped": ("b.parquet", _flip(1)),
-    "shard truncated": ("b.parquet", _truncate),
-    "shard gone": ("b.parquet", Path.unlink),
-    "marker gone": ("b.json", Path.unlink),
-    "marker, first byte flipped": ("b.json", _flip(0)),
-    "marker, middle byte flipped": ("b.json", _flip(0.5)),
-    "marker truncated": ("b.json", _truncate),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_counts_as_missing_until_it_is_committed_again(tmp_path: Path, damage: str) -> None:
-    store = _full_store(tmp_path)
-    file, spoil = DAMAGES[damage]
-    spoil(store.directory / file)
-    assert store.row_ids() == set(ROWS[:3])
-    with pytest.raises(UserError, match=r"lacks 3 of 6 rows.*raydpo precompute"):
-        store.lookup(ROWS)
-    assert np.array_equal(store.lookup(ROWS[:3]), LOGPS[:3])
-
-    store.commit("b", _table([3, 4, 5]))
-    assert np.array_equal(store.lookup(ROWS), LOGPS)
+        store.lookup(ids([1, 4, 3]))
 
 
 @pytest.mark.parametrize("column", ["chosen_logps", "rejected_logps"])
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_no_number_is_refused(tmp_path: Path, column: str, value: float | None) -> None:
-    table = _table([0, 1, 2])
-    spoiled = pa.array([-1.0, value, -2.0], pa.float32())
-    store = Store(tmp_path, KEY)
+def test_a_value_that_is_no_number_is_refused(root: str, column: str, value: float | None) -> None:
+    good, spoiled = table([0, 1, 2]), pa.array([-1.0, value, -2.0], pa.float32())
+    store = claimed(root)
     with pytest.raises(ValueError, match=column):
-        store.commit("a", table.set_column(table.schema.get_field_index(column), column, spoiled))
-    assert store.row_ids() == set()
+        store.commit(good.set_column(good.schema.get_field_index(column), column, spoiled))
+    assert store.missing(ids([0, 1, 2])).all()
+
+
+OTHER_KEYS = [
+    {"weights": "4567"},
+    {"dtype": "bfloat16"},
+    {"fp32_head": True},
+    {"attention": "eager"},
+    {"scorer_version": 2},
+]
+
+
+def test_every_field_of_a_key_has_its_turn_below() -> None:
+    assert {name for other in OTHER_KEYS for name in other} == set(Key.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("other", OTHER_KEYS)
+def test_another_key_finds_nothing(root: str, other: dict[str, object]) -> None:
+    full_store(root)
+    with pytest.raises(UserError, match="lacks 6 of 6"):
+        Store(root, replace(KEY, **other)).lookup(ids(range(6)))  # type: ignore[arg-type]  # any field
+
+
+def test_the_directory_says_what_its_key_is(root: str) -> None:
+    full_store(root)
+    assert Key(**json.loads(files_of(root)["key.json"])) == KEY
+
+
+def test_equal_content_is_written_as_equal_bytes_under_equal_names(root: str) -> None:
+    base, query, options = root.partition("?")
+    here, there = (f"{base}/{name}{query}{options}" for name in ("here", "there"))
+    _, [first, second] = full_store(here)
+    full_store(there)
+    assert files_of(here) == files_of(there)
+    expected = [f"{name}.{suffix}" for name in (first, second) for suffix in ("json", "parquet")]
+    assert sorted(files_of(here)) == sorted([*expected, "key.json"])
+
+
+def test_a_shard_is_named_after_its_rows_and_not_after_its_values(root: str) -> None:
+    store, [first, second] = full_store(root)
+    assert first != second
+    assert claimed(root, replace(KEY, dtype="bfloat16")).commit(table([2, 0, 1], LOGPS * 2)) == first
+    assert store.commit(table([0, 1])) not in (first, second)
+
+
+def test_bytes_are_hashed_once_a_process_and_not_in_every_call(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = full_store(root)
+    store.lookup(ids(range(6)))
+    monkeypatch.setattr(shards, "_sha256", lambda *_: pytest.fail("hashed again"))
+    Store(root, KEY).lookup(ids(range(6)))
+    verify_store(root)
+
+
+def test_a_lookup_reads_no_values_of_tokens(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = full_store(root)
+    read, columns = pq.read_table, []
+    monkeypatch.setattr(pq, "read_table", lambda *a, **k: columns.append(k["columns"]) or read(*a, **k))
+    store.lookup(ids([1]))
+    assert columns == [shards.SUMS] * 2
+
+
+def test_messages_hold_no_credentials(s3: Callable[[], str]) -> None:
+    store = claimed(s3())
+    with pytest.raises(UserError) as refused:
+        store.lookup(ids([0]))
+    assert "s3://" in str(refused.value)
+    assert "password" not in str(refused.value) + store.address
 
 
 @pytest.mark.parametrize(
-    "other", [{"weights": "4567"}, {"dtype": "bfloat16"}, {"attention": "eager"}, {"scorer_version": 2}]
+    ("address", "says"),
+    [
+        ("nowhere://bucket/prefix", "cannot be reached"),
+        ("s3://?region=us-east-1", "cannot be reached|names no directory"),
+    ],
 )
-def test_another_key_is_another_directory(tmp_path: Path, other: dict[str, object]) -> None:
-    store = _full_store(tmp_path)
-    elsewhere = Store(tmp_path, replace(KEY, **other))  # type: ignore[arg-type]
-    assert elsewhere.directory != store.directory
-    with pytest.raises(UserError, match="lacks 6 of 6"):
-        elsewhere.lookup(ROWS)
+def test_an_address_without_a_filesystem_is_refused(address: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Place.of(address)
 
 
-def test_the_directory_says_what_its_key_is(tmp_path: Path) -> None:
-    assert Key(**json.loads((_full_store(tmp_path).directory / "key.json").read_text())) == KEY
+def test_a_bucket_that_is_not_there_is_named_before_anything_is_scored(s3: Callable[[], str]) -> None:
+    with pytest.raises(UserError, match=r"s3://absent/.* cannot be written.*set another reference.store"):
+        claimed(s3().replace("@tests/", "@absent/"))
 
 
-def test_equal_content_is_written_as_equal_bytes(tmp_path: Path) -> None:
-    stores = [_full_store(tmp_path / name) for name in ("here", "there")]
-    files = [{path.name: path.read_bytes() for path in store.directory.iterdir()} for store in stores]
-    assert sorted(files[0]) == ["a.json", "a.parquet", "b.json", "b.parquet", "key.json"]
-    assert files[0] == files[1]
+def test_files_that_are_no_shards_are_left_alone(root: str) -> None:
+    store, _ = full_store(root)
+    place_of(root).write("notes.txt", b"mine")
+    assert np.array_equal(store.lookup(ids(range(6))), LOGPS)
+    assert verify_store(root)[1] == []
