@@ -152,13 +152,9 @@ def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     assert lm.lm_head.weight is lm.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("key", ["sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"])
-def test_a_model_that_packed_rows_cannot_serve_is_refused(model: Path, key: str) -> None:
-    _edit_config(model, **{key: 30})
-    with pytest.raises(UserError, match=f"{model}.*{key}=30.*; use a model"):
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_longest_row_of_a_batch_are_refused(model: Path, kind: str) -> None:
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+    _edit_config(model, rope_parameters={**parameters, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8})
+    with pytest.raises(UserError, match=rf"{model}.*{kind}.*set a fixed rope_type"):
         load_model(str(model), dtype="float32")
-
-
-def test_a_sliding_window_that_is_not_used_is_no_obstacle(model: Path) -> None:
-    _edit_config(model, sliding_window=30, use_sliding_window=False)
-    assert load_model(str(model), dtype="float32").num_parameters() > 0
