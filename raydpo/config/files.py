@@ -34,3 +34,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all; NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file that is appended to, with their ends; none where it is absent. One cut short is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines(keepends=True)

@@ -173,6 +173,7 @@ class Train(Training):
     """Preference training."""
 
     objective: Objective = Objective()
+    reference: Literal["precompute", "overlap"] = "precompute"  # overlap: scored ahead of the steps, while they train
     evaluate_every: PositiveInt | None = None  # steps; the last step is evaluated in any case
     keep_best: Literal["reward", "pair_accuracy"] | None = None  # the checkpoint that evaluated best stays too
     step0_tolerance: float = Field(0.5, gt=0)  # largest |Δ logp| per sequence, in nats, that the first batch may show
@@ -229,6 +230,15 @@ class Evaluate(Section):
     samples_in_report: PositiveInt = 16
 
 
+class Timeouts(Section):
+    """Seconds after which training calls something hung, names it and fails; see train.max_failures."""
+
+    start: PositiveInt = 300  # for all workers to be placed and up; twice tried again
+    worker: PositiveInt = 600  # for a worker process to answer Ray Train
+    collective: PositiveInt = 1800  # for the slowest rank in any exchange between ranks
+    data: PositiveInt = 600  # for the rows of the next step, the very first included
+
+
 class Cluster(Section):
     """How to reach Ray. num_cpus and object_store_gib apply only to a local cluster that the job starts itself."""
 
@@ -251,6 +261,7 @@ class RunFile(Section):
     train: Train = Train()
     sampler: Sampler = Sampler()
     evaluate: Evaluate | None = None
+    timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ The key holds only what changes a number; rows are found by the content hash of 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -20,7 +20,17 @@ from raydpo.config.errors import UserError
 from raydpo.reference.directory import KEY_FILE, KeyDirectory, key_digest
 from raydpo.reference.index import Asked, Bools, as_numpy
 from raydpo.reference.place import Place
-from raydpo.reference.shard import SUMS, Damage, Foreign, Source, commit_shard, read_marker, write_marker
+from raydpo.reference.shard import (
+    SUMS,
+    Damage,
+    Foreign,
+    Source,
+    check_shard,
+    commit_shard,
+    read_marker,
+    shard_name,
+    write_marker,
+)
 
 _DAMAGES_SHOWN = 5
 
@@ -74,17 +84,36 @@ class Store:
         """Add rows as one shard; see commit_shard."""
         return commit_shard(self._place, table, key=self.key.digest, source=source)
 
+    def shard_of(self, row_ids: pa.ChunkedArray) -> str | None:
+        """The name of the whole shard that was computed of just these rows, if there is one."""
+        name = shard_name(row_ids, "computed")
+        try:
+            check_shard(self._place, name, key=self.key.digest)
+        except Damage:
+            return None
+        return name
+
+    def sums(self, shard: str, row_ids: pa.ChunkedArray) -> NDArray[np.float32]:
+        """What a shard says of its rows, shape [N, 2], in the order asked."""
+        asked = Asked(row_ids)
+        return _values(asked, self._directory.read([shard], SUMS))[asked.place]
+
     def missing(self, row_ids: pa.FixedSizeBinaryArray) -> Bools:
         """Which rows have no value yet, shape [N]; of a row that occurs several times, the first only."""
         asked = Asked(row_ids)
         missing = np.zeros(len(row_ids), np.bool_)
-        missing[asked.first[np.isnan(self._values(asked)[:, 0])]] = True
+        missing[asked.first[np.isnan(self._stored(asked)[:, 0])]] = True
         return missing
+
+    def known(self, row_ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
+        """log π_ref of the rows as lookup gives it, but NaN for those that are missing."""
+        asked = Asked(row_ids)
+        return self._stored(asked)[asked.place]
 
     def lookup(self, row_ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
         """log π_ref of the rows, shape [N, 2] (chosen, rejected), in nats. UserError unless every row is there."""
         asked = Asked(row_ids)
-        values = self._values(asked)
+        values = self._stored(asked)
         missing = asked.first[np.isnan(values[:, 0])]
         if len(missing):
             raise UserError(
@@ -111,14 +140,10 @@ class Store:
         for name in shards:
             write_marker(self._place, name, replace(read_marker(self._place, name), verified=True))
 
-    def _values(self, asked: Asked) -> NDArray[np.float32]:
+    def _stored(self, asked: Asked) -> NDArray[np.float32]:
         """The sums of the rows asked, shape [U, 2]; NaN where there is none. Tokens' values are not read."""
-        values = np.full((len(asked), 2), np.nan, np.float32)
         whole, _ = self._directory.survey()
-        for table in self._directory.read(list(reversed(whole)), SUMS):  # the preferred last: they overwrite
-            at, found = asked.find(as_numpy(table["row_id"]))
-            values[at[found]] = np.stack([table[name].to_numpy()[found] for name in SUMS[1:]], axis=1)
-        return values
+        return _values(asked, self._directory.read(list(reversed(whole)), SUMS))  # the preferred last: they overwrite
 
     def _damages(self) -> str:
         _, damages = self._directory.survey()
@@ -128,3 +153,11 @@ class Store:
         hidden = len(damages) - len(shown)
         more = f"\n- and {hidden} more: see `raydpo reference verify`" if hidden else ""
         return " There is also what does not count:" + "".join(shown) + more
+
+
+def _values(asked: Asked, tables: Iterable[pa.Table]) -> NDArray[np.float32]:
+    values = np.full((len(asked), 2), np.nan, np.float32)
+    for table in tables:
+        at, found = asked.find(as_numpy(table["row_id"]))
+        values[at[found]] = np.stack([table[name].to_numpy()[found] for name in SUMS[1:]], axis=1)
+    return values

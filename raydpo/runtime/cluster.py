@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from raydpo.config.schema import Cluster
 
 CONNECT_S = 5.0
 
-_QUIET = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a worker imports torch and deepspeed before it answers
+_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a notice may leave seconds; Ray would look every five
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every printed line twice
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -38,21 +39,30 @@ def connect(cluster: Cluster) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    runtime_env = {"env_vars": {name: os.environ[name] for name in _QUIET} | cluster.env}
+    runtime_env = {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT} | cluster.env}
     temporary = None
     try:
-        if not _attach(runtime_env):
-            # Ray's unix sockets live below this directory, and their paths may have 107 bytes at most.
-            temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")
-            _start(cluster, runtime_env, temporary)
+        with _sigterm_unchanged():
+            if not _attach(runtime_env):
+                # Ray's unix sockets live below this directory, and their paths may have 107 bytes at most.
+                temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")
+                _start(cluster, runtime_env, temporary)
         _quieten_ray_data()
         yield
     finally:
         ray.shutdown()
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_unchanged() -> Iterator[None]:
+    """ray.init puts a handler of its own in place of the job's, which knows how to report a SIGTERM."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _quieten_ray_data() -> None:

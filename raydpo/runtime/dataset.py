@@ -5,7 +5,9 @@ Legend: N rows. 56 bytes a row; the tokens themselves stay in the shards.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.shards import COMPLETIONS, Kind, TokenManifest, read_shard
+from raydpo.data.shards import COMPLETIONS, Kind, ShardInfo, TokenManifest, read_shard
 from raydpo.reference.store import Store
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    def where(self, positions: NDArray[np.int64]) -> list[tuple[str, NDArray[np.int32]]]:
+        """Token shards and offsets in them of some rows; positions are in ascending order."""
+        shard, offset = self.shard[positions], self.offset[positions].astype(np.int32)
+        numbers, begins = np.unique(shard, return_index=True)  # rows lie in the order of their shards
+        pieces = np.split(offset, begins)[1:]
+        return [(self.shards[number], offsets) for number, offsets in zip(numbers, pieces, strict=True)]
+
+    def with_known(self, store: Store) -> Dataset:
+        """Joined with the reference store; NaN where a row is not there yet."""
+        return replace(self, ref_logps=store.known(self.row_ids))
+
     def with_reference(self, store: Store) -> Dataset:
         """Joined with the reference store; UserError unless every row is there."""
         return replace(self, ref_logps=store.lookup(self.row_ids))
@@ -41,12 +56,24 @@ class Dataset:
 
 def open_dataset(directory: Path) -> Dataset:
     """Index the shards of a prepared directory. UserError when it was never finished."""
-    manifest = TokenManifest.read(directory / "manifest.json")
+    manifest = TokenManifest.read(directory / MANIFEST)
+    return _index(directory, manifest, manifest.shards)
+
+
+def windows(directory: Path, rows: int) -> Iterator[Dataset]:
+    """A prepared directory in parts of about so many rows, whole shards each; one is in memory at a time."""
+    manifest = TokenManifest.read(directory / MANIFEST)
+    ends = np.cumsum([shard.rows for shard in manifest.shards])
+    for _, numbered in groupby(enumerate(manifest.shards), key=lambda item: ends[item[0]] // rows):
+        yield _index(directory, manifest, [shard for _, shard in numbered])
+
+
+def _index(directory: Path, manifest: TokenManifest, shards: Sequence[ShardInfo]) -> Dataset:
     parts: list[list[NDArray[np.int64]]] = []
     row_ids: list[pa.ChunkedArray] = []
-    paths = tuple(str(directory / shard.path) for shard in manifest.shards)
+    paths = tuple(str(directory / shard.path) for shard in shards)
     for number, path in enumerate(paths):
-        table = read_shard(Path(path))
+        table = read_shard(path)
         lengths = [_lengths(table[name]) for name in COMPLETIONS[manifest.kind]]
         completion: NDArray[np.int64] = np.stack(lengths).sum(axis=0)
         rows = np.arange(table.num_rows)

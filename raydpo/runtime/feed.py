@@ -28,6 +28,7 @@ from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
 from raydpo.objective.objectives import Objective
 from raydpo.runtime.dataset import Dataset
+from raydpo.runtime.overlap import Ahead
 from raydpo.runtime.preflight import READER_CPUS
 from raydpo.runtime.readers import read_rows
 from raydpo.train.commits import latest
@@ -46,6 +47,7 @@ class Plan:
     budget: int  # tokens per micro-batch
     num_steps: int
     checkpoints: Path  # the latest commit there says where to start
+    ahead: Ahead | None = None  # scores references while training runs; None: the dataset has all of them
 
     def start(self) -> int:
         """Steps already done. By now the workers have verified the latest commit, and set aside any that is broken."""
@@ -79,6 +81,8 @@ class Plan:
             }
             if data.ref_logps is not None:
                 columns["ref_logps"] = pa.array(data.ref_logps[mine].tolist(), pa.list_(pa.float32()))
+            if self.ahead:
+                columns["number"] = self.ahead.numbers[mine]
             yield pa.table(columns)
 
 
@@ -91,15 +95,26 @@ class OrderedFeed(DataConfig):
 
     def configure(self, datasets: Any, world_size: int, *_: Any, **__: Any) -> list[dict[str, ray.data.DataIterator]]:
         """One iterator per rank, from the newest committed step on."""
-        return [{"rows": self._pipeline(blocks)} for blocks in self._plan.tables(self._plan.start(), world_size)]
+        start, ahead = self._plan.start(), self._plan.ahead
+        if ahead:
+            ray.get(ahead.scorers.reached.remote(start))
+        return [{"rows": self._pipeline(blocks)} for blocks in self._plan.tables(start, world_size)]
 
     def _pipeline(self, blocks: list[pa.Table]) -> ray.data.DataIterator:
-        rows = ray.data.from_arrow(blocks or [pa.table({"step": pa.array([], pa.int64())})])
+        # Not from_arrow: it runs a task of one CPU a block, and hangs where the workers leave less than that free.
+        rows = ray.data.from_blocks(blocks or [pa.table({"step": pa.array([], pa.int64())})])
         rows.context.execution_options.preserve_order = True
+        rows.context.execution_no_progress_timeout_s = -1  # slow steps would count; the worker times its own waits
         if blocks:
             # One reader a rank keeps well ahead of the training; without the limit Ray starts a process for every slot.
+            ahead = self._plan.ahead
             rows = rows.map_batches(
-                read_rows, batch_format="pyarrow", batch_size=None, num_cpus=READER_CPUS, compute=ONE_READER
+                read_rows,
+                fn_kwargs={"scorers": ahead.scorers if ahead else None},
+                batch_format="pyarrow",
+                batch_size=None,
+                num_cpus=READER_CPUS,
+                compute=ONE_READER,
             )
         return rows.iterator()
 

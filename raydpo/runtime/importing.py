@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ from raydpo.data.tokens import TokenSettings, tokenize_pair
 from raydpo.model.load import load_tokenizer
 from raydpo.reference.index import Asked, as_numpy
 from raydpo.reference.shard import SCHEMA
+from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.layout import Layout
-from raydpo.runtime.precompute import missing_rows, prepared_datasets, reference_store
+from raydpo.runtime.precompute import reference_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,8 +76,8 @@ def import_values(run: RunFile, path: str) -> Imported:
             "set, or was `raydpo prepare` run with another tokenizer, template or data.max_length?"
         )
     shards = []  # all are made before the first is committed: a file with a mistake changes nothing
-    for work in missing_rows(datasets, missing):
-        table = read_shard(work["path"][0].as_py()).take(work["offsets"][0].values)
+    for prepared, offsets in missing_rows(datasets, missing):
+        table = read_shard(prepared).take(pa.array(offsets))
         at, found = asked.find(as_numpy(table["row_id"]))
         if found.any():
             shards.append(_shard(table.filter(pa.array(found)), given, asked.first[at[found]]))
@@ -91,6 +92,23 @@ def import_values(run: RunFile, path: str) -> Imported:
         lacking=int(missing.sum()) - imported,
         store=store.address,
     )
+
+
+def prepared_datasets(run: RunFile) -> list[Dataset]:
+    """The train tokens and, where there are any, the held-out ones."""
+    layout = Layout(run)
+    held_out = [layout.held_out_tokens] if layout.held_out_tokens.exists() else []
+    return [open_dataset(path) for path in (layout.train_tokens, *held_out)]
+
+
+def missing_rows(datasets: Sequence[Dataset], missing: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.int32]]]:
+    """Every token shard with missing rows, and their offsets in it.
+
+    missing: over the rows of all datasets, in order.
+    """
+    ends = np.cumsum([len(dataset) for dataset in datasets])
+    for dataset, wanted in zip(datasets, np.split(missing, ends[:-1]), strict=True):
+        yield from dataset.where(np.flatnonzero(wanted))
 
 
 def _shard(prepared: pa.Table, given: _Given, rows: NDArray[np.int64]) -> pa.Table:

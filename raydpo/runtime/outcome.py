@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -15,17 +14,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_text
 from raydpo.config.load import dump_run_file
 from raydpo.config.schema import RunFile
+from raydpo.runtime.lock import owned
 
 Stage = Callable[[RunFile], dict[str, Any]]
 
 _DEFECT = 1
 _USER_ERROR = 2
+
+
+class Stopped(Exception):
+    """Raised by a stage that has ended early because SIGTERM asked it to; the text says what is saved."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     job killed without warning never shows another's success.
     """
     started = time.monotonic()
-    with _terminate_as_exit():
+    with _terminate_as_exit() as arrived:
         try:
             directory = Path(run.output_dir)
-            with _owned(directory):
+            with owned(directory):
                 (directory / "result.json").unlink(missing_ok=True)
                 write_text(directory / "run.yaml", dump_run_file(run))
-                outcome = _attempt(stage, run, function)
+                outcome = _attempt(stage, run, function, arrived)
                 write_text(directory / "result.json", outcome.line + "\n")
         except UserError as error:
             outcome = _user_error(stage, run.name, error, started)
@@ -61,8 +63,8 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
 
 def run_check(stage: str, run: RunFile, function: Stage) -> int:
     """Run a stage that only looks: nothing is locked or written, the status line is printed all the same."""
-    with _terminate_as_exit():
-        return _announce(_attempt(stage, run, function))
+    with _terminate_as_exit() as arrived:
+        return _announce(_attempt(stage, run, function, arrived))
 
 
 def refuse(stage: str, error: UserError) -> int:
@@ -70,17 +72,21 @@ def refuse(stage: str, error: UserError) -> int:
     return _announce(_user_error(stage, None, error, time.monotonic()))
 
 
-def _attempt(stage: str, run: RunFile, function: Stage) -> Outcome:
+def _attempt(stage: str, run: RunFile, function: Stage, arrived: list[int]) -> Outcome:
+    """Run the stage; `arrived` holds the SIGTERMs that have come by the time it ends."""
     started = time.monotonic()
     try:
         return _outcome(stage, run.name, started, 0, status="succeeded", result=function(run))
     except UserError as error:
         return _user_error(stage, run.name, error, started)
+    except Stopped as error:
+        return _interrupted(stage, run.name, started, signal.SIGTERM, f": {error}")
     except KeyboardInterrupt:
         return _interrupted(stage, run.name, started, signal.SIGINT)
     except SystemExit as error:
-        # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0, inside ray.get into 1.
-        if error.code == signal.SIGTERM:
+        # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0. An exit inside ray.get,
+        # whatever its cause, comes out as 1; so SIGTERM is what has been seen to arrive.
+        if arrived or error.code == signal.SIGTERM:
             return _interrupted(stage, run.name, started, signal.SIGTERM)
         if error.code in (None, 0, 1):
             return _interrupted(stage, run.name, started, signal.SIGINT)
@@ -91,8 +97,8 @@ def _attempt(stage: str, run: RunFile, function: Stage) -> Outcome:
         return _outcome(stage, run.name, started, _DEFECT, status="failed", error=description)
 
 
-def _interrupted(stage: str, name: str, started: float, by: signal.Signals) -> Outcome:
-    return _outcome(stage, name, started, 128 + by, status="interrupted", error=by.name)
+def _interrupted(stage: str, name: str, started: float, by: signal.Signals, saved: str = "") -> Outcome:
+    return _outcome(stage, name, started, 128 + by, status="interrupted", error=by.name + saved)
 
 
 def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Outcome:
@@ -113,31 +119,19 @@ def _announce(outcome: Outcome) -> int:
 
 
 @contextmanager
-def _owned(directory: Path) -> Iterator[None]:
-    """Hold the directory alone. The lock is the kernel's, so that of a dead owner is gone with it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lock, owner = directory / ".lock", directory / ".lock.pid"
-    try:
-        with FileLock(lock, timeout=0):
-            write_text(owner, f"{os.getpid()}\n")
-            yield
-    except Timeout:
-        pid = owner.read_text().strip() if owner.exists() else "unknown"
-        raise UserError(
-            f"{lock} is held by process {pid}: another job writes to this output_dir. "
-            "Wait for it, stop it, or set another output_dir."
-        ) from None
+def _terminate_as_exit() -> Iterator[list[int]]:
+    """Let SIGTERM unwind the stack like an exit, so that every `finally` stops what it started.
 
+    Yields the signals that have arrived.
+    """
+    arrived: list[int] = []
 
-@contextmanager
-def _terminate_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack like an exit, so that every `finally` stops what it started."""
-
-    def unwind(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(int(signal.SIGTERM))
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+        raise SystemExit(number)
 
     previous = signal.signal(signal.SIGTERM, unwind)
     try:
-        yield
+        yield arrived
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -31,11 +31,16 @@ def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
     evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, 0)] if run.evaluate else []
     engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
+    beside = evaluation or (samplers if engines_stay else [])
     phases = {
         "sft": _workers("sft", run.sft.workers) if run.sft else [],
         "sample": samplers if run.sample else [],
         "precompute": [*scorers, *samplers] if engines_stay else scorers,
-        "train": [*_workers("train", run.train.workers), *evaluation],
+        "train": [
+            *_workers("train", run.train.workers),
+            *beside,
+            *(scorers if run.train.reference == "overlap" else []),
+        ],
         "evaluate": evaluation,
     }
     return {name: asked for name, asked in phases.items() if asked and stage in (name, "run")}
@@ -46,6 +51,21 @@ def _workers(section: str, workers: Workers) -> list[Demand]:
         Demand(f"{section}.workers", workers.count, workers.cpus, workers.gpus),
         Demand("readers", workers.count, READER_CPUS, 0),
     ]
+
+
+def room_for_scorers(run: RunFile) -> int:
+    """Scorers that fit beside training as the cluster is now, and leave its workers and readers what they need.
+
+    A pool that took all that is free would keep readers from running, and the readers' rows are what it waits for.
+    """
+    pool, have = run.reference.pool, ray.cluster_resources()
+    asked = [d for d in bills(run, "run")["train"] if d.what != "reference.pool"]
+    room = [
+        (have.get(resource, 0) - sum(d.count * getattr(d, amount) for d in asked)) // getattr(pool, amount)
+        for resource, amount in (("CPU", "cpus"), ("GPU", "gpus"))
+        if getattr(pool, amount)
+    ]
+    return int(min(room, default=pool.max_actors))
 
 
 def check_fits(asked: Sequence[Demand]) -> None:

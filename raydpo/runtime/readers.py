@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
 
 from raydpo.data.formats import Field, read_chunks
 from raydpo.data.shards import read_shard
+
+_ASK_AGAIN_S = 0.2
 
 
 def read_file(batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int) -> Iterator[dict[str, list[Any]]]:
@@ -26,13 +31,29 @@ def read_file(batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk:
         }
 
 
-def read_rows(plan: pa.Table) -> pa.Table:
-    """Add the tokens to a block of the training plan."""
+def read_rows(plan: pa.Table, *, scorers: ActorHandle | None) -> pa.Table:
+    """Add the tokens to a block of the training plan, and the reference sums that are scored while training runs."""
     where = zip(plan["path"].to_pylist(), plan["offset"].to_pylist(), strict=True)
     tokens = pa.concat_tables([_cached_shard(path).slice(offset, 1) for path, offset in where]).combine_chunks()
     for name in tokens.column_names:
         plan = plan.append_column(name, tokens[name])
+    if scorers:
+        plan = _with_sums(plan, scorers)
     return plan.drop_columns(["path", "offset"])
+
+
+def _with_sums(plan: pa.Table, scorers: ActorHandle) -> pa.Table:
+    numbers = plan["number"].to_numpy()
+    awaited = numbers >= 0
+    if awaited.any():
+        sums = plan["ref_logps"].combine_chunks().flatten().to_numpy().reshape(len(plan), -1).copy()
+        first_step = plan["step"][0].as_py()
+        while (found := ray.get(scorers.values.remote(numbers[awaited], first_step))) is None:
+            time.sleep(_ASK_AGAIN_S)
+        sums[awaited] = found
+        column = pa.array(sums.tolist(), pa.list_(pa.float32()))
+        plan = plan.set_column(plan.column_names.index("ref_logps"), "ref_logps", column)
+    return plan.drop_columns(["number"])
 
 
 @lru_cache(maxsize=64)

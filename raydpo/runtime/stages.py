@@ -114,7 +114,8 @@ def run(run: RunFile) -> Result:
         if run.sample and engines:
             timed("sample", partial(sample_pairs, run, engines))
         timed("prepare", lambda: prepare(run))
-        timed("precompute", lambda: precompute(run))
+        if run.train.reference == "precompute":
+            timed("precompute", lambda: precompute(run))
         timed("train", lambda: _train(run, engines))
         if run.evaluate and engines:
             timed("evaluate", partial(evaluate_exports, run, engines))

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import os
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile, Train, Training
+from raydpo.config.schema import RunFile, Timeouts, Train, Training
 from raydpo.data.order import Order
 from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.evaluation import Evaluator
+from raydpo.runtime.failures import START_RETRIES, FailureLog, start_refusal, storage_refusal
 from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.lock import claim
+from raydpo.runtime.outcome import Stopped
+from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.precompute import reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
 from raydpo.runtime.worker import Job, run_worker
 from raydpo.train.commits import Cursor, latest, newest
 from raydpo.train.retention import Retention
@@ -39,7 +45,9 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     """Preference training, with evaluation beside it where there is an evaluator."""
     layout = Layout(run)
     store = reference_store(run)
-    dataset = open_dataset(layout.train_tokens).with_reference(store)
+    overlapped = run.train.reference == "overlap"
+    dataset = open_dataset(layout.train_tokens)
+    dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
     imported = store.unverified(dataset.row_ids)
     options = run.train.objective.model_dump()
     objective = DPO[options.pop("name")](**options)
@@ -57,6 +65,9 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         step0_tolerance=run.train.step0_tolerance,
         confirm_imported=partial(store.mark_verified, imported) if imported else None,
     )
+    if overlapped and (ahead := score_ahead(run, store, dataset, plan.order, plan.num_steps)):
+        job = replace(job, reached=partial(tell_reached, ahead.scorers))
+        plan = replace(plan, ahead=ahead)
     validation = None
     if evaluator:
         validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": EVALUATION_CPUS})
@@ -106,6 +117,8 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
         num_steps=num_steps,
         identity=hashlib.blake2b(repr(meaning).encode(), digest_size=8).hexdigest(),
         directory=directory,
+        claim=claim(Path(run.output_dir)),
+        timeouts=run.timeouts,
         **rest,
     )
     return job, plan
@@ -139,10 +152,30 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     if _all_done(job, plan):
         print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
         return _outcome(job, plan)
+    trainer = _trainer(job, plan, validation)
+    try:
+        with stop_on_sigterm(job.directory):
+            trainer.fit()
+    except WorkerGroupError as error:
+        raise storage_refusal(error, job.directory) or error from None
+    except ControllerError as error:
+        raise start_refusal(error, workers, job.timeouts) or error from None
+    if refused.exists():
+        raise UserError(json.loads(refused.read_text())["error"])
+    if stop_asked(job.directory):
+        found = latest(plan.checkpoints)
+        step = found.cursor.step if found else 0
+        raise Stopped(f"{job.directory.name} has committed step {step}; the same command goes on from there")
+    return _outcome(job, plan)
+
+
+def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> TorchTrainer:
+    workers = job.training.workers
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     ray_files = job.directory / "ray"
     shutil.rmtree(ray_files, ignore_errors=True)  # Ray's own snapshot must never decide where a run resumes
-    trainer = TorchTrainer(
+    _announce(job.timeouts)
+    return TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -151,35 +184,25 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
         run_config=RunConfig(
             name="group",
             storage_path=str(ray_files),
-            failure_config=FailureConfig(max_failures=job.training.max_failures),
+            # Nodes that are taken away with notice are counted apart, and without limit.
+            failure_config=FailureConfig(
+                max_failures=job.training.max_failures, controller_failure_limit=START_RETRIES
+            ),
+            callbacks=[FailureLog(job.directory)],
             logging_config=LoggingConfig(log_level="WARNING"),  # it would print every report in full
         ),
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo", timeout_s=job.timeouts.collective),
         datasets={"rows": ray.data.range(1)},  # a placeholder: the feed brings its own
         dataset_config=OrderedFeed(plan),
         validation_config=validation,
     )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        raise _storage_refusal(error, job.directory) or error from None
-    if refused.exists():
-        raise UserError(json.loads(refused.read_text())["error"])
-    return _outcome(job, plan)
 
 
-def _storage_refusal(error: WorkerGroupError, directory: Path) -> UserError | None:
-    """What a worker could not write, if that is why the group has failed."""
-    for failure in error.worker_failures.values():
-        cause = getattr(failure, "_base_exc", failure)  # Ray wraps it
-        if isinstance(cause, UserError):
-            return cause
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return UserError(
-                f"{directory} cannot be written: {cause}. Make room or make it writable, then start again: the run "
-                "goes on from its last commit."
-            )
-    return None
+def _announce(timeouts: Timeouts) -> None:
+    """Ray Train takes these from the environment of the driver, and from nowhere else."""
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeouts.start)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(timeouts.worker)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(timeouts.collective)
 
 
 def _all_done(job: Job, plan: Plan) -> bool:

@@ -17,17 +17,20 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.config.errors import UserError
-from raydpo.config.files import write_json, write_text
-from raydpo.config.schema import Training
+from raydpo.config.files import whole_lines, write_json, write_text
+from raydpo.config.schema import Timeouts, Training
 from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
 from raydpo.model.load import load_model, load_tokenizer
 from raydpo.objective.objectives import Objective
 from raydpo.runtime.feed import shares
+from raydpo.runtime.lock import Claim, hold
+from raydpo.runtime.patience import Place, named, within
 from raydpo.runtime.progress import Progress
+from raydpo.runtime.stopping import Requests
 from raydpo.train.checkpoint import Saver, resume
-from raydpo.train.engine import Policy, init_distributed, make_policy
+from raydpo.train.engine import Policy, init_distributed, limit_collectives, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
 from raydpo.train.retention import Retention
@@ -47,29 +50,36 @@ class Job:
     num_steps: int
     identity: str  # hash of what makes this run this run
     directory: Path  # checkpoints, metrics
+    claim: Claim  # on output_dir
+    timeouts: Timeouts
     retention: Retention  # of checkpoints
     exports: str  # where an export goes, with {step}
     evaluated: bool  # exports are evaluated beside training
     evaluate_every: int | None  # steps between exports; the last step is exported in any case
     step0_tolerance: float | None  # None: no reference to compare with
     confirm_imported: Callable[[], None] | None  # marks imported reference values as verified; None: there are none
+    reached: Callable[[int], None] | None = None  # told how many steps are done, by those who work ahead of them
 
 
 def run_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry point. A UserError ends the run at once instead of being retried."""
     job: Job = config["job"]
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would print every pipeline in full
+    rank = ray.train.get_context().get_world_rank()
+    hold(job.claim)
+    place = Place(rank)
     try:
-        _train(job)
+        with named(place):
+            _train(job, place)
     except UserError as error:
-        if ray.train.get_context().get_world_rank() == 0:
+        if rank == 0:
             with suppress(OSError):  # where nothing can be written, the failure itself carries the message
                 write_json(job.directory / "refused.json", {"error": str(error)})
                 return
             raise
 
 
-def _train(job: Job) -> None:
+def _train(job: Job, place: Place) -> None:
     context = ray.train.get_context()
     init_distributed(context.get_world_size())
     device = ray.train.torch.get_device()
@@ -84,15 +94,16 @@ def _train(job: Job) -> None:
         activation_checkpointing=training.activation_checkpointing,
         fp32_head=job.fp32_head,
     )
+    limit_collectives(job.timeouts.collective)
     checkpoints, tokenizer = job.directory / "checkpoints", load_tokenizer(job.model)
     found = resume(policy, checkpoints)
     start = found.cursor.step if found else 0
-    rows = ray.train.get_dataset_shard("rows")  # after resume: the feed starts at the commit that it left as the latest
     with Saver(policy, tokenizer, checkpoints, identity=job.identity, retention=job.retention) as saver:
         desk = Desk(job, policy, saver, start=start, ceiling=ceiling, tokenizer=tokenizer)
+        place.at = f"waiting for the rows of step {start + 1}"
         train_loop(
             policy,
-            desk.first_checked(shares(rows, job.objective, first_step=start, device=policy.device)),
+            desk.until_stopped(within(_fed(job, policy, start), job.timeouts.data, place), place),
             job.objective,
             lr=lambda step: learning_rate(
                 step,
@@ -103,6 +114,12 @@ def _train(job: Job) -> None:
             ),
             after_step=desk.after_step,
         )
+
+
+def _fed(job: Job, policy: Policy, start: int) -> Iterator[Share]:
+    """This rank's shares. To be begun after resume: the feed starts at the commit that it has left as the latest."""
+    rows = ray.train.get_dataset_shard("rows")
+    yield from shares(rows, job.objective, first_step=start, device=policy.device)
 
 
 class Desk:
@@ -119,36 +136,42 @@ class Desk:
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self._job, self._policy, self._saver, self._ceiling, self._tokenizer = job, policy, saver, ceiling, tokenizer
+        self._requests, self._stop = Requests(job.directory, rank=policy.rank), False
         if policy.rank == 0:
             self._metrics = job.directory / "metrics.jsonl"
-            write_text(self._metrics, _lines_up_to(self._metrics, start))
+            lines = whole_lines(self._metrics)
+            kept = [line for line in lines if json.loads(line)["step"] <= start]
+            write_text(self._metrics, "".join(kept))
             print(f"{job.directory.name}: {layout_name(policy.lm)}", flush=True)
+            if lines:
+                again = len(lines) - len(kept)
+                print(f"{job.directory.name}: goes on after step {start}, {again} steps are done again", flush=True)
             self._progress = Progress(job.directory.name, total=job.num_steps, unit="steps", done=start)
 
-    def first_checked(self, shares: Iterator[Share]) -> Iterator[Share]:
-        """The shares as they come, but the run's very first must satisfy the step-0 law."""
-        job, confirm = self._job, self._job.confirm_imported
+    def until_stopped(self, shares: Iterator[Share], place: Place) -> Iterator[Share]:
+        """The shares as they come, with `place` kept true, until a stop is asked for."""
         for share in shares:
-            if share.step == 0 and job.step0_tolerance is not None:
-                gap = check_step_zero(
-                    self._policy, share.micro_batches, tolerance=job.step0_tolerance, imported=confirm is not None
-                )
-                self._say(f"step-0 law holds: max |Δ logp| {gap:.2e} nats per sequence")
-                if self._policy.rank == 0:
-                    write_json(job.directory / "step0.json", {"max_abs_delta_logp": gap})
-                    if confirm:
-                        confirm()
+            place.at = f"step {share.step + 1}"
+            if share.step == 0 and self._job.step0_tolerance is not None:
+                self._check_first(share, self._job.step0_tolerance)
             yield share
+            if self._stop:
+                return
+            place.at = f"waiting for the rows of step {share.step + 2}"
 
     def after_step(self, share: Share, metrics: Metrics) -> None:
-        """Record, and save or export where it is due."""
+        """Record, and save or export where it is due or asked for."""
         job, step = self._job, share.step + 1
-        metrics = {"step": step, **metrics, **self._speed(share, metrics["seconds"])}
+        totals = self._totals(share)
+        self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
+        metrics = {"step": step, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps
         export = last or (job.evaluate_every and step % job.evaluate_every == 0)
         if export:
             self._export(step, probe=share.micro_batches[0])
-        save = last or step % job.training.checkpoint_every == 0
+        if notice:
+            self._say(f"step {step}: a node is about to be taken away; saving")
+        save = last or self._stop or notice or step % job.training.checkpoint_every == 0
         metrics["checkpoint_stall_seconds"] = self._saver.copy(step) if save else 0.0
         if self._policy.rank == 0:
             self._record(metrics)
@@ -157,31 +180,35 @@ class Desk:
         if export:
             self._report(metrics)
 
+    def _check_first(self, share: Share, tolerance: float) -> None:
+        """The run's very first share must satisfy the step-0 law."""
+        confirm = self._job.confirm_imported
+        gap = check_step_zero(self._policy, share.micro_batches, tolerance=tolerance, imported=confirm is not None)
+        self._say(f"step-0 law holds: max |Δ logp| {gap:.2e} nats per sequence")
+        if self._policy.rank == 0:
+            write_json(self._job.directory / "step0.json", {"max_abs_delta_logp": gap})
+            if confirm:
+                confirm()
+
     def _export(self, step: int, *, probe: Batch) -> None:
         begin = time.perf_counter()
         directory = export_policy(self._policy, self._tokenizer, Path(self._job.exports.format(step=step)), probe=probe)
         self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
 
-    def _speed(self, share: Share, seconds: float) -> Metrics:
-        """Tokens and pairs per second of the whole group, and this machine's use of its own matmul ceiling."""
+    def _totals(self, share: Share) -> Metrics:
+        """Of the whole group: the step's tokens and FLOPs, all ranks' ceilings, and what rank 0 is asked to do."""
         flops = 3 * sum(forward_flops(self._policy.lm, batch.bounds) for batch in share.micro_batches)
-        sums = {
-            "tokens": torch.tensor(float(sum(batch.input_ids.numel() for batch in share.micro_batches))),
-            "flops": torch.tensor(flops),
-            "ceiling": torch.tensor(self._ceiling),
-        }
-        totals = reduce_sums(sums)
-        return {
-            "tokens_per_second": totals["tokens"] / seconds,
-            "pairs_per_second": share.num_rows / seconds,
-            "mfu": totals["flops"] / seconds / totals["ceiling"],
-        }
+        tokens = sum(batch.input_ids.numel() for batch in share.micro_batches)
+        mine = {"tokens": tokens, "flops": flops, "ceiling": self._ceiling, **self._requests.poll()}
+        return reduce_sums({name: torch.tensor(float(value)) for name, value in mine.items()})
 
     def _record(self, metrics: Metrics) -> None:
         with self._metrics.open("a") as stream:
             stream.write(json.dumps(metrics) + "\n")
         shown = {name: metrics[name] for name in ("loss", "rewards/accuracies", "mfu") if name in metrics}
         self._progress.advance(1, **shown)
+        if self._job.reached:
+            self._job.reached(int(metrics["step"]))
 
     def _report(self, metrics: Metrics) -> None:
         """Tell Ray Train, which starts the evaluation beside training. The checkpoint it gets is a pointer."""
@@ -199,7 +226,10 @@ class Desk:
             print(text, flush=True)
 
 
-def _lines_up_to(path: Path, steps: int) -> str:
-    """Recorded metrics of the steps that a resumed run does not repeat."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return "".join(line for line in lines if json.loads(line)["step"] <= steps)
+def _speed(totals: Metrics, share: Share, seconds: float) -> Metrics:
+    """Tokens and pairs per second of the whole group, and its use of its own matmul ceiling."""
+    return {
+        "tokens_per_second": totals["tokens"] / seconds,
+        "pairs_per_second": share.num_rows / seconds,
+        "mfu": totals["flops"] / seconds / totals["ceiling"],
+    }

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 from transformers import PreTrainedModel
 
 from raydpo.config.schema import Optimizer, Zero
@@ -57,6 +58,12 @@ def init_distributed(world_size: int) -> None:
     actual = torch.distributed.get_world_size()
     if actual != world_size:
         raise RuntimeError(f"torch.distributed sees {actual} ranks, the launcher started {world_size}.")
+
+
+def limit_collectives(seconds: float) -> None:
+    """Let a collective of any group wait for so long. DeepSpeed makes groups of its own, with torch's default."""
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def make_policy(

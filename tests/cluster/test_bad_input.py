@@ -99,7 +99,7 @@ def test_a_mistake_is_named_with_its_remedy_before_anything_starts(name: str, in
         assert not started.temporary_directories(), "it has started a cluster"
     assert_refused(answer, *mistake.says)
     left = {path.name for path in (tmp_path / "out").glob("*")}
-    assert left <= {".lock", ".lock.pid", "run.yaml", "result.json", "timings.json"}
+    assert left <= {".lock", ".lock.workers", "run.yaml", "result.json", "timings.json"}
 
 
 @pytest.mark.unit
@@ -108,7 +108,7 @@ def test_an_output_directory_that_another_job_writes_to_is_left_alone(inputs: Pa
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"):
         answer = raydpo("train", run_file)
-    assert_refused(answer, f"{tmp_path / 'out' / '.lock'} is held by process", "set another output_dir")
+    assert_refused(answer, f"{tmp_path / 'out' / '.lock'} is held by a process", "try again")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 

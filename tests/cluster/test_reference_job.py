@@ -45,8 +45,12 @@ def test_a_store_on_s3_is_that_on_disk_and_only_a_damaged_shard_is_scored_again(
 ) -> None:
     store = s3()
     run_file = run_file_of(small, inputs, tmp_path, store)
-    result = raydpo("precompute", run_file).succeeded().status["result"]
+    first = raydpo("precompute", run_file).succeeded()
+    result = first.status["result"]
     assert (result["scored"], result["found"]) == (NUM_PAIRS, 0)
+    assert result["tokens_per_second"] > result["pairs_per_second"] > 0
+    assert 0 < result["mfu"] < 1
+    assert all(f"{figure}=" in first.stderr for figure in ("tokens/s", "MFU", "scorers", "lost"))
     whole = files_of(store)
     assert whole == files_of(str(small.output_dir / "reference"))
 

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cluster.conftest import Run
+from tests.cluster.outputs import committed, metrics_of, ready_to_train, steps_committed
 from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import small_run, write_run_file
 
 pytestmark = pytest.mark.cluster
 
 STEPS = 48
-CLOCK = {"seconds", "cpu_seconds", "data_seconds", "checkpoint_stall_seconds"}
-CLOCK |= {"tokens_per_second", "pairs_per_second", "mfu"}
-
-
-def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
-    """What was recorded of each step, but for how long it took."""
-    path = output_dir / "train" / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
-
-
-def steps_committed(output_dir: Path) -> list[int]:
-    markers = (output_dir / "train" / "checkpoints").glob("step-*/COMMITTED")
-    return sorted(int(marker.parent.name[5:11]) for marker in markers)
-
-
-def committed(output_dir: Path) -> int:
-    """The newest step with a committed checkpoint; 0 without one."""
-    return max(steps_committed(output_dir), default=0)
 
 
 @pytest.fixture
 def prepared(small: Run, inputs: Path, tmp_path: Path) -> Run:
     """The small run just before its training."""
-    output_dir = tmp_path / "out"
-    for name in ("tokens", "reference"):
-        shutil.copytree(small.output_dir / name, output_dir / name)
-    run_file = write_run_file(tmp_path / "run.yaml", small_run(inputs, output_dir))
-    return Run(run_file, output_dir, small.job, set(), [])
+    return Run(ready_to_train(small.output_dir, inputs, tmp_path), tmp_path / "out", small.job, set(), [])
 
 
 def test_a_killed_job_started_again_ends_bitwise_as_an_undisturbed_one(small: Run, prepared: Run) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
@@ -40,6 +40,63 @@ def global_batches(draw: st.DrawFn) -> tuple[Ints, int, int]:
     size = world_size * draw(st.integers(1, 8))
     tokens = np.asarray(draw(st.lists(st.integers(1, 100), min_size=size, max_size=size)))
     return tokens, world_size, draw(st.integers(int(tokens.max()), 400))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """What one start of a run does before it is stopped, and where the next one goes on."""
+
+    world_size: int
+    steps: range  # that it takes
+    committed: int  # steps that are not lost
+
+
+@st.composite
+def journeys(draw: st.DrawFn) -> tuple[Order, Ints, list[Leg]]:
+    """A run over rows of the drawn lengths, stopped at any steps and resumed by any number of workers that divides."""
+    order = draw(BOTH_TAILS)
+    tokens = np.asarray(draw(st.lists(st.integers(1, 100), min_size=order.num_pairs, max_size=order.num_pairs)))
+    size = order.global_batch_size
+    workers = st.sampled_from([world for world in range(1, size + 1) if size % world == 0])
+    legs, start = [], 0
+    for _ in range(draw(st.integers(0, 4))):
+        stopped = draw(st.integers(start, order.num_steps))
+        legs.append(Leg(draw(workers), range(start, stopped), draw(st.integers(start, stopped))))
+        start = legs[-1].committed
+    legs.append(Leg(draw(workers), range(start, order.num_steps), order.num_steps))
+    return order, tokens, legs
+
+
+def rows_of(step: int, order: Order, tokens: Ints, world_size: int) -> list[int]:
+    """Every row that some rank reads in a step."""
+    positions = order.batch(step)
+    ranks = split_microbatches(tokens[positions], world_size=world_size, budget=120)
+    return [int(row) for rank in ranks for micro_batch in rank for row in positions[micro_batch]]
+
+
+@settings(max_examples=2500)
+@given(journeys())
+def test_a_run_stopped_anywhere_and_resumed_by_any_workers_reads_the_undisturbed_stream(
+    journey: tuple[Order, Ints, list[Leg]],
+) -> None:
+    order, tokens, legs = journey
+    read: dict[int, list[int]] = {}
+    for leg in legs:
+        permutation.cache_clear()  # another process
+        for step in leg.steps:
+            rows = rows_of(step, replace(order), tokens, leg.world_size)
+            assert sorted(read.setdefault(step, rows)) == sorted(rows), "a step that was redone read other rows"
+    size, per_epoch = order.global_batch_size, order.num_pairs
+    if order.tail == "drop":
+        per_epoch -= per_epoch % size
+    stream = [
+        int(row)
+        for epoch in range(order.epochs)
+        for row in permutation(order.num_pairs, seed=order.seed, epoch=epoch, digest="films")[:per_epoch]
+    ]
+    assert sorted(read) == list(range(len(stream) // size))
+    for step, rows in read.items():
+        assert sorted(rows) == sorted(stream[step * size : (step + 1) * size])
 
 
 @given(num_pairs=st.integers(0, 300), **ARGUMENTS)

@@ -15,7 +15,7 @@ import pytest
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import Data, Model, RunFile
-from raydpo.runtime.outcome import run_stage
+from raydpo.runtime.outcome import Stopped, run_stage
 
 pytestmark = pytest.mark.unit
 
@@ -57,9 +57,9 @@ def raising(error: BaseException) -> Any:
     return stage
 
 
-def start_sleeping_job(directory: Path) -> subprocess.Popen[str]:
+def start_sleeping_job(directory: Path, script: str = SLEEPING_JOB) -> subprocess.Popen[str]:
     job = subprocess.Popen(
-        [sys.executable, "-c", SLEEPING_JOB, str(directory)],
+        [sys.executable, "-c", script, str(directory)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -159,6 +159,20 @@ def test_a_signal_unwinds_the_stage_and_is_reported(tmp_path: Path, sent: signal
     assert (tmp_path / "cleaned").exists()
     assert json.loads(stdout) == json.loads((tmp_path / "result.json").read_text())
     assert json.loads(stdout)["error"] == sent.name
+
+
+def test_an_exit_that_ray_has_disguised_is_still_the_signal_that_caused_it(tmp_path: Path) -> None:
+    inside_ray_get = SLEEPING_JOB.replace("    finally:", "    except SystemExit:\n        sys.exit(1)\n    finally:")
+    job = start_sleeping_job(tmp_path, inside_ray_get)
+    job.send_signal(signal.SIGTERM)
+    stdout, _ = job.communicate(timeout=30)
+    assert (job.returncode, json.loads(stdout)["error"]) == (143, "SIGTERM")
+
+
+def test_a_stage_that_stopped_in_good_order_says_what_is_saved(run: RunFile) -> None:
+    assert run_stage("train", run, raising(Stopped("train has committed step 7"))) == 143
+    found = result_of(run)
+    assert (found["status"], found["error"]) == ("interrupted", "SIGTERM: train has committed step 7")
 
 
 def test_a_place_that_cannot_be_written_is_named(

@@ -22,8 +22,8 @@ from raydpo.data.tokens import TokenSettings
 from raydpo.model.load import load_tokenizer
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys
 from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.importing import Imported, import_values
-from raydpo.runtime.precompute import missing_rows, prepared_datasets, reference_store
+from raydpo.runtime.importing import Imported, import_values, missing_rows, prepared_datasets
+from raydpo.runtime.precompute import reference_store
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -189,13 +189,13 @@ def test_more_data_asks_only_for_what_is_new_and_a_duplicate_is_asked_for_once(r
     prepare(run, [PAIRS[4], new, PAIRS[0], new, *PAIRS[:4]])
     datasets = prepared_datasets(run)
     [work] = missing_rows(datasets, reference_store(run).missing(datasets[0].row_ids))
-    assert work.to_pylist() == [{"path": datasets[0].shards[0], "offsets": [1]}]
+    assert (work[0], work[1].tolist()) == (datasets[0].shards[0], [1])
 
 
 def test_work_is_cut_by_token_shard_over_all_datasets(run: RunFile) -> None:
     [train] = prepared_datasets(run)
     held_out: Dataset = replace(train, shards=("x", "y"))
     missing = np.asarray([1, 0, 1, 0, 0, 0, 0, 0, 1, 1], dtype=bool)
-    work = [row for table in missing_rows([train, held_out], missing) for row in table.to_pylist()]
-    assert work == [{"path": train.shards[0], "offsets": [0, 2]}, {"path": "y", "offsets": [0, 1]}]
+    work = [(path, offsets.tolist()) for path, offsets in missing_rows([train, held_out], missing)]
+    assert work == [(train.shards[0], [0, 2]), ("y", [0, 1])]
     assert list(missing_rows([train, held_out], np.zeros(10, dtype=bool))) == []

@@ -168,3 +168,20 @@ def test_files_that_are_no_shards_are_left_alone(root: str) -> None:
     place_of(root).write("notes.txt", b"mine")
     assert np.array_equal(store.lookup(ids(range(6))), LOGPS)
     assert verify_store(root)[1] == []
+
+
+def test_a_shard_is_known_by_its_rows_in_any_order_and_by_no_fewer(root: str) -> None:
+    store, [first, _] = full_store(root)
+    chunked = [pa.chunked_array([ids(rows)]) for rows in ([2, 0, 1], [0, 1], [0, 1, 2, 3])]
+    assert [store.shard_of(rows) for rows in chunked] == [first, None, None]
+    assert np.array_equal(store.sums(first, chunked[0]), LOGPS[[2, 0, 1]])
+    place_of(root).remove([f"{first}.json"])
+    assert store.shard_of(chunked[0]) is None
+
+
+def test_what_is_not_known_is_nan_and_never_a_number(root: str) -> None:
+    store = claimed(root)
+    store.commit(table([1, 2]))
+    known = store.known(ids([0, 2, 0, 1]))
+    assert np.isnan(known[[0, 2]]).all()
+    assert np.array_equal(known[[1, 3]], LOGPS[[2, 1]])

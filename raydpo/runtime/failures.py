@@ -1,0 +1,74 @@
+"""What became of the worker group: said and kept when it fails, and put in the user's terms when the run gives up."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+from ray.train import ControllerError, UserCallback, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+from raydpo.config.errors import UserError
+from raydpo.config.files import whole_lines
+from raydpo.config.schema import Timeouts, Workers
+
+START_RETRIES = 2  # of a group that does not start in time
+
+
+class FailureLog(UserCallback):
+    """Runs in Ray Train's controller: says which rank failed, after which step and why, and keeps it in a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._last: list[dict[str, Any]] = []
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called at every look at a group with failed workers, which may be several times."""
+        step = last_step(self._directory)
+        found = [{"rank": rank, "after_step": step, "error": _cause(e)} for rank, e in worker_exceptions.items()]
+        if found == self._last:
+            return
+        self._last = found
+        with (self._directory / "failures.jsonl").open("a") as stream:
+            stream.writelines(json.dumps(failure) + "\n" for failure in found)
+        for failure in found:
+            print(f"{self._directory.name}: rank {failure['rank']} failed after step {step}: {failure['error']}")
+
+
+def last_step(directory: Path) -> int:
+    """The last step that metrics.jsonl records; 0 without one."""
+    lines = whole_lines(directory / "metrics.jsonl")
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def storage_refusal(error: WorkerGroupError, directory: Path) -> UserError | None:
+    """What a worker could not write, if that is why the group has failed."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "_base_exc", failure)  # Ray wraps it
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return UserError(
+                f"{directory} cannot be written: {cause}. Make room or make it writable, then start again: the run "
+                "goes on from its last commit."
+            )
+    return None
+
+
+def start_refusal(error: ControllerError, workers: Workers, timeouts: Timeouts) -> UserError | None:
+    """Who did not start, if that is why Ray Train has given up."""
+    if not isinstance(error.controller_failure, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)):
+        return None
+    return UserError(
+        f"{workers.count} workers with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each did not start within "
+        f"timeouts.start={timeouts.start:g} s, tried {START_RETRIES + 1} times: {error.controller_failure}\n`raydpo "
+        "doctor` says what fits the cluster; raise timeouts.start where nodes take long to come, then start again."
+    )
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what happened to a worker, without Ray's wrapping."""
+    error = getattr(error, "health_check_failure", error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

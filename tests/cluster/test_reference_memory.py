@@ -1,0 +1,61 @@
+"""Reference scoring of more tokens than memory is set aside for: they never pass through Ray's object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raydpo.config.schema import RunFile
+from raydpo.data.shards import Counts, TokenManifest, schema, write_shard
+from raydpo.reference.shard import SCHEMA
+from raydpo.runtime.precompute import reference_store, score_missing
+from tests.cluster.own_ray import own_ray
+from tests.cluster.runfiles import save_model
+
+pytestmark = pytest.mark.cluster
+
+OBJECT_STORE_MIB = 80
+SHARDS, LONG = 5, 20_000_000  # prompt tokens of the one long row of a shard, 80 MB
+
+
+def test_token_shards_of_several_times_the_object_store_are_scored_without_filling_it(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    run = RunFile.model_validate(
+        {
+            "name": "large",
+            "output_dir": str(tmp_path),
+            "model": {"path": str(tmp_path / "model"), "dtype": "float32"},
+            "data": {"train": ["none"]},
+        }
+    )
+    store = reference_store(run)
+    store.claim()
+    tables = [token_table(number) for number in range(SHARDS)]
+    assert sum(table.nbytes for table in tables) > 4 * OBJECT_STORE_MIB * 2**20
+    infos = [write_shard(table, tmp_path / f"tokens/{i}.parquet") for i, table in enumerate(tables)]
+    TokenManifest("pair", infos, Counts(2 * SHARDS, 2 * SHARDS)).write(tmp_path / "tokens/manifest.json")
+    for table in tables:
+        store.commit(made_up_sums(table["row_id"][:1]))  # of the long row: nobody could wait for its score
+
+    with own_ray(cpus=2, object_store_mib=OBJECT_STORE_MIB) as session:
+        figures = score_missing(run, store, [tmp_path / "tokens"])
+        assert not list(session.glob("ray_spilled_objects*/*"))
+    assert (figures["scored"], figures["found"]) == (SHARDS, SHARDS)
+
+
+def token_table(number: int) -> pa.Table:
+    """A long row and a short one."""
+    lists = pa.array(np.arange(LONG + 8, dtype=np.int32) % 256)
+    prompts = pa.ListArray.from_arrays(pa.array([0, LONG, LONG + 8], pa.int32()), lists)
+    completions = pa.array([[3, 4], [5]], pa.list_(pa.int32()))
+    names = pa.array([bytes([number, i]) * 8 for i in range(2)], pa.binary(16))
+    return pa.table([names, prompts, completions, completions], schema=schema("pair"))
+
+
+def made_up_sums(row_ids: pa.ChunkedArray) -> pa.Table:
+    one, none = pa.array([1], pa.int32()), pa.nulls(1, pa.list_(pa.float32()))
+    logps = pa.array([-1.0], pa.float32())
+    return pa.table([row_ids, logps, logps, one, one, none, none], schema=SCHEMA)

@@ -1,0 +1,137 @@
+"""What is scored ahead of training: every row once, in the order of need, within bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydpo.config.schema import RunFile
+from raydpo.data.order import Order
+from raydpo.runtime import preflight
+from raydpo.runtime.dataset import Dataset
+from raydpo.runtime.overlap import AHEAD_ROWS, UNIT_ROWS, Schedule, ScoringAhead, schedule
+from raydpo.runtime.scorer import Unit
+from tests.stores import claimed
+
+pytestmark = pytest.mark.unit
+
+ROWS, GLOBAL_BATCH, PER_SHARD = 700, 7, 90
+
+
+def dataset_of(contents: np.ndarray, known: np.ndarray) -> Dataset:
+    """Rows that are equal where their contents are, with references for those that are known."""
+    shard, offset = np.divmod(np.arange(len(contents)), PER_SHARD)
+    return Dataset(
+        digest="d",
+        kind="pair",
+        shards=tuple(f"shard {i}" for i in range(shard.max() + 1)),
+        shard=shard,
+        offset=offset,
+        row_ids=pa.array([int(i).to_bytes(16, "big") for i in contents], pa.binary(16)),
+        tokens=np.ones(len(contents), dtype=np.int64),
+        completion_tokens=np.ones(len(contents), dtype=np.int64),
+        ref_logps=np.where(known[contents][:, None], -1.0, np.nan).astype(np.float32).repeat(2, axis=1),
+    )
+
+
+def order_of(rows: int, seed: int = 0) -> Order:
+    return Order(rows, GLOBAL_BATCH, epochs=2, seed=seed, digest="d")
+
+
+def contents_of(unit: Unit, contents: np.ndarray) -> list[int]:
+    """What the rows of a unit hold, in its order."""
+    return [contents[PER_SHARD * int(path.split()[1]) + o] for path, offsets in unit for o in offsets]
+
+
+@given(seed=st.integers(0, 99), distinct=st.integers(1, ROWS), share_known=st.sampled_from([0.0, 0.3, 1.0]))
+def test_every_missing_row_is_scored_once_and_numbered_as_the_units_lie(
+    seed: int, distinct: int, share_known: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    contents, known = rng.integers(distinct, size=ROWS), rng.random(distinct) < share_known
+    plan = schedule(dataset_of(contents, known), order_of(ROWS, seed), ROWS // GLOBAL_BATCH)
+    scored = [content for unit in plan.units for content in contents_of(unit, contents)]
+    assert sorted(scored) == sorted(set(contents[~known[contents]]))
+    assert plan.ends.tolist() == np.cumsum([sum(len(offsets) for _, offsets in unit) for unit in plan.units]).tolist()
+    lacking = ~known[contents]
+    assert (plan.numbers[~lacking] == -1).all()
+    assert [scored[number] for number in plan.numbers[lacking]] == contents[lacking].tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 40, 2 * ROWS // GLOBAL_BATCH])
+def test_a_unit_comes_before_every_step_that_needs_it_and_steps_not_made_need_none(steps: int) -> None:
+    dataset, order = dataset_of(np.arange(ROWS), np.zeros(ROWS, bool)), order_of(ROWS)
+    plan = schedule(dataset, order, steps)
+    assert plan.ends[-1] == min(steps * GLOBAL_BATCH, ROWS)
+    for step in range(steps):
+        units = np.searchsorted(plan.ends, plan.numbers[order.batch(step)], side="right")
+        assert (plan.needed[units] <= step * GLOBAL_BATCH).all()
+    assert np.diff(plan.ends, prepend=0).max() < UNIT_ROWS + GLOBAL_BATCH
+
+
+@pytest.fixture
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> ScoringAhead:
+    """Of ten units of 1,000 rows, at the start of training; nothing is ever scored."""
+    directory = tmp_path_factory.mktemp("ahead")
+    run = RunFile.model_validate(
+        {"name": "x", "output_dir": str(directory), "model": {"path": "m"}, "data": {"train": ["x"]}}
+    )
+    ends = 1000 * np.arange(1, 11)
+    plan = Schedule([[("x", np.zeros(1000, np.int32))]] * 10, ends, ends - 1000, np.arange(10_000))
+    actor = ScoringAhead(run, claimed(str(directory)), plan, rows_per_step=100)
+    actor._score = lambda: None  # type: ignore[method-assign]
+    actor.reached(0)
+    return actor
+
+
+def test_the_pool_begins_what_lies_within_the_horizon(ahead: ScoringAhead) -> None:
+    assert ahead.due() == 1 + AHEAD_ROWS // 1000
+    ahead.reached(20)
+    assert ahead.due() == 1 + (AHEAD_ROWS + 2000) // 1000
+
+
+def test_a_reader_beyond_the_horizon_moves_nothing_and_one_within_gets_all_that_it_waits_for(
+    ahead: ScoringAhead,
+) -> None:
+    before = ahead.due()
+    assert ahead.values(np.asarray([9500]), first_step=50) is None
+    assert ahead.due() == before
+    assert ahead.values(np.asarray([10, 8500]), first_step=40) is None
+    assert ahead.due() == 9
+
+
+def test_values_are_given_when_all_are_there_and_a_failed_pool_is_an_error_for_the_rest(ahead: ScoringAhead) -> None:
+    ahead._sums[:1000] = [-1, -2]
+    ahead._error = RuntimeError("all scorers died")
+    assert np.array_equal(ahead.values(np.asarray([3, 999]), first_step=0), [[-1, -2], [-1, -2]])
+    with pytest.raises(RuntimeError, match="all scorers died"):
+        ahead.values(np.asarray([999, 1000]), first_step=0)
+
+
+def test_a_dataset_with_all_references_needs_no_unit() -> None:
+    dataset = dataset_of(np.arange(ROWS), np.ones(ROWS, bool))
+    assert schedule(dataset, order_of(ROWS), 10).units == []
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "room"), [(8, 0, 2), (7.4, 0, 1), (2.5, 0, 0), (8, 1, 1), (100, 8, 8)])
+def test_scorers_take_what_workers_and_readers_leave(
+    cpus: float, gpus: float, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers take 2 CPUs, their readers a half; a scorer takes 2.5, and a GPU where there are any."""
+    monkeypatch.setattr(preflight.ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    run = RunFile.model_validate(
+        {
+            "name": "x",
+            "output_dir": "out",
+            "model": {"path": "m"},
+            "data": {"train": ["x"]},
+            "reference": {"pool": {"cpus": 2.5, "gpus": min(1, gpus)}},
+            "train": {"workers": {"count": 2}, "reference": "overlap"},
+        }
+    )
+    assert preflight.room_for_scorers(run) == room
+    asked = {demand.what for demand in preflight.bills(run, "train")["train"]}
+    assert asked == {"train.workers", "readers", "reference.pool"}
