@@ -2,7 +2,7 @@
 
 A store may hold many times the rows of one dataset, so it is the question that is sorted and held in memory, once;
 the shards pass by one after another. That is 40 bytes a row asked, and about 100 while they are sorted, whatever the
-size of the store: 1 GB at the peak and some 20 CPU-seconds for ten million rows. Python's dicts of bytes take 300 bytes
+size of the store, as measured with two million rows. Python's dicts of bytes take 300 bytes
 a row, and would have to hold the rows of the store.
 """
 

@@ -62,7 +62,7 @@ class _Given:
 def import_values(run: RunFile, path: str) -> Imported:
     """Fill the run's reference store from a file, where it lacks values. UserError names file, row and value.
 
-    Takes no cluster: one process reads and tokenises, some thousand rows a second.
+    Takes no cluster: one process reads and tokenises.
     """
     [file] = expand_paths([path])
     store, datasets = reference_store(run), prepared_datasets(run)
