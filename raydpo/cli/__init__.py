@@ -1,0 +1,84 @@
+"""The command line: `raydpo STAGE RUNFILE [key=value ...]`, and a file for each group of commands.
+
+Arguments and the run file are checked before anything heavy is imported, so help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from raydpo import __version__
+from raydpo.cli import checkpoints, reference
+
+if TYPE_CHECKING:
+    from raydpo.config.schema import RunFile
+
+STAGES = {
+    "prepare": "read preference pairs, check them and write token shards",
+    "sft": "fine-tune the model on completions; the result starts training and is its reference",
+    "precompute": "score every pair with the reference model into the reference store",
+    "train": "train the policy on the pairs",
+    "sample": "sample completions from the reference, score them and make pairs",
+    "evaluate": "sample held-out prompts from reference and policy and compare the rewards",
+    "report": "write report.html from what the other stages left",
+    "run": "all stages that the run file asks for, in order",
+    "doctor": "print versions, devices and cluster resources, and what will not fit",
+}
+
+GROUPS = {"checkpoints": checkpoints, "reference": reference}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage and return the exit code: 0 only on success, 2 for a mistake that the user can mend."""
+    arguments = _parser().parse_args(argv)
+    if arguments.stage in GROUPS:
+        code: int = GROUPS[arguments.stage].run(arguments)
+        return code
+
+    from raydpo.config.errors import UserError
+    from raydpo.config.load import load_run_file
+    from raydpo.runtime.outcome import refuse, run_check, run_stage
+
+    try:
+        run = load_run_file(arguments.run_file, arguments.overrides)
+    except UserError as error:
+        return refuse(arguments.stage, error)
+
+    from raydpo.runtime import stages
+    from raydpo.runtime.inputs import check_inputs
+
+    def checked(run: RunFile) -> dict[str, Any]:
+        check_inputs(run, arguments.stage)
+        return functions[arguments.stage](run)
+
+    functions = {
+        "prepare": stages.prepare,
+        "sft": stages.sft,
+        "precompute": stages.precompute,
+        "train": stages.train,
+        "sample": stages.sample,
+        "evaluate": stages.evaluate,
+        "report": stages.report,
+        "run": stages.run,
+    }
+    # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
+    if arguments.stage == "doctor":
+        return run_check("doctor", run, stages.doctor)
+    return run_stage(arguments.stage, run, checked)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="raydpo", description="Direct Preference Optimization on a Ray cluster.")
+    parser.add_argument("--version", action="version", version=f"raydpo {__version__}")
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    for name, summary in STAGES.items():
+        stage = stages.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        stage.add_argument("run_file", metavar="RUNFILE", help="the run file (YAML)")
+        stage.add_argument(
+            "overrides", metavar="KEY=VALUE", nargs="*", help="overrides, for example train.objective.beta=0.05"
+        )
+    for group in GROUPS.values():
+        group.add_to(stages)
+    return parser

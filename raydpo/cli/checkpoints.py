@@ -1,0 +1,43 @@
+"""`raydpo checkpoints`: list, verify, export and compare checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+COMMANDS = {
+    "ls": ("list the checkpoints of a run, and verify them", ("PATH",)),
+    "verify": ("name the first broken file of each checkpoint; exit code 1 when there is one", ("PATH",)),
+    "export": ("make a model directory of a checkpoint, for transformers and vLLM", ("CHECKPOINT", "DIRECTORY")),
+    "diff": ("compare two checkpoints, by tensor; exit code 1 when they differ", ("CHECKPOINT", "CHECKPOINT")),
+}
+
+
+def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the group's parsers."""
+    group = parsers.add_parser("checkpoints", help="list, verify, export and compare checkpoints")
+    commands = group.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, paths) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        for path in paths:
+            command.add_argument("paths", metavar=path, action="append", type=Path)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return the exit code: 2 for a mistake that the user can mend."""
+    from raydpo.config.errors import UserError
+    from raydpo.runtime import checkpoints
+
+    functions: dict[str, Callable[..., int]] = {
+        "ls": checkpoints.ls,
+        "verify": checkpoints.verify,
+        "export": checkpoints.export,
+        "diff": checkpoints.diff,
+    }
+    try:
+        return functions[arguments.command](*arguments.paths)
+    except UserError as error:
+        print(f"raydpo checkpoints {arguments.command}: {error}", file=sys.stderr)
+        return 2
