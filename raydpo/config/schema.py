@@ -108,8 +108,20 @@ class Workers(Section):
     """The Ray Train worker group."""
 
     count: PositiveInt = 1
+    min_count: PositiveInt | None = None  # go on with so few where the cluster has no room for `count`
     cpus: Cpus = 1
     gpus: float = Field(0, ge=0)
+
+    @property
+    def least(self) -> int:
+        """Workers that training must have."""
+        return self.min_count or self.count
+
+    @model_validator(mode="after")
+    def _least_is_not_most(self) -> Workers:
+        if self.least > self.count:
+            raise ValueError(f"workers.min_count={self.min_count} is more than workers.count={self.count}; lower it")
+        return self
 
 
 class Optimizer(Section):
@@ -158,7 +170,10 @@ class Training(Section):
     @model_validator(mode="after")
     def _batch_divides_by_workers(self) -> Training:
         size, count = self.global_batch_size, self.workers.count
-        if size % count:
+        if self.workers.min_count:
+            if size < count:
+                raise ValueError(f"global_batch_size={size} is less than workers.count={count}; lower workers.count")
+        elif size % count:
             below, above = size - size % count, size + count - size % count
             nearest = f"{below} or {above}" if below else f"{above}"
             fitting = ", ".join(str(workers) for workers in range(1, size + 1) if size % workers == 0)
@@ -286,6 +301,16 @@ class RunFile(Section):
             )
         if train.keep_best == "pair_accuracy" and not (data.held_out or data.held_out_fraction):
             raise ValueError("train.keep_best=pair_accuracy needs data.held_out or data.held_out_fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_workers_are_alone(self) -> RunFile:
+        elastic = [name for name, part in (("train", self.train), ("sft", self.sft)) if part and part.workers.min_count]
+        if elastic and (self.evaluate or self.sample or self.train.reference == "overlap"):
+            raise ValueError(
+                f"{elastic[0]}.workers.min_count goes with neither evaluate nor sample nor train.reference=overlap: "
+                "Ray Train counts what the nodes have, not what samplers and scorers leave free of it"
+            )
         return self
 
     @model_validator(mode="after")

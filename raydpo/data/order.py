@@ -91,24 +91,29 @@ def split_microbatches(tokens: Ints, *, world_size: int, budget: int) -> list[li
     into the batch. Rows go largest first into the least loaded bin, bins largest first onto the least loaded rank,
     with as few bins as the budget allows.
 
-    Raises UserError when the batch does not divide by the ranks, or a row alone exceeds the budget.
+    Any number of ranks up to G will do where the budget is twice the longest row or more; a number that divides G
+    always will. Raises UserError where it will not, and when a row alone exceeds the budget.
     """
     size = len(tokens)
-    if size % world_size:
-        fits = [w for w in range(1, size + 1) if size % w == 0]
-        raise UserError(f"global_batch_size={size} does not divide by {world_size} workers; numbers that work: {fits}.")
     if tokens.max() > budget:
         raise UserError(
             f"a row of {tokens.max()} tokens does not fit tokens_per_microbatch={budget}; "
             f"set it to {tokens.max()} or more, or lower data.max_length."
         )
     per_rank = max(1, -(-int(tokens.sum()) // (world_size * budget)))
-    while True:
+    while world_size * per_rank <= size:
         bins, loads = _largest_first(tokens, world_size * per_rank)
         if loads.max() <= budget:
-            break
-        per_rank += 1  # ends at size / world_size: one row a bin
-    return [[bins[b] for b in sorted(rank)] for rank in _share_bins(loads, world_size)]
+            return [[bins[b] for b in sorted(rank)] for rank in _share_bins(loads, world_size)]
+        per_rank += 1  # at size / world_size there is one row a bin, or in some there are two
+    raise UserError(
+        f"global_batch_size={size} does not go onto {world_size} workers; numbers that work: {_divisors(size)}, and "
+        f"all up to {size} with tokens_per_microbatch={2 * tokens.max()} or more."
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _largest_first(tokens: Ints, num_bins: int) -> tuple[list[Ints], Ints]:

@@ -62,7 +62,7 @@ def start_refusal(error: ControllerError, workers: Workers, timeouts: Timeouts) 
     if not isinstance(error.controller_failure, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)):
         return None
     return UserError(
-        f"{workers.count} workers with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each did not start within "
+        f"{workers.least} workers with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each did not start within "
         f"timeouts.start={timeouts.start:g} s, tried {START_RETRIES + 1} times: {error.controller_failure}\n`raydpo "
         "doctor` says what fits the cluster; raise timeouts.start where nodes take long to come, then start again."
     )

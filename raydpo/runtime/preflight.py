@@ -48,8 +48,8 @@ def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
 
 def _workers(section: str, workers: Workers) -> list[Demand]:
     return [
-        Demand(f"{section}.workers", workers.count, workers.cpus, workers.gpus),
-        Demand("readers", workers.count, READER_CPUS, 0),
+        Demand(f"{section}.workers", workers.least, workers.cpus, workers.gpus),
+        Demand("readers", workers.least, READER_CPUS, 0),
     ]
 
 

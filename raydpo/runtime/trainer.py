@@ -140,12 +140,7 @@ def _scores(evaluations: Path, metric: str) -> dict[int, float]:
 def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
     """Run the worker group to the end; UserError when the workers refused the run."""
     workers = job.training.workers
-    longest = int(plan.dataset.tokens.max())
-    if longest > plan.budget:
-        raise UserError(
-            f"a row of {longest} tokens does not fit tokens_per_microbatch={plan.budget}; set it to {longest} or more, "
-            "or lower data.max_length and prepare again."
-        )
+    _check_budget(plan, elastic=workers.min_count is not None)
     job.directory.mkdir(parents=True, exist_ok=True)
     refused = job.directory / "refused.json"
     refused.unlink(missing_ok=True)
@@ -169,6 +164,17 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     return _outcome(job, plan)
 
 
+def _check_budget(plan: Plan, *, elastic: bool) -> None:
+    longest = int(plan.dataset.tokens.max())
+    need = 2 * longest if elastic else longest  # twice, so that any number of workers will do
+    if need > plan.budget:
+        raise UserError(
+            f"a row of {longest} tokens needs tokens_per_microbatch={need} or more"
+            f"{', twice its length for workers.min_count' if elastic else ''}, and it is {plan.budget}; raise it, or "
+            "lower data.max_length and prepare again."
+        )
+
+
 def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> TorchTrainer:
     workers = job.training.workers
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
@@ -179,7 +185,9 @@ def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> Torch
         run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=workers.count, resources_per_worker=resources, use_gpu=workers.gpus > 0
+            num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,
+            resources_per_worker=resources,
+            use_gpu=workers.gpus > 0,
         ),
         run_config=RunConfig(
             name="group",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from raydpo.train.commits import commits
 from tests.cluster.conftest import Run
 from tests.cluster.faults import NOTICE_S, Nodes, Scene, drain_node, freeze_rank, kill_driver, kill_node
 from tests.cluster.local import first_port, local_cluster
@@ -116,6 +117,28 @@ def test_a_frozen_rank_is_noticed_and_replaced_within_its_time(
     assert failure["after_step"] >= 3
     assert re.match(error, failure["error"])
     assert metrics_of(out) == undisturbed
+
+
+def test_an_elastic_group_goes_on_with_the_nodes_that_are_left_and_the_same_numbers(
+    undisturbed: list[dict[str, Any]], small: Run, inputs: Path, tmp_path: Path
+) -> None:
+    workers = {"count": 3, "min_count": 1, "cpus": 1.5}  # one a node; neither 3 nor what is left must divide the batch
+    run_file = ready_to_train(
+        small.output_dir, inputs, tmp_path, epochs=EPOCHS, workers=workers, tokens_per_microbatch=256, keep_every=1
+    )
+    out = tmp_path / "out"
+    with (
+        local_cluster(tmp_path, "--raylets", "2", "--cpus", "2", port=first_port(100)) as environment,
+        job(PYTHON, "-m", "raydpo", "train", run_file, env=environment) as started,
+    ):
+        started.wait_until(lambda: committed(out) >= 3)
+        kill_node(Scene(started, Nodes(tmp_path, environment), random.Random(0)))
+        started.wait().succeeded()
+    sizes = [commit.cursor.world_size for commit in commits(out / "train" / "checkpoints")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {3, 2}
+    for seen, expected in zip(metrics_of(out), undisturbed, strict=True):
+        assert seen == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @dataclass(frozen=True)
