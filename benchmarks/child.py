@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Stopwatch, peak_memory
+from benchmarks.measure import Stopwatch, give_back_memory, peak_memory
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +102,7 @@ class Desk:
             found = work()
             spent = watch.stop()
             self.send(Answer(spent.busy, spent.wall, peak_memory(), **found))
+            give_back_memory()
 
 
 def task_and_options() -> tuple[Task, list[str]]:

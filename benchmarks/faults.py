@@ -27,7 +27,7 @@ from tests.cluster.outputs import metrics_of, ready_to_train, recorded, resumpti
 from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import make_inputs, small_run, write_run_file
 
-EPOCHS, CHECKPOINT_EVERY = 60, 5  # about half a minute of training: a drained node is taken away after 8 s
+EPOCHS, CHECKPOINT_EVERY = 40, 5  # about twenty seconds of training: a drained node is taken away after 8 s
 ANSWER_S = 20  # timeouts.worker, for the frozen one
 FAULTS: dict[str, Fault] = {
     "kill -9 of a rank": faults.kill_rank,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import importlib.metadata
 import platform
 import time
@@ -60,6 +62,12 @@ def device_seconds(busy: float) -> float:
 def peak_memory() -> int:
     """Bytes that this process has held at most: on the GPU where there is one, else resident in memory."""
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_rss("self")
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system, so that a contender does not crowd out the next while it waits."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss(process: int | str) -> int:

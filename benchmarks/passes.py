@@ -30,7 +30,7 @@ from raydpo.objective import objectives
 from raydpo.objective.preference import PairLogps, dpo_loss
 
 BETA = 0.1
-TOKENS_PER_MICROBATCH = 4096  # the default of a run file
+TOKENS_PER_MICROBATCH = 1024  # on a CPU a larger one is no faster and takes more memory
 
 Logps = NDArray[np.float32]  # [N, 2], log π(y|x) of chosen and rejected
 

@@ -1,10 +1,12 @@
-"""The precompute job: beside the bare scorer, by the size of its pool, and its driver's memory by rows.
+"""The precompute job: beside the bare scorer, by the size of its pool, by hosts, and its driver's memory by rows.
 
 Run: python -m benchmarks.store --shards 8 --rows 1000
 
 The bare scorer reads and scores the same token shards in one process, without Ray and without a store. Time not spent
-scoring is counted for each scorer from its first unit to the end of its last: waiting for work, not loading. The
-driver's memory is its high-water mark while it finds out, in a store that holds every row, that nothing is to be done.
+scoring is counted for each scorer from its first unit to the end of its last: waiting for work, not loading. Hosts are
+Ray nodes on this machine with one scorer each, which waits as long as scoring would take, so that more of them than
+there are cores stay as fast as one. The driver's memory is its high-water mark while it finds out, in a store that
+holds every row, that nothing is to be done.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 import torch
+from ray.cluster_utils import Cluster
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import conditions, peak_rss
@@ -42,6 +47,7 @@ from tests.cluster.own_ray import own_ray
 
 VOCAB_SIZE = 2048
 ROWS_PER_SHARD = 10_000  # of the data sets that only the driver reads
+PACE = 50_000  # tokens per second of a scorer that only waits
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,23 @@ class TimedScorer(ReferenceScorer):
         return Stint(os.getpid(), begin, time.time(), tokens)
 
 
+class PacedScorer(TimedScorer):
+    """Stands for a host of its own: what it does takes time and no arithmetic."""
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def score(self, unit: Unit) -> Stint:
+        """Read the unit, wait as long as scoring it would take, and commit zeros."""
+        begin = time.time()
+        [(path, _)] = unit
+        table = read_shard(path)
+        tokens = sum(pc.sum(pc.list_value_length(table[name])).as_py() for name in table.column_names[1:])
+        time.sleep(tokens / PACE)
+        self._store.sums(self._store.commit(_sums_table(table["row_id"])), table["row_id"])
+        return Stint(os.getpid(), begin, time.time(), tokens)
+
+
 def idle_share(stints: Sequence[Stint]) -> float:
     """Share of the scorers' time, each from its first unit to its last, in which they had none."""
     by_scorer = defaultdict(list)
@@ -83,7 +106,7 @@ class Job:
 
     def __init__(self, scratch: Path, model: Path | None, *, shards: int, rows: int) -> None:
         self._scratch, self._model = scratch, model or write_small_model(scratch / "model")
-        self._shards = [scratch / "tokens" / f"part-{i}.parquet" for i in range(shards)]
+        self._shards = [scratch / "tokens" / f"part-{i}.arrow" for i in range(shards)]
         source = np.random.default_rng(0).integers(VOCAB_SIZE, size=4096).tolist()
         pairs = make_pairs(SHAPES["mixed"], shards * rows, source)
         for i, path in enumerate(self._shards):
@@ -101,16 +124,32 @@ class Job:
         return self.tokens / (time.perf_counter() - begin)
 
     def pooled(self, actors: int) -> list[Stint]:
-        """What a pool of so many does, into a store of its own."""
+        """What a pool of so many on one node does."""
+        with own_ray(cpus=actors):
+            return self._filled(actors, TimedScorer)
+
+    def spread(self, hosts: int) -> list[Stint]:
+        """What a pool does that has one paced scorer on each of so many nodes."""
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            for _ in range(1, hosts):
+                cluster.add_node(num_cpus=1)
+            ray.init(address=cluster.address, logging_level="WARNING")
+            return self._filled(hosts, PacedScorer)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+    def _filled(self, actors: int, scorer: type[TimedScorer]) -> list[Stint]:
+        """Fill a store of its own."""
         store = tempfile.mkdtemp(dir=self._scratch)
         pool = {"min_actors": actors, "max_actors": actors}
         run = run_of(self._scratch, str(self._model), {"store": store, "pool": pool})
         opened = reference_store(run)
         opened.claim()
         units = [[(str(path), np.arange(read_shard(path).num_rows, dtype=np.int32))] for path in self._shards]
-        pools.ReferenceScorer = TimedScorer
-        with own_ray(cpus=actors):
-            return [stint for _, stint in pools.ScorerPool(run, opened).score(units)]
+        pools.ReferenceScorer = scorer
+        return [stint for _, stint in pools.ScorerPool(run, opened).score(units)]
 
 
 def run_of(scratch: Path, model: str, reference: dict[str, object]) -> RunFile:
@@ -149,7 +188,7 @@ def driver_peak(scratch: Path, rows: int) -> int:
     for number, begin in enumerate(range(0, rows, ROWS_PER_SHARD)):
         size = min(ROWS_PER_SHARD, rows - begin)
         ids = pa.array([(begin + i).to_bytes(16, "big") for i in range(size)], pa.binary(16))
-        infos.append(write_shard(_token_table(ids), directory / f"part-{number}.parquet"))
+        infos.append(write_shard(_token_table(ids), directory / f"part-{number}.arrow"))
         store.commit(_sums_table(ids))
     TokenManifest("pair", infos, Counts(rows, rows)).write(directory / MANIFEST)
     context = multiprocessing.get_context("spawn")
@@ -190,12 +229,13 @@ def _sums_table(ids: pa.Array) -> pa.Table:
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the four tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="directory in Hugging Face format (default: a small random one)")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--rows", type=int, default=1000, help="of a shard")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--driver-rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 4_000_000])
     options = parser.parse_args()
@@ -209,6 +249,10 @@ def main() -> None:
             rounds = [job.pooled(actors) for _ in range(options.rounds)]
             speed, idle = (statistics.median(map(f, rounds)) for f in (tokens_per_second, idle_share))
             print(f"| {actors} | {speed:.0f} | {speed / bare:.2f} | {idle:.1%} |", flush=True)
+        print("\n| hosts | tokens/s | not spent scoring |\n|---|---|---|")
+        for hosts in options.hosts:
+            stints = job.spread(hosts)
+            print(f"| {hosts} | {tokens_per_second(stints):.0f} | {idle_share(stints):.1%} |", flush=True)
     print("\n| rows | driver's peak, MiB |\n|---|---|")
     for rows in options.driver_rows:
         with tempfile.TemporaryDirectory(prefix="raydpo-benchmark-") as scratch:
