@@ -1,7 +1,8 @@
-"""Token shards: parquet files of ids, and the manifest that names them. Readers trust only the manifest.
+"""Token shards: Arrow files of ids, and the manifest that names them. Readers trust only the manifest.
 
-Layout: <directory>/{manifest.json, <shard>.parquet, ...}. One chunk of input rows makes one shard, on any machine the
-same one.
+Layout: <directory>/{manifest.json, <shard>.arrow, ...}. One chunk of input rows makes one shard, on any machine the
+same one. Shards are read through memory maps: a row costs its own pages, wherever it lies, and memory holds only what
+the system has room for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_file, write_json
@@ -164,7 +164,8 @@ def to_rows(table: pa.Table) -> list[TokenRow]:
 def write_shard(table: pa.Table, path: Path) -> ShardInfo:
     """Write a shard, whole or not at all."""
     with whole_file(path) as temporary:
-        pq.write_table(table, temporary)
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
         sha256 = _sha256(temporary)
     return ShardInfo(
         path.name, table.num_rows, sha256, sum(int(_lengths(column).sum()) for column in table.columns[1:])
@@ -172,8 +173,9 @@ def write_shard(table: pa.Table, path: Path) -> ShardInfo:
 
 
 def read_shard(path: str | Path) -> pa.Table:
-    """The table of a shard, exactly as it was written."""
-    return pq.read_table(path)
+    """The table of a shard, exactly as it was written. What is not looked at is not read from the disk."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        return reader.read_all()
 
 
 def split_held_out(table: pa.Table, fraction: float) -> tuple[pa.Table, pa.Table]:
@@ -189,9 +191,7 @@ def length_quantiles(directory: Path, shards: Sequence[ShardInfo], kind: Kind) -
     """Quantiles of the lengths in tokens over all shards, by column; nothing for a data set without rows."""
     quantiles = {}
     for name in ("prompt_ids", *COMPLETIONS[kind]):
-        lengths = np.concatenate(
-            [np.zeros(0), *(_lengths(pq.read_table(directory / s.path, columns=[name])[name]) for s in shards)]
-        )
+        lengths = np.concatenate([np.zeros(0), *(_lengths(read_shard(directory / s.path)[name]) for s in shards)])
         if len(lengths):
             values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
             quantiles[name.removesuffix("_ids")] = dict(zip(QUANTILES, map(int, values), strict=True))

@@ -74,7 +74,7 @@ class Plan:
             columns: dict[str, Any] = {
                 "step": np.full(len(mine), step),
                 "micro": np.repeat(np.arange(len(micro_batches)), [len(m) for m in micro_batches]),
-                "path": [data.shards[s] for s in data.shard[mine]],
+                "shard": data.shard[mine],
                 "offset": data.offset[mine],
                 "expected_id": data.row_ids.take(pa.array(mine)),
                 **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
@@ -110,7 +110,7 @@ class OrderedFeed(DataConfig):
             ahead = self._plan.ahead
             rows = rows.map_batches(
                 read_rows,
-                fn_kwargs={"scorers": ahead.scorers if ahead else None},
+                fn_kwargs={"shards": self._plan.dataset.shards, "scorers": ahead.scorers if ahead else None},
                 batch_format="pyarrow",
                 batch_size=None,
                 num_cpus=READER_CPUS,

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 
 from raydpo.config.errors import UserError
@@ -32,6 +33,7 @@ from raydpo.data.shards import (
 )
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.load import load_tokenizer
+from raydpo.reference.index import Asked
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
 from raydpo.runtime.readers import read_file
@@ -132,8 +134,8 @@ def _tokenise(source: Source) -> TokenManifest:
 def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts) -> TokenManifest:
     if not shards:
         raise UserError(f"no row is left for {directory}: {asdict(counts)}; raise data.max_length or give other data.")
-    row_ids = [i for shard in shards for i in read_shard(directory / shard.path)["row_id"].to_pylist()]
-    counts = replace(counts, duplicates=len(row_ids) - len(set(row_ids)))
+    row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
+    counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
     manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind))
     manifest.write(directory / "manifest.json")
     return manifest

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,22 +23,23 @@ def read_file(batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk:
     number, path = int(batch["number"][0]), str(batch["path"][0])
     for chunk in read_chunks(path, fields, rows_per_chunk):
         yield {
-            "name": [f"part-{number:05d}-{chunk.first_row:09d}.parquet"],
+            "name": [f"part-{number:05d}-{chunk.first_row:09d}.arrow"],
             "path": [path],
             "first_row": [chunk.first_row],
             "rows": [json.dumps(chunk.rows)],
         }
 
 
-def read_rows(plan: pa.Table, *, scorers: ActorHandle | None) -> pa.Table:
+def read_rows(plan: pa.Table, *, shards: Sequence[str], scorers: ActorHandle | None) -> pa.Table:
     """Add the tokens to a block of the training plan, and the reference sums that are scored while training runs."""
-    where = zip(plan["path"].to_pylist(), plan["offset"].to_pylist(), strict=True)
-    tokens = pa.concat_tables([_cached_shard(path).slice(offset, 1) for path, offset in where]).combine_chunks()
+    where = zip(plan["shard"].to_pylist(), plan["offset"].to_pylist(), strict=True)
+    pieces = [_mapped(shards[number]).slice(offset, 1) for number, offset in where]
+    tokens = pa.concat_tables(pieces).combine_chunks()
     for name in tokens.column_names:
         plan = plan.append_column(name, tokens[name])
     if scorers:
         plan = _with_sums(plan, scorers)
-    return plan.drop_columns(["path", "offset"])
+    return plan.drop_columns(["shard", "offset"])
 
 
 def _with_sums(plan: pa.Table, scorers: ActorHandle) -> pa.Table:
@@ -56,7 +56,6 @@ def _with_sums(plan: pa.Table, scorers: ActorHandle) -> pa.Table:
     return plan.drop_columns(["number"])
 
 
-@lru_cache(maxsize=64)
-def _cached_shard(path: str) -> pa.Table:
-    """A shard, kept in this process: neighbouring steps read the same ones."""
-    return read_shard(Path(path))
+@lru_cache(maxsize=4096)  # maps take address space, not memory
+def _mapped(path: str) -> pa.Table:
+    return read_shard(path)

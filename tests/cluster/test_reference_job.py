@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from raydpo.data.shards import read_shard
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys, verify_store
 from tests.cluster.conftest import Run
 from tests.cluster.processes import PYTHON, job, raydpo
@@ -90,8 +91,8 @@ def test_imported_values_are_verified_by_the_step_zero_law_or_named_as_its_cause
     export_key(str(small.output_dir / "reference"), computed.digest, tmp_path / "computed.parquet")
     values = pq.read_table(tmp_path / "computed.parquet", columns=["ref_chosen_logps", "ref_rejected_logps", "row_id"])
     by_row = {row.pop("row_id"): {name: value - off_by for name, value in row.items()} for row in values.to_pylist()}
-    tokens = sorted((small.output_dir / "tokens/train").glob("*.parquet"))
-    row_ids = [row_id for path in tokens for row_id in pq.read_table(path)["row_id"].to_pylist()]
+    tokens = sorted((small.output_dir / "tokens/train").glob("*.arrow"))
+    row_ids = [row_id for path in tokens for row_id in read_shard(path)["row_id"].to_pylist()]
     pairs = [json.loads(line) for line in (inputs / "pairs.jsonl").read_text().splitlines()]
     given = [pair | by_row[row_id] for pair, row_id in zip(pairs, row_ids, strict=True)]
 

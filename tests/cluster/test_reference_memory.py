@@ -35,7 +35,7 @@ def test_token_shards_of_several_times_the_object_store_are_scored_without_filli
     store.claim()
     tables = [token_table(number) for number in range(SHARDS)]
     assert sum(table.nbytes for table in tables) > 4 * OBJECT_STORE_MIB * 2**20
-    infos = [write_shard(table, tmp_path / f"tokens/{i}.parquet") for i, table in enumerate(tables)]
+    infos = [write_shard(table, tmp_path / f"tokens/{i}.arrow") for i, table in enumerate(tables)]
     TokenManifest("pair", infos, Counts(2 * SHARDS, 2 * SHARDS)).write(tmp_path / "tokens/manifest.json")
     for table in tables:
         store.commit(made_up_sums(table["row_id"][:1]))  # of the long row: nobody could wait for its score

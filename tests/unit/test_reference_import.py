@@ -17,7 +17,7 @@ from raydpo.cli import main
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk
-from raydpo.data.shards import TokenManifest, tokenize_chunk, write_shard
+from raydpo.data.shards import TokenManifest, read_shard, tokenize_chunk, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.load import load_tokenizer
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys
@@ -63,7 +63,7 @@ def prepare(run: RunFile, pairs: Sequence[dict[str, str]]) -> None:
     shards = []
     for first in range(0, len(pairs), 3):
         table, counts = tokenize_chunk(Chunk("", 1, list(pairs[first : first + 3])), tokenizer, settings, "pair")
-        shards.append(write_shard(table, directory / f"part-{first}.parquet"))
+        shards.append(write_shard(table, directory / f"part-{first}.arrow"))
     TokenManifest("pair", shards, counts).write(directory / "manifest.json")
 
 
@@ -126,8 +126,8 @@ def test_a_list_of_the_tokens_values_is_summed(run: RunFile, tmp_path: Path) -> 
 
 def prepared_tokens(run: RunFile) -> list[int]:
     """Tokens of every chosen completion."""
-    path = Path(run.output_dir) / "tokens/train/part-0.parquet"
-    return [len(ids) for ids in pq.read_table(path)["chosen_ids"].to_pylist()]
+    path = Path(run.output_dir) / "tokens/train/part-0.arrow"
+    return [len(ids) for ids in read_shard(path)["chosen_ids"].to_pylist()]
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

@@ -38,7 +38,7 @@ ANY_KIND = st.sampled_from(["pair", "sft"]).flatmap(lambda kind: st.tuples(st.ju
 
 
 def manifest(folder, tables) -> TokenManifest:
-    shards = [write_shard(table, folder / f"{i}.parquet") for i, table in enumerate(tables)]
+    shards = [write_shard(table, folder / f"{i}.arrow") for i, table in enumerate(tables)]
     kept = sum(shard.rows for shard in shards)
     return TokenManifest("pair", shards, Counts(kept, kept), length_quantiles(folder, shards, "pair"))
 
@@ -51,12 +51,12 @@ def some_tables() -> list:
 @given(case=ANY_KIND)
 def test_a_shard_is_read_exactly_as_it_was_written(case, tmp_path_factory):
     kind, made = case
-    path = tmp_path_factory.mktemp("shard") / "0.parquet"
+    path = tmp_path_factory.mktemp("shard") / "0.arrow"
     info = write_shard(to_table(made, kind), path)
     table = read_shard(path)
     assert to_rows(table) == made
     assert table.schema == schema(kind)
-    assert (info.path, info.rows) == ("0.parquet", len(made))
+    assert (info.path, info.rows) == ("0.arrow", len(made))
     assert info.tokens == sum(len(row.prompt_ids) + sum(map(len, row.completions)) for row in made)
 
 
@@ -165,10 +165,10 @@ def test_a_manifest_that_lost_a_shard_is_refused(tmp_path):
 
 def test_verify_names_the_shard_that_is_missing_or_changed(tmp_path):
     made = manifest(tmp_path, some_tables())
-    shard = tmp_path / "1.parquet"
+    shard = tmp_path / "1.arrow"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"1.parquet differs from what was written; run `raydpo prepare` again"):
+    with pytest.raises(UserError, match=r"1.arrow differs from what was written; run `raydpo prepare` again"):
         made.verify(tmp_path)
     shard.unlink()
-    with pytest.raises(UserError, match=r"1.parquet is missing"):
+    with pytest.raises(UserError, match=r"1.arrow is missing"):
         made.verify(tmp_path)
