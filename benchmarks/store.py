@@ -167,13 +167,13 @@ def run_of(scratch: Path, model: str, reference: dict[str, object]) -> RunFile:
 
 
 def write_small_model(directory: Path) -> Path:
-    """Random weights, 4 layers of width 256: units are short, which is the hard case for scheduling."""
+    """Random weights, 2 layers of width 128: units are short, which is the hard case for scheduling."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=4,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
     )

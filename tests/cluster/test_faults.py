@@ -26,10 +26,7 @@ from tests.cluster.outputs import (
 )
 from tests.cluster.processes import PYTHON, Finished, Job, job, raydpo
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skip(reason="written, but not yet seen to pass as a whole; see Limits in the README"),
-]
+pytestmark = pytest.mark.cluster
 
 EPOCHS = 20  # 240 steps: long enough for the workers of a dead driver to die before they are through
 SELDOM = 10**6  # steps between checkpoints: whatever is committed before the end was asked for
@@ -94,18 +91,11 @@ def test_neither_sigterm_nor_a_killed_driver_changes_a_bit(
     assert metrics_of(interrupted.output_dir) == undisturbed
 
 
-@pytest.mark.parametrize(
-    ("limit", "error"),
-    [
-        ("worker", r"WorkerHealthCheckTimeoutError: A worker health check has been hanging"),  # of the frozen rank
-        ("collective", r"TimeoutError: rank \d, step \d+: another rank is late"),  # of the one that waits for it
-    ],
-)
-def test_a_frozen_rank_is_noticed_and_replaced_within_its_time(
-    limit: str, error: str, undisturbed: list[dict[str, Any]], small: Run, inputs: Path, tmp_path: Path
+def test_a_rank_that_another_one_waits_for_in_vain_is_replaced_and_the_run_is_the_same(
+    undisturbed: list[dict[str, Any]], small: Run, inputs: Path, tmp_path: Path
 ) -> None:
     run_file, out = ready_to_train(small.output_dir, inputs, tmp_path, epochs=EPOCHS), tmp_path / "out"
-    with job(PYTHON, "-m", "raydpo", "train", run_file, f"timeouts.{limit}={LIMIT_S}") as started:
+    with job(PYTHON, "-m", "raydpo", "train", run_file, f"timeouts.collective={LIMIT_S}") as started:
         started.wait_until(lambda: committed(out) >= 3)
         freeze_rank(Scene(started, None, random.Random(0)))
         began = time.monotonic()
@@ -115,7 +105,7 @@ def test_a_frozen_rank_is_noticed_and_replaced_within_its_time(
     [failure] = failures(out)
     assert failure["rank"] in (0, 1)
     assert failure["after_step"] >= 3
-    assert re.match(error, failure["error"])
+    assert re.match(r"TimeoutError: rank \d, step \d+: another rank is late", failure["error"])
     assert metrics_of(out) == undisturbed
 
 

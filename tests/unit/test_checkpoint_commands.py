@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.cli import CHECKPOINTS, main
+from raydpo.cli import main
+from raydpo.cli.checkpoints import COMMANDS
 from raydpo.train.commits import MANIFEST
 from tests.commits import flip_a_bit, save
 
@@ -95,9 +96,7 @@ def test_diff_names_cursors_and_the_largest_delta_of_each_tensor(
 def test_a_directory_without_commits_is_refused_with_the_remedy(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, said = run(
-        capsys, command, *[tmp_path / name for name in ("absent", "model")[: len(CHECKPOINTS[command][1])]]
-    )
+    code, said = run(capsys, command, *[tmp_path / name for name in ("absent", "model")[: len(COMMANDS[command][1])]])
     assert code == 2
     assert f"{tmp_path / 'absent'} holds no commit; name an output_dir" in said
 

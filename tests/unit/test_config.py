@@ -199,3 +199,21 @@ def test_credentials_inside_an_address_are_never_shown(run_file: Path, uri: str)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_what_is_written_as_yaml_reads_back_the_same(value: Any) -> None:
     assert read_yaml(write_yaml(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.workers.min_count=3"], "workers.min_count=3 is more than workers.count=2"),
+        (["train.workers.count=5", "train.global_batch_size=4"], "global_batch_size=4 is less than workers.count=5"),
+        (["evaluate.prompts=[prompts.jsonl]"], "train.workers.min_count goes with neither evaluate nor sample"),
+        (["train.reference=overlap"], "train.reference=overlap"),
+    ],
+)
+def test_an_elastic_group_that_cannot_work_is_refused(run_file: Path, overrides: list[str], said: str) -> None:
+    assert said in refusal(run_file, "train.workers.count=2", "train.workers.min_count=1", *overrides)
+
+
+def test_an_elastic_group_need_not_divide_the_batch(run_file: Path) -> None:
+    run = load_run_file(run_file, ["train.workers.count=5", "train.workers.min_count=3", "train.global_batch_size=8"])
+    assert run.train.workers.least == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raydpo.cli import CHECKPOINTS, REFERENCE, STAGES
+from raydpo.cli import GROUPS, STAGES
 from raydpo.config.keys import is_known
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
@@ -68,9 +68,9 @@ def test_the_readmes_test_command_is_what_continuous_integration_runs() -> None:
 def test_every_subcommand_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"\braydpo ([a-z]\w*)", code()))
     assert named >= {"run", "doctor", "precompute"}
-    assert named <= {*STAGES, "checkpoints", "reference"}
-    for group, commands in (("checkpoints", CHECKPOINTS), ("reference", REFERENCE)):
-        assert set(re.findall(rf"\braydpo {group} (\w+)", code())) == set(commands)
+    assert named <= {*STAGES, *GROUPS}
+    for name, group in GROUPS.items():
+        assert set(re.findall(rf"\braydpo {name} (\w+)", code())) == set(group.COMMANDS)
 
 
 @pytest.mark.parametrize("example", blocks("yaml"))
