@@ -76,7 +76,9 @@ def _attach(runtime_env: dict[str, dict[str, str]]) -> bool:
     named = os.environ.get("RAY_ADDRESS")
     address = named or read_ray_address()
     if address and _listens(address):
-        ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
+        # Ray Train's helpers ask the state API, which would fail where a machine has more than one cluster.
+        env_vars = runtime_env["env_vars"] | {"RAY_ADDRESS": address}
+        ray.init(address=address, runtime_env={"env_vars": env_vars}, logging_level="WARNING")
         return True
     if named:
         raise UserError(
