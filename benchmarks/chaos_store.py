@@ -30,7 +30,7 @@ import psutil
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, to_table, write_shard
 from raydpo.runtime.dataset import MANIFEST, open_dataset
-from raydpo.runtime.precompute import reference_store
+from raydpo.runtime.layout import reference_store
 from raydpo.runtime.scorer import ReferenceScorer
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, job, raydpo

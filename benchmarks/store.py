@@ -37,12 +37,14 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, read_shard, schema, to_rows, to_table, write_shard
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.reference.scoring import score_rows
 from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
 from raydpo.runtime import pool as pools
 from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.precompute import reference_store, score_missing
-from raydpo.runtime.scorer import ReferenceScorer, Unit, score_rows
+from raydpo.runtime.layout import reference_store
+from raydpo.runtime.precompute import score_missing
+from raydpo.runtime.scorer import ReferenceScorer, Unit
 from tests.cluster.own_ray import own_ray
 
 VOCAB_SIZE = 2048

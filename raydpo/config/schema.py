@@ -259,7 +259,7 @@ class Cluster(Section):
 
     num_cpus: PositiveInt | None = None
     object_store_gib: float | None = Field(None, gt=0)
-    env: dict[str, str] = {}  # environment of every worker
+    env: dict[str, str] = {}  # environment of every worker, and of a local cluster
 
 
 class RunFile(Section):

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-NAME = "raydpo_segments"
+from raydpo.model import version
+
+NAME = version.SEGMENTS
 
 Bounds = tuple[tuple[int, ...], ...]
 """Per row (prompt start, completion starts ..., end): positions in the pack."""

@@ -1,11 +1,14 @@
-"""Where a model's files are. Light to import: run files are checked with it before torch loads."""
+"""Where a model's files are, and a name for what is in them. No torch: run files are checked before it loads."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from raydpo.config.errors import UserError
 
+_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -29,3 +32,23 @@ def model_directory(path: str) -> Path:
         raise UserError(
             f"model {path!r} is neither a directory nor a model the hub hands out ({error}); {remedy}."
         ) from error
+
+
+def weights_digest(path: str) -> str:
+    """A name for what the model computes: a hash of its weight files and of the configuration that gives them meaning.
+
+    Moving or renaming the directory keeps it; one changed weight changes it.
+    """
+    directory = model_directory(path)
+    config = json.loads((directory / "config.json").read_text())
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+    if not files:
+        raise UserError(f"model {path!r} has no *.safetensors or *.bin weights; export it again, whole.")
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
+from raydpo.model import version
 from raydpo.model.attention import Bounds, refuse_mask_and_dropout, segments
 
-NAME = "raydpo_flex"
+NAME = version.FLEX
 BLOCK = 128
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -22,11 +22,6 @@ BACKENDS = {attention.NAME, flex.NAME}
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def backend_for(device: torch.device | str) -> str:
-    """The name of the packed attention that is used on a device."""
-    return flex.NAME if torch.device(device).type == "cuda" else attention.NAME
-
-
 def may_pack(lm: PreTrainedModel) -> bool:
     """Whether a model takes another attention at all. That it then computes the same is for a trial to show."""
     layers = set(getattr(lm.config.get_text_config(), "layer_types", None) or [])

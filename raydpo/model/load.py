@@ -1,9 +1,6 @@
-"""Loading models and tokenizers, and naming weights by their content."""
+"""Loading models and tokenizers."""
 
 from __future__ import annotations
-
-import hashlib
-import json
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +21,6 @@ from raydpo.model.trial import choose_layout
 
 disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -69,23 +65,3 @@ def _refuse_batch_dependent_rope(path: str, config: PreTrainedConfig) -> None:
             f"model {path!r} has rope_type {sorted(kinds)}: its positions depend on the longest row of a batch, so "
             "stored reference log-probs would not hold for another batch; set a fixed rope_type in its config.json."
         )
-
-
-def weights_digest(path: str) -> str:
-    """A name for what the model computes: a hash of its weight files and of the configuration that gives them meaning.
-
-    Moving or renaming the directory keeps it; one changed weight changes it.
-    """
-    directory = model_directory(path)
-    config = json.loads((directory / "config.json").read_text())
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
-    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
-    if not files:
-        raise UserError(f"model {path!r} has no *.safetensors or *.bin weights; export it again, whole.")
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

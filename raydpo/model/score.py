@@ -13,8 +13,6 @@ from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead, Loss, Scored
 from raydpo.model.layout import is_packed, packed_states, padded_states
 
-VERSION = 2  # part of the reference store's key: raise it whenever a change here or in head/attention moves a number
-
 
 class ScoringModel(nn.Module):
     """A causal language model as a function from a packed batch to log-probs.

@@ -16,8 +16,9 @@ from raydpo.config.errors import UserError
 from raydpo.data.pack import pack_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
-from raydpo.model.layout import backend_for, is_packed, may_pack
+from raydpo.model.layout import is_packed, may_pack
 from raydpo.model.score import ScoringModel
+from raydpo.model.version import backend_for
 
 # Mean |Δ logp| per token, in nats. Rounding moves bfloat16 by hundredths, a wrong mask or position by far more.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
@@ -34,7 +35,7 @@ def choose_layout(lm: PreTrainedModel, *, name: str) -> PreTrainedModel:
         lm.set_attn_implementation("eager")  # what a model means: sdpa leaves Gemma 2's capping of scores out
     expected = _own_token_logps(lm, batch)
     if may_pack(lm):
-        lm.set_attn_implementation(backend_for(lm.device))
+        lm.set_attn_implementation(backend_for(lm.device.type))
         if _gap(lm, batch, expected) <= TOLERANCE[lm.dtype]:
             return lm
         lm.set_attn_implementation("eager")

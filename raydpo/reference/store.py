@@ -39,7 +39,7 @@ _DAMAGES_SHOWN = 5
 class Key:
     """What a reference log-prob depends on besides its tokens."""
 
-    weights: str  # raydpo.model.load.weights_digest
+    weights: str  # raydpo.model.directory.weights_digest
     dtype: str
     fp32_head: bool
     attention: str

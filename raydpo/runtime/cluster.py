@@ -41,14 +41,14 @@ def connect(cluster: Cluster) -> Iterator[None]:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    runtime_env = {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT} | cluster.env}
+    env = {name: os.environ[name] for name in _ENVIRONMENT} | cluster.env
     temporary = None
     try:
         with _sigterm_unchanged():
-            if not _attach(runtime_env):
+            if not _attach(env):
                 # Ray's unix sockets live below this directory, and their paths may have 107 bytes at most.
                 temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")
-                _start(cluster, runtime_env, temporary)
+                _start(cluster, env, temporary)
         _quieten_ray_data()
         yield
     finally:
@@ -71,14 +71,14 @@ def _quieten_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def _attach(runtime_env: dict[str, dict[str, str]]) -> bool:
+def _attach(env: dict[str, str]) -> bool:
     # Not "auto": that takes any cluster on this machine, such as the private one of another job, which ends with it.
     named = os.environ.get("RAY_ADDRESS")
     address = named or read_ray_address()
     if address and _listens(address):
         # Ray Train's helpers ask the state API, which would fail where a machine has more than one cluster.
-        env_vars = runtime_env["env_vars"] | {"RAY_ADDRESS": address}
-        ray.init(address=address, runtime_env={"env_vars": env_vars}, logging_level="WARNING")
+        runtime_env = {"env_vars": env | {"RAY_ADDRESS": address}}
+        ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
         return True
     if named:
         raise UserError(
@@ -98,13 +98,13 @@ def _listens(address: str) -> bool:
     return True
 
 
-def _start(cluster: Cluster, runtime_env: dict[str, dict[str, str]], temporary: str) -> None:
+def _start(cluster: Cluster, env: dict[str, str], temporary: str) -> None:
+    os.environ.update(env)  # inherited by all of Ray's processes; for a runtime_env they would be started twice
     ray.init(
         address="local",
         num_cpus=cluster.num_cpus,
         object_store_memory=None if cluster.object_store_gib is None else int(cluster.object_store_gib * 2**30),
         include_dashboard=True,  # Ray Train asks it whether its controller lives
-        runtime_env=runtime_env,
         logging_level="WARNING",
         _temp_dir=temporary,
     )

@@ -26,12 +26,11 @@ from raydpo.model.batch import Batch
 from raydpo.model.divergence import sequence_kl
 from raydpo.model.load import load_model, load_tokenizer
 from raydpo.model.score import ScoringModel
+from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import open_dataset
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.precompute import reference_store
+from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.sampling import Samplers
-from raydpo.runtime.scorer import score_rows
 from raydpo.sample.engine import Completion
 
 

@@ -2,15 +2,13 @@
 
 Ray's streaming_split promises no order and drops rows when told to balance. Here the driver writes each rank's plan
 (which rows, in which micro-batch of which step), a Ray Data pipeline reads ahead along it, and the worker checks every
-row it receives against the plan.
+row it receives against the plan (raydpo.runtime.shares).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.train import DataConfig
 
 from raydpo.data.order import Order, split_microbatches
-from raydpo.data.pack import pack_rows
-from raydpo.data.shards import COMPLETIONS
-from raydpo.data.tokens import TokenRow
-from raydpo.model.batch import Batch
-from raydpo.objective.objectives import Objective
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.overlap import Ahead
 from raydpo.runtime.preflight import READER_CPUS
 from raydpo.runtime.readers import read_rows
 from raydpo.train.commits import latest
-from raydpo.train.step import Share
 
 ONE_READER = ray.data.TaskPoolStrategy(size=1)
 ROWS_PER_TASK = 256  # a read task covers whole steps of about this many rows of one rank
@@ -117,35 +108,3 @@ class OrderedFeed(DataConfig):
                 compute=ONE_READER,
             )
         return rows.iterator()
-
-
-def shares(
-    rows: ray.data.DataIterator, objective: Objective, *, first_step: int, device: torch.device
-) -> Iterator[Share]:
-    """This rank's part of step after step. RuntimeError when a row is not the one that the plan names."""
-    blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    ordered = (row for block in blocks for row in block.to_pylist())
-    for expected, (step, of_step) in enumerate(groupby(ordered, key=itemgetter("step")), start=first_step):
-        if step != expected:
-            raise RuntimeError(f"the data feed delivered step {step} where step {expected} was due.")
-        yield _share(list(of_step), objective, device)
-
-
-def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.device) -> Share:
-    step = rows[0]["step"]
-    for row in rows:
-        if row["row_id"] != row["expected_id"]:
-            raise RuntimeError(
-                f"step {step}: row {row['row_id'].hex()} came where {row['expected_id'].hex()} was planned."
-            )
-    batches = [to_batch(list(group), device) for _, group in groupby(rows, key=itemgetter("micro"))]
-    return Share(step, batches, normaliser=rows[0][f"step_{objective.mean_over}"], num_rows=rows[0]["step_rows"])
-
-
-def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
-    """Pack rows of the feed, with their reference log-probs where they have them."""
-    rows = list(rows)
-    names = COMPLETIONS["pair" if "chosen_ids" in rows[0] else "sft"]
-    token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
-    ref = np.asarray([r["ref_logps"] for r in rows], dtype=np.float32) if "ref_logps" in rows[0] else None
-    return Batch.from_pack(pack_rows(token_rows), ref, device=device)

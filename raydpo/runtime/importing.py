@@ -27,8 +27,7 @@ from raydpo.model.load import load_tokenizer
 from raydpo.reference.index import Asked, as_numpy
 from raydpo.reference.shard import SCHEMA
 from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.precompute import reference_store
+from raydpo.runtime.layout import Layout, reference_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

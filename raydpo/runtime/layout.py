@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from raydpo.config.schema import RunFile
+from raydpo.model import version
+from raydpo.model.directory import weights_digest
+from raydpo.reference.store import Key, Store
 
 
 class Layout:
@@ -32,3 +35,16 @@ class Layout:
     def export(self, step: int) -> Path:
         """The policy after `step` steps, as transformers and vLLM load it."""
         return self.exports / f"step-{step:06d}"
+
+
+def reference_store(run: RunFile) -> Store:
+    """The store of this run's reference model."""
+    layout = Layout(run)
+    key = Key(
+        weights=weights_digest(layout.reference_model),
+        dtype=run.model.dtype,
+        fp32_head=run.model.fp32_head,
+        attention=version.backend_for("cuda" if run.reference.pool.gpus else "cpu"),
+        scorer_version=version.VERSION,
+    )
+    return Store(layout.reference_store, key)

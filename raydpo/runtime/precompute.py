@@ -14,29 +14,13 @@ import numpy as np
 
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import TokenManifest
-from raydpo.model import score
-from raydpo.model.layout import backend_for
-from raydpo.model.load import weights_digest
-from raydpo.reference.store import Key, Store
+from raydpo.reference.store import Store
 from raydpo.runtime.dataset import MANIFEST, windows
-from raydpo.runtime.layout import Layout
+from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.pool import ScorerPool
 from raydpo.runtime.tally import Tally
 
 WINDOW_ROWS = 1 << 20  # whose ids the driver holds at a time, at some 150 bytes each; the pool starts anew for each
-
-
-def reference_store(run: RunFile) -> Store:
-    """The store of this run's reference model."""
-    layout = Layout(run)
-    key = Key(
-        weights=weights_digest(layout.reference_model),
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        attention=backend_for("cuda" if run.reference.pool.gpus else "cpu"),
-        scorer_version=score.VERSION,
-    )
-    return Store(layout.reference_store, key)
 
 
 def precompute(run: RunFile) -> dict[str, Any]:

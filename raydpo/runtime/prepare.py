@@ -32,8 +32,8 @@ from raydpo.data.shards import (
     write_shard,
 )
 from raydpo.data.tokens import TokenSettings
-from raydpo.model.load import load_tokenizer
 from raydpo.reference.index import Asked
+from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
 from raydpo.runtime.readers import read_file
@@ -137,14 +137,16 @@ def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts
     row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
     counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
     manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind))
-    manifest.write(directory / "manifest.json")
+    manifest.write(directory / MANIFEST)
     return manifest
 
 
 class Tokeniser:
-    """An actor of the pool: one chunk in, its shards on disk."""
+    """An actor of the pool: one chunk in, its shards on disk. Drivers, which only name it, load no torch."""
 
     def __init__(self, source: Source) -> None:
+        from raydpo.model.load import load_tokenizer
+
         self._source = source
         self._tokenizer = load_tokenizer(source.tokenizer)
 

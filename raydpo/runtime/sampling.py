@@ -17,7 +17,8 @@ from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.evaluate.pairs import Completion as Rated
 from raydpo.evaluate.pairs import PromptGroup, pair_samples
 from raydpo.evaluate.scorers import load_scorer
-from raydpo.model.load import load_tokenizer, weights_digest
+from raydpo.model.directory import weights_digest
+from raydpo.model.load import load_tokenizer
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
 from raydpo.sample.engine import Completion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,8 @@ def sample(run: RunFile) -> Result:
     """Completions from the reference, scored and paired."""
     if not run.sample:
         raise UserError("the run file has no sample section; add one with its prompts, or give pairs in data.train.")
-    from raydpo.runtime.sampling import sample_pairs, samplers
-
-    with _cluster(run, "sample"), samplers(run) as engines:
-        return sample_pairs(run, engines)
+    with _cluster(run, "sample"), _engines(run) as engines:
+        return _sample(run, engines)
 
 
 def precompute(run: RunFile) -> Result:
@@ -57,9 +55,7 @@ def precompute(run: RunFile) -> Result:
 
 def train(run: RunFile) -> Result:
     """Preference training, with evaluation beside it where the run file has an evaluate section."""
-    from raydpo.runtime.sampling import samplers
-
-    with _cluster(run, "train"), samplers(run) if run.evaluate else nullcontext() as engines:
+    with _cluster(run, "train"), _engines(run) if run.evaluate else nullcontext() as engines:
         return _train(run, engines)
 
 
@@ -67,11 +63,8 @@ def evaluate(run: RunFile) -> Result:
     """The reference and every export that has not been evaluated yet."""
     if not run.evaluate:
         raise UserError("the run file has no evaluate section; add one with held-out prompts.")
-    from raydpo.runtime.evaluation import evaluate_exports
-    from raydpo.runtime.sampling import samplers
-
-    with _cluster(run, "evaluate"), samplers(run) as engines:
-        return evaluate_exports(run, engines)
+    with _cluster(run, "evaluate"), _engines(run) as engines:
+        return _evaluate(run, engines)
 
 
 def report(run: RunFile) -> Result:
@@ -97,9 +90,6 @@ def doctor(run: RunFile) -> Result:
 
 def run(run: RunFile) -> Result:
     """All stages in order on one cluster, with one set of vLLM engines from the first sample to the last."""
-    from raydpo.runtime.evaluation import evaluate_exports
-    from raydpo.runtime.sampling import sample_pairs, samplers
-
     watch = _Watch(run)
     results: Result = {}
 
@@ -110,24 +100,45 @@ def run(run: RunFile) -> Result:
     with _cluster(run, "run"), ExitStack() as stack:
         if run.sft:
             timed("sft", lambda: sft(run))
-        engines = stack.enter_context(samplers(run)) if run.sample or run.evaluate else None
+        engines = stack.enter_context(_engines(run)) if run.sample or run.evaluate else None
         if run.sample and engines:
-            timed("sample", partial(sample_pairs, run, engines))
+            timed("sample", partial(_sample, run, engines))
         timed("prepare", lambda: prepare(run))
         if run.train.reference == "precompute":
             timed("precompute", lambda: precompute(run))
         timed("train", lambda: _train(run, engines))
         if run.evaluate and engines:
-            timed("evaluate", partial(evaluate_exports, run, engines))
+            timed("evaluate", partial(_evaluate, run, engines))
     timed("report", lambda: report(run))
     return results
 
 
+def _engines(run: RunFile) -> AbstractContextManager[Samplers]:
+    from raydpo.runtime.sampling import samplers
+
+    return samplers(run)
+
+
+def _sample(run: RunFile, engines: Samplers) -> Result:
+    from raydpo.runtime.sampling import sample_pairs
+
+    return sample_pairs(run, engines)
+
+
 def _train(run: RunFile, engines: Samplers | None) -> Result:
-    from raydpo.runtime.evaluation import Evaluator
     from raydpo.runtime.trainer import train_policy
 
-    return train_policy(run, Evaluator(run, engines) if engines and run.evaluate else None)
+    if not engines or not run.evaluate:
+        return train_policy(run, None)
+    from raydpo.runtime.evaluation import Evaluator
+
+    return train_policy(run, Evaluator(run, engines))
+
+
+def _evaluate(run: RunFile, engines: Samplers) -> Result:
+    from raydpo.runtime.evaluation import evaluate_exports
+
+    return evaluate_exports(run, engines)
 
 
 @contextmanager

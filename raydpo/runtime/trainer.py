@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
@@ -24,19 +24,20 @@ from raydpo.data.order import Order
 from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.evaluation import Evaluator
 from raydpo.runtime.failures import START_RETRIES, FailureLog, start_refusal, storage_refusal
 from raydpo.runtime.feed import OrderedFeed, Plan
-from raydpo.runtime.layout import Layout
+from raydpo.runtime.job import Job, work_on
+from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.lock import claim
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
-from raydpo.runtime.precompute import reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
-from raydpo.runtime.worker import Job, run_worker
 from raydpo.train.commits import Cursor, latest, newest
 from raydpo.train.retention import Retention
+
+if TYPE_CHECKING:
+    from raydpo.runtime.evaluation import Evaluator
 
 DPO = {"dpo": objectives.dpo}
 
@@ -182,7 +183,7 @@ def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> Torch
     shutil.rmtree(ray_files, ignore_errors=True)  # Ray's own snapshot must never decide where a run resumes
     _announce(job.timeouts)
     return TorchTrainer(
-        run_worker,
+        work_on,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=(workers.min_count, workers.count) if workers.min_count else workers.count,

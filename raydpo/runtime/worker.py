@@ -6,11 +6,9 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import torch
@@ -18,52 +16,26 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_lines, write_json, write_text
-from raydpo.config.schema import Timeouts, Training
 from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
 from raydpo.model.load import load_model, load_tokenizer
-from raydpo.objective.objectives import Objective
-from raydpo.runtime.feed import shares
-from raydpo.runtime.lock import Claim, hold
+from raydpo.runtime.job import Job
+from raydpo.runtime.lock import hold
 from raydpo.runtime.patience import Place, named, within
 from raydpo.runtime.progress import Progress
+from raydpo.runtime.shares import shares
 from raydpo.runtime.stopping import Requests
 from raydpo.train.checkpoint import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, limit_collectives, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
-from raydpo.train.retention import Retention
 from raydpo.train.schedule import learning_rate
 from raydpo.train.step import Share, reduce_sums
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training job, preference or sft, as its workers need it."""
-
-    model: str
-    dtype: str
-    fp32_head: bool
-    training: Training
-    objective: Objective
-    num_steps: int
-    identity: str  # hash of what makes this run this run
-    directory: Path  # checkpoints, metrics
-    claim: Claim  # on output_dir
-    timeouts: Timeouts
-    retention: Retention  # of checkpoints
-    exports: str  # where an export goes, with {step}
-    evaluated: bool  # exports are evaluated beside training
-    evaluate_every: int | None  # steps between exports; the last step is exported in any case
-    step0_tolerance: float | None  # None: no reference to compare with
-    confirm_imported: Callable[[], None] | None  # marks imported reference values as verified; None: there are none
-    reached: Callable[[int], None] | None = None  # told how many steps are done, by those who work ahead of them
-
-
-def run_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry point. A UserError ends the run at once instead of being retried."""
-    job: Job = config["job"]
+def run_worker(job: Job) -> None:
+    """A UserError ends the run at once instead of being retried."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would print every pipeline in full
     rank = ray.train.get_context().get_world_rank()
     hold(job.claim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ class Quick:
 class DiesOnce(Quick):
     def score(self, unit: Any) -> int:
         if first_time(unit):
-            os.kill(os.getpid(), signal.SIGKILL)
+            end_by(signal.SIGKILL)
         return os.getpid()
 
 
 class StopsOnce(Quick):
     def score(self, unit: Any) -> int:
         if first_time(unit):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            end_by(signal.SIGSTOP)
         return os.getpid()
 
 
@@ -49,6 +50,12 @@ class Dies(Quick):
 class Refuses(Quick):
     def score(self, unit: Any) -> int:
         raise FileNotFoundError(f"{unit[0][0]} is missing")
+
+
+def end_by(number: signal.Signals) -> None:
+    """Never returns: another thread may take the signal, and this one would be heard for a moment longer."""
+    os.kill(os.getpid(), number)
+    time.sleep(3600)
 
 
 def first_time(unit: Any) -> bool:

@@ -23,7 +23,7 @@ from raydpo.model.load import load_tokenizer
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.importing import Imported, import_values, missing_rows, prepared_datasets
-from raydpo.runtime.precompute import reference_store
+from raydpo.runtime.layout import reference_store
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

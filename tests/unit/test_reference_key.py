@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from raydpo.config.load import load_run_file
-from raydpo.model import score
+from raydpo.model import version
 from raydpo.reference.store import Key
-from raydpo.runtime.precompute import reference_store
+from raydpo.runtime.layout import reference_store
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -91,5 +91,5 @@ def test_another_version_of_the_scorer_is_another_key(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = key_of(tmp_path, model)
-    monkeypatch.setattr(score, "VERSION", score.VERSION + 1)
+    monkeypatch.setattr(version, "VERSION", version.VERSION + 1)
     assert key_of(tmp_path, model).digest != before.digest

@@ -1,0 +1,80 @@
+"""The reference model at work: rows to log-probs, and those to what the store keeps. Here torch is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raydpo.config.schema import Model
+from raydpo.data.order import split_microbatches
+from raydpo.data.pack import pack_rows
+from raydpo.data.tokens import TokenRow
+from raydpo.model.batch import Batch
+from raydpo.model.flops import Bounds, forward_flops, matmul_ceiling
+from raydpo.model.layout import layout_name
+from raydpo.model.load import load_model
+from raydpo.model.score import ScoringModel
+from raydpo.reference.shard import SCHEMA
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scoring some rows gave, and what it took."""
+
+    table: pa.Table  # reference.shard.SCHEMA
+    tokens: int
+    flops: float  # that the tokens need at least
+
+
+class ReferenceModel:
+    """A frozen model on one device; `threads` are of the CPU."""
+
+    def __init__(self, path: str, settings: Model, *, device: torch.device, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._device = device
+        self._lm = load_model(path, dtype=settings.dtype, device=device)
+        self._model = ScoringModel(self._lm, fp32_head=settings.fp32_head)
+        self.layout = layout_name(self._lm)
+        self.ceiling = matmul_ceiling(getattr(torch, settings.dtype), device)  # FLOP/s
+
+    def score(self, rows: Sequence[TokenRow], *, budget: int, keep_token_logps: bool) -> Scores:
+        """Sums and counts of every row, and its per-token values if they are to be kept."""
+        values, bounds = score_rows(self._model, rows, budget=budget, device=self._device)
+        return Scores(
+            table=_as_table(rows, values, keep=keep_token_logps),
+            tokens=sum(row[-1] - row[0] for row in bounds),
+            flops=forward_flops(self._lm, bounds),
+        )
+
+
+def score_rows(
+    model: ScoringModel, rows: Sequence[TokenRow], *, budget: int, device: torch.device
+) -> tuple[list[list[np.ndarray]], Bounds]:
+    """Per-token log-probs of every completion of every row, in the order of the rows; and the bounds of all packs."""
+    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
+    results: list[list[np.ndarray]] = [[] for _ in rows]
+    bounds: list[tuple[int, ...]] = []
+    [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(budget, int(lengths.max())))
+    for members in micro_batches:
+        batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=device)
+        values = model.token_logps(batch).cpu().numpy()
+        sizes = [len(completion) for i in members for completion in rows[i].completions]
+        pieces = iter(np.split(values, np.cumsum(sizes)[:-1]))
+        for i in members:
+            results[i] = [next(pieces) for _ in rows[i].completions]
+        bounds += batch.bounds
+    return results, tuple(bounds)
+
+
+def _as_table(rows: Sequence[TokenRow], scored: list[list[np.ndarray]], *, keep: bool) -> pa.Table:
+    columns: dict[str, Any] = {"row_id": [row.row_id for row in rows]}
+    for j, side in enumerate(("chosen", "rejected")):
+        columns[f"{side}_logps"] = [float(values[j].sum(dtype=np.float64)) for values in scored]
+        columns[f"{side}_tokens"] = [len(values[j]) for values in scored]
+        columns[f"{side}_token_logps"] = [values[j].tolist() if keep else None for values in scored]
+    return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)

@@ -1,0 +1,51 @@
+"""What a worker makes of the rows that the feed brings: its share of every step, row for row as planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+
+from raydpo.data.pack import pack_rows
+from raydpo.data.shards import COMPLETIONS
+from raydpo.data.tokens import TokenRow
+from raydpo.model.batch import Batch
+from raydpo.objective.objectives import Objective
+from raydpo.train.step import Share
+
+
+def shares(
+    rows: ray.data.DataIterator, objective: Objective, *, first_step: int, device: torch.device
+) -> Iterator[Share]:
+    """This rank's part of step after step. RuntimeError when a row is not the one that the plan names."""
+    blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    ordered = (row for block in blocks for row in block.to_pylist())
+    for expected, (step, of_step) in enumerate(groupby(ordered, key=itemgetter("step")), start=first_step):
+        if step != expected:
+            raise RuntimeError(f"the data feed delivered step {step} where step {expected} was due.")
+        yield _share(list(of_step), objective, device)
+
+
+def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.device) -> Share:
+    step = rows[0]["step"]
+    for row in rows:
+        if row["row_id"] != row["expected_id"]:
+            raise RuntimeError(
+                f"step {step}: row {row['row_id'].hex()} came where {row['expected_id'].hex()} was planned."
+            )
+    batches = [to_batch(list(group), device) for _, group in groupby(rows, key=itemgetter("micro"))]
+    return Share(step, batches, normaliser=rows[0][f"step_{objective.mean_over}"], num_rows=rows[0]["step_rows"])
+
+
+def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
+    """Pack rows of the feed, with their reference log-probs where they have them."""
+    rows = list(rows)
+    names = COMPLETIONS["pair" if "chosen_ids" in rows[0] else "sft"]
+    token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
+    ref = np.asarray([r["ref_logps"] for r in rows], dtype=np.float32) if "ref_logps" in rows[0] else None
+    return Batch.from_pack(pack_rows(token_rows), ref, device=device)
