@@ -5,7 +5,7 @@ EXTRA ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 BIN := .venv/bin
 LOCKED := .venv/.locked-$(EXTRA)
 INSTALLED := .venv/.installed-$(EXTRA)
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 .PHONY: setup demo test lint bench lock
 
