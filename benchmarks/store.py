@@ -49,6 +49,7 @@ from tests.cluster.own_ray import own_ray
 
 VOCAB_SIZE = 2048
 ROWS_PER_SHARD = 10_000  # of the data sets that only the driver reads
+SHARDS_PER_HOST = 4
 PACE = 50_000  # tokens per second of a scorer that only waits
 
 
@@ -106,21 +107,22 @@ def tokens_per_second(stints: Sequence[Stint]) -> float:
 class Job:
     """Token shards, a model and the run file that names them."""
 
-    def __init__(self, scratch: Path, model: Path | None, *, shards: int, rows: int) -> None:
+    def __init__(self, scratch: Path, model: Path | None, *, shards: int, pooled: int, rows: int) -> None:
         self._scratch, self._model = scratch, model or write_small_model(scratch / "model")
         self._shards = [scratch / "tokens" / f"part-{i}.arrow" for i in range(shards)]
         source = np.random.default_rng(0).integers(VOCAB_SIZE, size=4096).tolist()
         pairs = make_pairs(SHAPES["mixed"], shards * rows, source)
         for i, path in enumerate(self._shards):
             write_shard(to_table(pairs[i * rows : (i + 1) * rows], "pair"), path)
-        self.tokens = real_tokens(pairs)
+        self._pooled = self._shards[:pooled]
+        self.tokens = real_tokens(pairs[: pooled * rows])
 
     def bare(self) -> float:
         """Tokens per second of a scorer alone, with as many threads as one of the pool."""
         torch.set_num_threads(1)
         model = ScoringModel(load_model(str(self._model), dtype="float32", device="cpu"))
         begin = time.perf_counter()
-        for path in self._shards:
+        for path in self._pooled:
             rows = to_rows(read_shard(path))
             score_rows(model, rows, budget=4096, device=torch.device("cpu"))
         return self.tokens / (time.perf_counter() - begin)
@@ -128,7 +130,7 @@ class Job:
     def pooled(self, actors: int) -> list[Stint]:
         """What a pool of so many on one node does."""
         with own_ray(cpus=actors):
-            return self._filled(actors, TimedScorer)
+            return self._filled(self._pooled, actors, TimedScorer)
 
     def spread(self, hosts: int) -> list[Stint]:
         """What a pool does that has one paced scorer on each of so many nodes."""
@@ -137,19 +139,19 @@ class Job:
             for _ in range(1, hosts):
                 cluster.add_node(num_cpus=1)
             ray.init(address=cluster.address, logging_level="WARNING")
-            return self._filled(hosts, PacedScorer)
+            return self._filled(self._shards[: hosts * SHARDS_PER_HOST], hosts, PacedScorer)
         finally:
             ray.shutdown()
             cluster.shutdown()
 
-    def _filled(self, actors: int, scorer: type[TimedScorer]) -> list[Stint]:
+    def _filled(self, shards: Sequence[Path], actors: int, scorer: type[TimedScorer]) -> list[Stint]:
         """Fill a store of its own."""
         store = tempfile.mkdtemp(dir=self._scratch)
         pool = {"min_actors": actors, "max_actors": actors}
         run = run_of(self._scratch, str(self._model), {"store": store, "pool": pool})
         opened = reference_store(run)
         opened.claim()
-        units = [[(str(path), np.arange(read_shard(path).num_rows, dtype=np.int32))] for path in self._shards]
+        units = [[(str(path), np.arange(read_shard(path).num_rows, dtype=np.int32))] for path in shards]
         pools.ReferenceScorer = scorer
         return [stint for _, stint in pools.ScorerPool(run, opened).score(units)]
 
@@ -242,7 +244,8 @@ def main() -> None:
     parser.add_argument("--driver-rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 4_000_000])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="raydpo-benchmark-") as scratch:
-        job = Job(Path(scratch), options.model, shards=options.shards, rows=options.rows)
+        shards = max(options.shards, SHARDS_PER_HOST * max(options.hosts))
+        job = Job(Path(scratch), options.model, shards=shards, pooled=options.shards, rows=options.rows)
         print(f"{conditions()}\n\n{options.shards} shards of {options.rows} rows, {job.tokens} tokens\n")
         bare = statistics.median(job.bare() for _ in range(options.rounds))
         print(f"bare scorer: {bare:.0f} tokens/s, median of {options.rounds}\n")

@@ -6,6 +6,7 @@ Arguments and the run file are checked before anything heavy is imported, so hel
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage and return the exit code: 0 only on success, 2 for a mistake that the user can mend."""
     arguments = _parser().parse_args(argv)
     if arguments.stage in GROUPS:
-        code: int = GROUPS[arguments.stage].run(arguments)
-        return code
+        return _run_command(arguments)
 
     from raydpo.config.errors import UserError
     from raydpo.config.load import load_run_file
@@ -67,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.stage == "doctor":
         return run_check("doctor", run, stages.doctor)
     return run_stage(arguments.stage, run, checked)
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    from raydpo.config.errors import UserError
+
+    try:
+        code: int = GROUPS[arguments.stage].run(arguments)
+    except UserError as error:
+        print(f"raydpo {arguments.stage} {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +25,7 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return the exit code: 2 for a mistake that the user can mend."""
-    from raydpo.config.errors import UserError
+    """Run the command and return its exit code. Raises UserError."""
     from raydpo.runtime import checkpoints
 
     functions: dict[str, Callable[..., int]] = {
@@ -36,8 +34,4 @@ def run(arguments: argparse.Namespace) -> int:
         "export": checkpoints.export,
         "diff": checkpoints.diff,
     }
-    try:
-        return functions[arguments.command](*arguments.paths)
-    except UserError as error:
-        print(f"raydpo checkpoints {arguments.command}: {error}", file=sys.stderr)
-        return 2
+    return functions[arguments.command](*arguments.paths)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 
 COMMANDS = {
@@ -36,8 +35,7 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return the exit code: 2 for a mistake that the user can mend."""
-    from raydpo.config.errors import UserError
+    """Run the command and return its exit code. Raises UserError."""
     from raydpo.runtime import references
 
     functions: dict[str, Callable[..., int]] = {
@@ -48,8 +46,4 @@ def run(arguments: argparse.Namespace) -> int:
         "import": references.import_file,
     }
     given = {name: getattr(arguments, name) for name in OPTIONS.get(arguments.command, ())}
-    try:
-        return functions[arguments.command](*arguments.paths, **given)
-    except UserError as error:
-        print(f"raydpo reference {arguments.command}: {error}", file=sys.stderr)
-        return 2
+    return functions[arguments.command](*arguments.paths, **given)

@@ -1,9 +1,9 @@
 """Row ids as arrays: 16 bytes a row, found by binary search.
 
 A store may hold many times the rows of one dataset, so it is the question that is sorted and held in memory, once;
-the shards pass by one after another. That is 40 bytes a row asked, and about 100 while they are sorted, whatever the
-size of the store, as measured with two million rows. Python's dicts of bytes take 300 bytes
-a row, and would have to hold the rows of the store.
+the shards pass by one after another. That is 40 bytes a row asked, and about 100 while they are sorted, as measured
+with two million rows, whatever the size of the store. Python's dicts of bytes take 300 bytes a row, and would have to
+hold the rows of the store.
 """
 
 from __future__ import annotations

@@ -40,6 +40,27 @@ def test_the_lowest_rooms_load_nothing_heavy(room: str, forbidden: set[str]) -> 
     assert not loaded & forbidden
 
 
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        # What Ray's own processes import to pass on: the feed, the entry point, the actor classes.
+        ("feed", {"torch", "transformers", "deepspeed"}),
+        ("job", {"torch", "transformers", "deepspeed"}),
+        ("readers", {"torch", "transformers", "deepspeed"}),
+        ("prepare", {"torch", "transformers", "deepspeed"}),
+        # Drivers. TorchTrainer loads torch.
+        ("precompute", {"torch", "transformers", "deepspeed"}),
+        ("trainer", {"transformers", "deepspeed"}),
+    ],
+)
+def test_whoever_only_passes_work_on_loads_nothing_that_only_the_work_needs(module: str, forbidden: set[str]) -> None:
+    script = f"import sys, raydpo.runtime.{module}; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=CHECKOUT, check=True)
+    loaded = set(answer.stdout.split())
+    assert f"raydpo.runtime.{module}" in loaded
+    assert not loaded & forbidden
+
+
 def test_a_room_imports_only_what_stands_below_it() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     answer = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=CHECKOUT, check=False)
