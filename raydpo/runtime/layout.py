@@ -1,4 +1,4 @@
-"""Where a run keeps things: every path below output_dir is named here and nowhere else."""
+"""Where a run keeps things: every path below output_dir is named here and nowhere else, and its reference store."""
 
 from __future__ import annotations
 
