@@ -21,10 +21,12 @@ pytestmark = pytest.mark.unit
 
 CHECKOUT = Path(__file__).parents[2]
 SLEEPING_JOB = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from raydpo.config.schema import Data, Model, RunFile
 from raydpo.runtime.outcome import run_stage
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 
 def stage(run):
     try:
