@@ -105,6 +105,7 @@ class Job:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        self.process.wait()  # before psutil does, which would keep the exit code to itself
         psutil.wait_procs(family, timeout=10)
 
 
