@@ -1,4 +1,6 @@
-"""A debugging Ray cluster on loopback with token authentication: `up` starts it, `down` stops it and nothing else.
+"""A debugging Ray cluster on loopback with token authentication.
+
+`up` starts it, `add` gives it one more node, `down` stops it and nothing else.
 
 Everything about the running cluster is in `.state/` beside this file: the token and cluster.json.
 """
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -70,13 +72,20 @@ class State:
         """Write cluster.json."""
         STATE_FILE.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
+    @classmethod
+    def load(cls) -> State:
+        """Read cluster.json; exits where there is none."""
+        if not STATE_FILE.exists():
+            sys.exit(f"no cluster of this checkout is up: {STATE_FILE} does not exist.")
+        return cls(**json.loads(STATE_FILE.read_text()))
+
 
 def up(raylets: int, cpus: int | None, port: int) -> None:
     """Start the head and the extra raylets, and print the exports that lead to them."""
     if STATE_DIR.exists():
         sys.exit(f"a cluster is up, or was left behind, as {STATE_FILE} says; stop it with cluster/local/down.")
     ports = Ports(port, raylets)
-    check_free(ports)
+    check_free(ports.all())
     temp_dir = Path(tempfile.gettempdir()) / f"raydpo-{getpass.getuser()}-{port}"
     make_directories(temp_dir)
     state = State(f"{LOOPBACK}:{port}", str(temp_dir))
@@ -91,11 +100,18 @@ def up(raylets: int, cpus: int | None, port: int) -> None:
     print(f"export RAY_ADDRESS={state.address} RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='{TOKEN_FILE}'")
 
 
+def add(cpus: int | None) -> None:
+    """Start one more raylet, as when a node comes back."""
+    state = State.load()
+    node = len(state.processes)
+    ports = Ports(int(state.address.rpartition(":")[2]), node)
+    check_free([ports.agent(node)])
+    start_node(node, ports, cpus, state)
+
+
 def down() -> None:
-    """Stop what `up` started, with everything that it started in turn, and remove its directories."""
-    if not STATE_FILE.exists():
-        sys.exit(f"no cluster of this checkout is up: {STATE_FILE} does not exist.")
-    state = State(**json.loads(STATE_FILE.read_text()))
+    """Stop what was started here, with everything that it started in turn, and remove its directories."""
+    state = State.load()
     nodes = [process for pid, created in state.processes if (process := alive(pid, created))]
     family = nodes + [child for node in nodes for child in node.children(recursive=True)]
     for node in reversed(nodes):  # the head last: raylets that outlive it wait for its return
@@ -117,9 +133,9 @@ def alive(pid: int, created: float) -> psutil.Process | None:
         return None
 
 
-def check_free(ports: Ports) -> None:
+def check_free(ports: Iterable[int]) -> None:
     """Exit with a message that names the first port in use."""
-    for port in ports.all():
+    for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -192,19 +208,23 @@ def node_environment() -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse `up [--raylets N] [--cpus N] [--port P]` or `down`."""
+    """Parse `up [--raylets N] [--cpus N] [--port P]`, `add [--cpus N]` or `down`."""
     parser = argparse.ArgumentParser(prog="cluster/local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start a cluster and print the exports that lead to it")
     start.add_argument("--raylets", type=int, default=0, help="nodes beside the head, on this host too")
-    start.add_argument("--cpus", type=int, help="CPUs that each node offers (default: this host's)")
     start.add_argument("--port", type=int, default=6379, help="first of a few consecutive ports (default: 6379)")
+    more = commands.add_parser("add", help="start one more node of the cluster that up started")
+    for command in (start, more):
+        command.add_argument("--cpus", type=int, help="CPUs that each node offers (default: this host's)")
     commands.add_parser("down", help="stop the cluster that up started")
     arguments = parser.parse_args(argv)
-    if arguments.command == "down":
-        down()
-    else:
+    if arguments.command == "up":
         up(arguments.raylets, arguments.cpus, arguments.port)
+    elif arguments.command == "add":
+        add(arguments.cpus)
+    else:
+        down()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ray.train import ControllerError, UserCallback, WorkerGroupError
+from ray.train import ControllerError, UserCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raydpo.config.errors import UserError
@@ -18,7 +19,10 @@ START_RETRIES = 2  # of a group that does not start in time
 
 
 class FailureLog(UserCallback):
-    """Runs in Ray Train's controller: says which rank failed, after which step and why, and keeps it in a file."""
+    """Runs in Ray Train's controller: says which rank failed, after which step and why, and keeps it in a file.
+
+    Whatever another group would meet again ends the run at once: Ray Train does not retry an error of its controller.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -26,6 +30,9 @@ class FailureLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called at every look at a group with failed workers, which may be several times."""
+        for error in worker_exceptions.values():
+            if refusal := _refusal(error, self._directory):
+                raise ControllerError(refusal)
         step = last_step(self._directory)
         found = [{"rank": rank, "after_step": step, "error": _cause(e)} for rank, e in worker_exceptions.items()]
         if found == self._last:
@@ -43,29 +50,30 @@ def last_step(directory: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def storage_refusal(error: WorkerGroupError, directory: Path) -> UserError | None:
-    """What a worker could not write, if that is why the group has failed."""
-    for failure in error.worker_failures.values():
-        cause = getattr(failure, "_base_exc", failure)  # Ray wraps it
-        if isinstance(cause, UserError):
-            return cause
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return UserError(
-                f"{directory} cannot be written: {cause}. Make room or make it writable, then start again: the run "
-                "goes on from its last commit."
-            )
-    return None
-
-
-def start_refusal(error: ControllerError, workers: Workers, timeouts: Timeouts) -> UserError | None:
-    """Who did not start, if that is why Ray Train has given up."""
-    if not isinstance(error.controller_failure, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)):
+def final_refusal(error: ControllerError, directory: Path, workers: Workers, timeouts: Timeouts) -> UserError | None:
+    """Why Ray Train has given up, if that is for the user to mend; `directory` is where the group writes."""
+    failure = error.controller_failure
+    if refusal := _refusal(failure, directory):
+        return refusal
+    if not isinstance(failure, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)):
         return None
     return UserError(
         f"{workers.least} workers with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each did not start within "
-        f"timeouts.start={timeouts.start:g} s, tried {START_RETRIES + 1} times: {error.controller_failure}\n`raydpo "
+        f"timeouts.start={timeouts.start:g} s, tried {START_RETRIES + 1} times: {failure}\n`raydpo "
         "doctor` says what fits the cluster; raise timeouts.start where nodes take long to come, then start again."
     )
+
+
+def _refusal(error: Exception, directory: Path) -> UserError | None:
+    """What the user is told of an error that another group would meet again; None of any other."""
+    cause = getattr(error, "_base_exc", error)  # Ray wraps a worker's
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        free = shutil.disk_usage(directory).free
+        return UserError(
+            f"{cause.filename or directory} cannot be written: {cause.strerror}; {free:,} bytes are free. Make room or "
+            "make it writable, then start again: the run goes on from its last commit."
+        )
+    return cause if isinstance(cause, UserError) else None
 
 
 def _cause(error: Exception) -> str:

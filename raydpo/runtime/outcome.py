@@ -45,6 +45,7 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     job killed without warning never shows another's success.
     """
     started = time.monotonic()
+    outcome: Outcome | None = None
     with _terminate_as_exit() as arrived:
         try:
             directory = Path(run.output_dir)
@@ -57,7 +58,8 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
             outcome = _user_error(stage, run.name, error, started)
         except OSError as error:
             reason = UserError(f"output_dir {run.output_dir} cannot be written: {error}. Set another or mend it.")
-            outcome = _user_error(stage, run.name, reason, started)
+            ended = _user_error(stage, run.name, reason, started)
+            outcome = outcome if outcome and outcome.exit_code else ended  # what went wrong first is the cause
     return _announce(outcome)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
-from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
@@ -24,7 +24,7 @@ from raydpo.data.order import Order
 from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.failures import START_RETRIES, FailureLog, start_refusal, storage_refusal
+from raydpo.runtime.failures import START_RETRIES, FailureLog, final_refusal
 from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.job import Job, work_on
 from raydpo.runtime.layout import Layout, reference_store
@@ -139,12 +139,10 @@ def _scores(evaluations: Path, metric: str) -> dict[int, float]:
 
 
 def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
-    """Run the worker group to the end; UserError when the workers refused the run."""
+    """Run the worker group to the end; UserError when a worker refused the run."""
     workers = job.training.workers
     _check_budget(plan, elastic=workers.min_count is not None)
     job.directory.mkdir(parents=True, exist_ok=True)
-    refused = job.directory / "refused.json"
-    refused.unlink(missing_ok=True)
     if _all_done(job, plan):
         print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
         return _outcome(job, plan)
@@ -152,12 +150,8 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     try:
         with stop_on_sigterm(job.directory):
             trainer.fit()
-    except WorkerGroupError as error:
-        raise storage_refusal(error, job.directory) or error from None
     except ControllerError as error:
-        raise start_refusal(error, workers, job.timeouts) or error from None
-    if refused.exists():
-        raise UserError(json.loads(refused.read_text())["error"])
+        raise final_refusal(error, job.directory, workers, job.timeouts) or error from None
     if stop_asked(job.directory):
         found = latest(plan.checkpoints)
         step = found.cursor.step if found else 0

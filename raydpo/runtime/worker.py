@@ -7,10 +7,10 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import ray.train
+import ray.train.v2._internal.util
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -30,25 +30,22 @@ from raydpo.train.checkpoint import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, limit_collectives, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
+from raydpo.train.room import room_for
 from raydpo.train.schedule import learning_rate
 from raydpo.train.step import Share, reduce_sums
 
 
 def run_worker(job: Job) -> None:
-    """A UserError ends the run at once instead of being retried."""
+    """A UserError on any rank ends the run, see raydpo.runtime.failures; other errors start the group again."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would print every pipeline in full
-    rank = ray.train.get_context().get_world_rank()
     hold(job.claim)
-    place = Place(rank)
+    place = Place(ray.train.get_context().get_world_rank())
     try:
         with named(place):
             _train(job, place)
-    except UserError as error:
-        if rank == 0:
-            with suppress(OSError):  # where nothing can be written, the failure itself carries the message
-                write_json(job.directory / "refused.json", {"error": str(error)})
-                return
-            raise
+    except UserError:
+        logging.getLogger(ray.train.v2._internal.util.__name__).setLevel(logging.CRITICAL)  # it logs the traceback
+        raise
 
 
 def _train(job: Job, place: Place) -> None:
@@ -175,8 +172,9 @@ class Desk:
         return reduce_sums({name: torch.tensor(float(value)) for name, value in mine.items()})
 
     def _record(self, metrics: Metrics) -> None:
-        with self._metrics.open("a") as stream:
-            stream.write(json.dumps(metrics) + "\n")
+        line = json.dumps(metrics) + "\n"
+        with room_for(len(line), self._metrics), self._metrics.open("a") as stream:
+            stream.write(line)
         shown = {name: metrics[name] for name in ("loss", "rewards/accuracies", "mfu") if name in metrics}
         self._progress.advance(1, **shown)
         if self._job.reached:

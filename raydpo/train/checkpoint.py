@@ -7,12 +7,9 @@ Nothing random is saved: dropout is off, and order and learning rate are functio
 
 from __future__ import annotations
 
-import shutil
 import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +17,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +26,7 @@ from raydpo.train.commits import Commit, Cursor
 from raydpo.train.engine import COLLECTIVE_TIMEOUT, Policy
 from raydpo.train.fragments import held, owned, spread_masters, torch_optimizer
 from raydpo.train.retention import Retention
+from raydpo.train.room import room_for
 from raydpo.train.state import WEIGHT, SavedState, Stretch, write_state
 
 T = TypeVar("T")
@@ -116,7 +113,7 @@ class Saver:
 
     def _write_part(self, snapshot: Snapshot) -> None:
         path, rank = snapshot.path, self._policy.rank
-        with _room_for(snapshot.size, path):
+        with room_for(snapshot.size, path):
             files = [path / f"rank-{rank:05d}.safetensors"]
             write_state(files[0], snapshot.stretches, snapshot.scalars)
             if rank == 0:
@@ -125,7 +122,7 @@ class Saver:
 
     def _commit_parts(self, snapshot: Snapshot) -> None:
         timeout = COLLECTIVE_TIMEOUT.total_seconds()
-        with _room_for(snapshot.size, snapshot.path):
+        with room_for(snapshot.size, snapshot.path):
             commits.commit_parts(snapshot.path, snapshot.cursor, timeout_s=timeout, cancelled=self._cancelled.is_set)
             standing = commits.commits(self._directory)
             kept = self._retention.kept({commit.cursor.step for commit in standing})
@@ -188,19 +185,6 @@ def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizer
         policy.lm.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return sorted(path for path in directory.iterdir() if path.is_file())
-
-
-@contextmanager
-def _room_for(size: int, path: Path) -> Iterator[None]:
-    """A UserError that says what is needed when a file cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-        raise UserError(
-            f"checkpoint {path} cannot be written: {error}. One rank's part needs {size:,} bytes, and {free:,} are "
-            "free. Make room or make it writable, then start again: the run goes on from the commit before."
-        ) from error
 
 
 def _problem(work: Future[None]) -> str | None:

@@ -14,6 +14,7 @@ from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.train.engine import Policy
+from raydpo.train.room import room_for
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wrong weight costs far more
 
@@ -21,15 +22,17 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wron
 def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, *, probe: Batch) -> Path:
     """Write the policy to `directory`, reload it and compare its log-probs on `probe`; all ranks call it.
 
-    The directory appears under its name only when the comparison has passed. Raises RuntimeError when it fails.
+    The directory appears under its name only when the comparison has passed. Raises RuntimeError when it fails, and
+    UserError, on rank 0 alone, when there is no room.
     """
     state = _gather(policy)
     expected = policy.engine.module.token_logps(probe)
     if policy.rank == 0:
         temporary = directory.with_name(f".{directory.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        policy.lm.save_pretrained(temporary, state_dict=state)
-        tokenizer.save_pretrained(temporary)
+        with room_for(sum(weight.nbytes for weight in state.values()), temporary):
+            policy.lm.save_pretrained(temporary, state_dict=state)
+            tokenizer.save_pretrained(temporary)
         _compare(temporary, expected, probe, policy)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)

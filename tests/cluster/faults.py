@@ -7,12 +7,14 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from tests.cluster.disk import Disk
 from tests.cluster.processes import Job
 
 NOTICE_S = 8
@@ -45,11 +47,12 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Scene:
-    """A training run when a fault comes: its driver, the cluster that it has not started itself, and a choice."""
+    """A training run when a fault comes: its driver, a choice, and what it uses but has not started itself."""
 
     job: Job
-    nodes: Nodes | None
     choice: random.Random
+    nodes: Nodes | None = None
+    disk: Disk | None = None
 
     def a_worker(self) -> psutil.Process:
         """One of the training workers of the job's own cluster."""
@@ -99,6 +102,20 @@ def drain_node(scene: Scene) -> None:
     command += [f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
     command += [f"--deadline-remaining-seconds={NOTICE_S}"]
     subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+
+
+def fill_disk(scene: Scene) -> None:
+    """What another program does that takes all the room, and also what the run frees, until the run has ended."""
+    assert scene.disk
+    while scene.job.process.poll() is None:
+        scene.disk.fill()
+        time.sleep(0.05)
+
+
+def lock_disk(scene: Scene) -> None:
+    """What the kernel does with a file system that it has found damaged."""
+    assert scene.disk
+    scene.disk.lock()
 
 
 def workers_below(raylet: psutil.Process) -> list[psutil.Process]:

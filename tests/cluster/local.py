@@ -38,6 +38,12 @@ def first_port(offset: int) -> int:
     return 20000 + 20 * (os.getpid() % 500) + offset
 
 
+def add_node(directory: Path, *options: str) -> None:
+    """One more node for the local_cluster that was started in `directory`."""
+    started = run(directory / "local" / "add", *options)
+    assert started.returncode == 0, started.stderr
+
+
 @contextmanager
 def local_cluster(directory: Path, *options: str, port: int) -> Iterator[dict[str, str]]:
     """Up inside the block; yields the environment of a shell that has evaluated what `up` prints."""

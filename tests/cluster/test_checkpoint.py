@@ -130,7 +130,7 @@ def test_storage_that_fails_one_rank_is_the_same_refusal_on_all_and_leaves_the_l
     assert saw[0][what] == saw[1][what]
     said, newest = saw[0][what]
     assert newest == 2
-    assert re.search(rf"checkpoint .*step-000004.* cannot be written: .*{reason}", said)
+    assert re.search(rf"/checkpoints/step-000004.* cannot be written: .*{reason}", said)
     assert re.search(r"needs [\d,]+ bytes, and [\d,]+ are free", said)
 
 

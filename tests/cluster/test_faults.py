@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,20 @@ import pytest
 
 from raydpo.train.commits import commits
 from tests.cluster.conftest import Run
-from tests.cluster.faults import NOTICE_S, Nodes, Scene, drain_node, freeze_rank, kill_driver, kill_node
-from tests.cluster.local import first_port, local_cluster
+from tests.cluster.disk import CannotMount, Disk, disk
+from tests.cluster.faults import (
+    NOTICE_S,
+    Fault,
+    Nodes,
+    Scene,
+    drain_node,
+    fill_disk,
+    freeze_rank,
+    kill_driver,
+    kill_node,
+    lock_disk,
+)
+from tests.cluster.local import add_node, first_port, local_cluster
 from tests.cluster.outputs import (
     committed,
     failures,
@@ -65,7 +78,7 @@ def interrupted(small: Run, inputs: Path, tmp_path_factory: pytest.TempPathFacto
     seen = recorded(out), committed(out)
     with job(PYTHON, "-m", "raydpo", "train", run_file, "train.checkpoint_every=5") as started:
         started.wait_until(lambda: committed(out) > seen[1])
-        kill_driver(Scene(started, None, random.Random(0)))
+        kill_driver(Scene(started, random.Random(0)))
         last = raydpo("train", run_file, "train.checkpoint_every=5")
     return Interrupted(out, terminated, *seen, last)
 
@@ -98,7 +111,7 @@ def test_a_rank_that_another_one_waits_for_in_vain_is_replaced_and_the_run_is_th
     run_file, out = ready_to_train(small.output_dir, inputs, tmp_path, epochs=EPOCHS), tmp_path / "out"
     with job(PYTHON, "-m", "raydpo", "train", run_file, f"timeouts.collective={LIMIT_S}") as started:
         started.wait_until(lambda: committed(out) >= 3)
-        freeze_rank(Scene(started, None, random.Random(0)))
+        freeze_rank(Scene(started, random.Random(0)))
         began = time.monotonic()
         started.wait_until(lambda: bool(failures(out)))
         assert LIMIT_S - 5 < time.monotonic() - began < LIMIT_S + 20
@@ -110,26 +123,87 @@ def test_a_rank_that_another_one_waits_for_in_vain_is_replaced_and_the_run_is_th
     assert metrics_of(out) == undisturbed
 
 
-def test_an_elastic_group_goes_on_with_the_nodes_that_are_left_and_the_same_numbers(
-    undisturbed: list[dict[str, Any]], small: Run, inputs: Path, tmp_path: Path
-) -> None:
-    workers = {"count": 3, "min_count": 1, "cpus": 1.5}  # one a node; neither 3 nor what is left must divide the batch
-    run_file = ready_to_train(
-        small.output_dir, inputs, tmp_path, epochs=EPOCHS, workers=workers, tokens_per_microbatch=256, keep_every=1
-    )
-    out = tmp_path / "out"
+@dataclass(frozen=True)
+class Resized:
+    """A run on two nodes: a third one comes, then one dies; it gets SIGTERM when it has trained on after that."""
+
+    sizes: list[int]  # of the group, from commit to commit
+    metrics: list[dict[str, Any]]
+    ended: Finished
+
+
+@pytest.fixture(scope="module")
+def resized(small: Run, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Resized:
+    directory = tmp_path_factory.mktemp("resized")
+    out = directory / "out"
+    train = {"workers": {"count": 3, "min_count": 1, "cpus": 1.5}, "tokens_per_microbatch": 256}  # one worker a node
+    train |= {"epochs": 400, "checkpoint_every": 10, "keep_every": 10}
+    run_file = ready_to_train(small.output_dir, inputs, directory, **train)
+
+    def sizes() -> list[int]:
+        return [commit.cursor.world_size for commit in commits(out / "train" / "checkpoints")]
+
     with (
-        local_cluster(tmp_path, "--raylets", "2", "--cpus", "2", port=first_port(100)) as environment,
+        local_cluster(directory, "--raylets", "1", "--cpus", "2", port=first_port(100)) as environment,
         job(PYTHON, "-m", "raydpo", "train", run_file, f"timeouts.start={START_S}", env=environment) as started,
     ):
-        started.wait_until(lambda: committed(out) >= 3)
-        kill_node(Scene(started, Nodes(tmp_path, environment), random.Random(0)))
-        started.wait().succeeded()
-    sizes = [commit.cursor.world_size for commit in commits(out / "train" / "checkpoints")]
-    assert sizes == sorted(sizes, reverse=True)
-    assert set(sizes) == {3, 2}
-    for seen, expected in zip(metrics_of(out), undisturbed, strict=True):
+        started.wait_until(lambda: committed(out) > 0)
+        add_node(directory, "--cpus", "2")
+        started.wait_until(lambda: sizes()[-1] == 3)
+        kill_node(Scene(started, random.Random(0), Nodes(directory, environment)))
+        started.wait_until(lambda: sizes()[-1] == 2)
+        started.process.terminate()
+        ended = started.wait()
+    return Resized(sizes(), metrics_of(out), ended)
+
+
+def test_an_elastic_group_takes_the_nodes_that_come_and_goes_on_without_those_that_die(resized: Resized) -> None:
+    assert resized.ended.exit_code == 143, resized.ended
+    assert [size for size, _ in groupby(resized.sizes)] == [2, 3, 2]  # 3 does not divide the batch, and need not
+
+
+def test_an_elastic_group_does_every_step_once_with_the_same_numbers(
+    undisturbed: list[dict[str, Any]], resized: Resized
+) -> None:
+    assert [step["step"] for step in resized.metrics] == list(range(1, len(resized.metrics) + 1))
+    for seen, expected in zip(resized.metrics, undisturbed, strict=False):
         assert seen == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.fixture
+def own_disk(tmp_path: Path) -> Iterator[Disk]:
+    """For the output of one run."""
+    try:
+        with disk(tmp_path / "out", mib=64) as mounted:
+            yield mounted
+    except CannotMount as error:
+        pytest.skip(f"a full disk needs the right to mount one: {error}")
+
+
+def test_a_full_or_read_only_disk_ends_the_run_with_what_it_needs_and_the_last_commit_stands(
+    undisturbed: list[dict[str, Any]], small: Run, inputs: Path, own_disk: Disk
+) -> None:
+    run_file = ready_to_train(small.output_dir, inputs, own_disk.path.parent, epochs=EPOCHS)
+    for fault, reason in ((fill_disk, "No space left on device"), (lock_disk, "Read-only file system")):
+        step, ended = run_until_it_ends(run_file, fault, own_disk)
+        assert ended.exit_code == 2, ended
+        assert "Error in training function" not in ended.stderr  # Ray's heading of a worker's traceback
+        told = ended.status["error"]
+        assert re.match(rf"{own_disk.path}/train/.* cannot be written: .*{reason}", told), told
+        assert re.search(r"needs [\d,]+ bytes, and [\d,]+ are free", told)
+        assert step <= committed(own_disk.path) < len(undisturbed)
+        own_disk.mend()
+    raydpo("train", run_file).succeeded()
+    assert metrics_of(own_disk.path) == undisturbed
+
+
+def run_until_it_ends(run_file: Path, fault: Fault, own_disk: Disk) -> tuple[int, Finished]:
+    """A run that meets the fault three commits on: the step committed by then, and how it ended."""
+    enough = committed(own_disk.path) + 3
+    with job(PYTHON, "-m", "raydpo", "train", run_file) as started:
+        started.wait_until(lambda: committed(own_disk.path) >= enough)
+        fault(Scene(started, random.Random(0), disk=own_disk))
+        return enough, started.wait()
 
 
 @dataclass(frozen=True)
@@ -158,7 +232,7 @@ def moved(small: Run, inputs: Path, nodes: Nodes, tmp_path_factory: pytest.TempP
     run_file = ready_to_train(small.output_dir, inputs, directory, epochs=200, checkpoint_every=SELDOM)
     options = ("train.workers.cpus=1.5", "train.max_failures=1")
     with job(PYTHON, "-m", "raydpo", "train", run_file, *options, env=nodes.environment) as started:
-        scene = Scene(started, nodes, random.Random(0))
+        scene = Scene(started, random.Random(0), nodes)
         started.wait_until(lambda: recorded(out) >= 3)
         drain_node(scene)
         began = time.monotonic()

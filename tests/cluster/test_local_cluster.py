@@ -64,12 +64,17 @@ def test_the_token_is_readable_by_its_owner_alone(cluster: dict[str, str]) -> No
     assert Path(cluster["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600
 
 
-def test_down_stops_what_up_started_and_nothing_else(cluster: dict[str, str], driver: Path, tmp_path: Path) -> None:
+def test_down_stops_what_up_and_add_started_and_nothing_else(
+    cluster: dict[str, str], driver: Path, tmp_path: Path
+) -> None:
     scripts, port = copy_of_scripts(tmp_path), first_port(40)
     assert run(scripts / "up", "--cpus", "1", "--port", str(port)).returncode == 0
-    head = psutil.Process(json.loads((scripts / ".state" / "cluster.json").read_text())["processes"][0][0])
-    family = [head, *head.children(recursive=True)]
-    assert any("raylet" in process.name() for process in family)
+    assert run(scripts / "add", "--cpus", "1").returncode == 0
+    nodes = [
+        psutil.Process(pid) for pid, _ in json.loads((scripts / ".state" / "cluster.json").read_text())["processes"]
+    ]
+    family = nodes + [child for node in nodes for child in node.children(recursive=True)]
+    assert [process.name() for process in family].count("raylet") == 2
 
     assert run(scripts / "down").returncode == 0
 
@@ -93,7 +98,8 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
     assert not (scripts / ".state").exists()
 
 
-def test_down_without_a_cluster_says_so(tmp_path: Path) -> None:
-    answer = run(copy_of_scripts(tmp_path) / "down")
+@pytest.mark.parametrize("command", ["add", "down"])
+def test_add_and_down_without_a_cluster_say_so(tmp_path: Path, command: str) -> None:
+    answer = run(copy_of_scripts(tmp_path) / command)
     assert answer.returncode != 0
     assert "no cluster of this checkout is up" in answer.stderr
