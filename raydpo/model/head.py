@@ -40,11 +40,11 @@ class _Form:
     """How logits are made of hidden states."""
 
     softcap: float | None
-    wide: bool
+    fp32: bool
 
     def dtype(self, weight: Tensor) -> torch.dtype:
         """What the product with the vocabulary matrix is made in."""
-        return _summing(weight.dtype) if self.wide else weight.dtype
+        return _summing(weight.dtype) if self.fp32 else weight.dtype
 
 
 @dataclass(frozen=True)
@@ -216,15 +216,15 @@ class _TokenLogps(torch.autograd.Function):
 class CompletionHead(nn.Module):
     """A module of its own, so that ZeRO-3's hooks gather the (possibly tied) weight around forward and backward.
 
-    softcap: c of c tanh(logits / c), Gemma 2's final_logit_softcapping. wide: multiply by the vocabulary matrix in
+    softcap: c of c tanh(logits / c), Gemma 2's final_logit_softcapping. fp32: multiply by the vocabulary matrix in
     float32 although the model is bfloat16, for log-probs that are nearer the exact ones at about twice the cost.
     """
 
-    def __init__(self, lm_head: nn.Linear, *, softcap: float | None = None, wide: bool = False) -> None:
+    def __init__(self, lm_head: nn.Linear, *, softcap: float | None = None, fp32: bool = False) -> None:
         super().__init__()
         self.weight = lm_head.weight
         self.bias = lm_head.bias
-        self.form = _Form(softcap, wide)
+        self.form = _Form(softcap, fp32)
 
     def forward(self, hidden: Tensor, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
         """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32."""

@@ -25,7 +25,7 @@ class ScoringModel(nn.Module):
         super().__init__()
         self.backbone = lm.base_model
         softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
-        self.head = CompletionHead(lm.get_output_embeddings(), softcap=softcap, wide=fp32_head)
+        self.head = CompletionHead(lm.get_output_embeddings(), softcap=softcap, fp32=fp32_head)
         self._states = packed_states if is_packed(lm) else padded_states
 
     def forward(self, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:

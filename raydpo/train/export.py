@@ -54,7 +54,7 @@ def _compare(path: Path, expected: Tensor, probe: Batch, policy: Policy) -> None
     dtype = policy.lm.dtype
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
     lm = load_model(str(path), dtype=name, device=expected.device)
-    reloaded = ScoringModel(lm, fp32_head=policy.engine.module.head.form.wide)
+    reloaded = ScoringModel(lm, fp32_head=policy.engine.module.head.form.fp32)
     gap = float((reloaded.token_logps(probe) - expected).abs().max())
     if not gap <= TOLERANCE[dtype]:
         raise RuntimeError(f"the export at {path} differs from the policy by {gap:.4g} nats per token.")

@@ -38,7 +38,7 @@ class Variant:
     n: int = 2
     bias: bool = True
     softcap: float | None = None
-    wide: bool = False
+    fp32: bool = False
 
     def batch(self) -> Batch:
         """Reference values near the log-probs of the rows, so that no slope is all but zero."""
@@ -54,7 +54,7 @@ class Variant:
         return linear.to(dtype)
 
     def head(self, linear: nn.Linear) -> CompletionHead:
-        return CompletionHead(linear, softcap=self.softcap, wide=self.wide)
+        return CompletionHead(linear, softcap=self.softcap, fp32=self.fp32)
 
 
 variants = st.builds(
@@ -62,7 +62,7 @@ variants = st.builds(
     n=st.sampled_from([1, 2, 4]),
     bias=st.booleans(),
     softcap=st.sampled_from([None, SOFTCAP]),
-    wide=st.booleans(),
+    fp32=st.booleans(),
 )
 sizes = st.integers(1, 2 * ROWS * 4 * 20)  # from less than a row to more than all of them
 widths = st.integers(1, 4 * VOCAB_SIZE)  # from one position to four
@@ -170,8 +170,8 @@ def test_softcapped_logits_stay_below_the_cap_and_are_those_that_are_scored() ->
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("softcap", [None, SOFTCAP])
-def test_a_wide_head_on_bfloat16_is_nearer_the_exact_answer(softcap: float | None, bias: bool) -> None:
-    narrow, wide = (Variant(bias=bias, softcap=softcap, wide=wide) for wide in (False, True))
+def test_an_fp32_head_on_bfloat16_is_nearer_the_exact_answer(softcap: float | None, bias: bool) -> None:
+    narrow, wide = (Variant(bias=bias, softcap=softcap, fp32=fp32) for fp32 in (False, True))
     batch, linear = narrow.batch(), narrow.linear(torch.bfloat16)
     hidden = states(batch, torch.bfloat16)
     twin, twin_hidden = narrow.linear(torch.bfloat16).double(), hidden.detach().double().requires_grad_()
@@ -190,9 +190,9 @@ def test_a_wide_head_on_bfloat16_is_nearer_the_exact_answer(softcap: float | Non
     assert wide_gradient < narrow_gradient <= 0.01
 
 
-@pytest.mark.parametrize("wide", [True, False], ids=["wide", "narrow"])
-def test_bfloat16_gradients_do_not_suffer_from_many_chunks(wide: bool) -> None:
-    variant = Variant(bias=False, wide=wide)
+@pytest.mark.parametrize("fp32", [True, False], ids=["fp32", "bf16"])
+def test_bfloat16_gradients_do_not_suffer_from_many_chunks(fp32: bool) -> None:
+    variant = Variant(bias=False, fp32=fp32)
     batch, linear = variant.batch(), variant.linear(torch.bfloat16)
     hidden = states(batch, torch.bfloat16)
     model = variant.head(linear)
