@@ -7,3 +7,10 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with a code other than 0. Everything else that
     is raised is a defect of ours or of a library, and keeps its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self._message = message  # Ray Data appends its advice on retries to `args`
+
+    def __str__(self) -> str:
+        return self._message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from raydpo.config.errors import UserError
 
 
 @contextmanager
@@ -21,8 +24,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def storage_refusal(error: BaseException | None) -> UserError | None:
+    """What the user is told where a disk is full or read-only; None for every other error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    return UserError(
+        f"{error.filename or 'a file'} cannot be written: {error.strerror}. Make room or make it writable, then start "
+        "again; what is complete stays."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import ray.data
 from ray._private.utils import read_ray_address  # what `ray start` leaves behind
 
 from raydpo.config.errors import UserError
+from raydpo.config.files import storage_refusal
 from raydpo.config.schema import Cluster
 
 CONNECT_S = 5.0
@@ -69,6 +70,8 @@ def _quieten_ray_data() -> None:
     """Our own progress lines say what Ray Data's bars and reports would say again."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log of an error is raised as well
 
 
 def _attach(env: dict[str, str]) -> bool:
@@ -112,7 +115,7 @@ def _start(cluster: Cluster, env: dict[str, str], temporary: str) -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A UserError raised in some worker leaves the block as itself, not as the parcel Ray wraps it in."""
+    """What some worker tells the user leaves the block as a UserError, not as the parcel Ray wraps it in."""
     try:
         yield
     except Exception as error:
@@ -123,7 +126,7 @@ def user_errors() -> Iterator[None]:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None:
-        if type(error) is UserError:
-            return error
+        if found := error if type(error) is UserError else storage_refusal(error):
+            return found
         error = getattr(error, "cause", None) or error.__cause__  # RayTaskError keeps the original in `cause`
     return None

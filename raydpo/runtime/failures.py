@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from ray.train import ControllerError, UserCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raydpo.config.errors import UserError
-from raydpo.config.files import whole_lines
+from raydpo.config.files import storage_refusal, whole_lines
 from raydpo.config.schema import Timeouts, Workers
 
 START_RETRIES = 2  # of a group that does not start in time
@@ -31,7 +29,7 @@ class FailureLog(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called at every look at a group with failed workers, which may be several times."""
         for error in worker_exceptions.values():
-            if refusal := _refusal(error, self._directory):
+            if refusal := _refusal(error):
                 raise ControllerError(refusal)
         step = last_step(self._directory)
         found = [{"rank": rank, "after_step": step, "error": _cause(e)} for rank, e in worker_exceptions.items()]
@@ -50,10 +48,10 @@ def last_step(directory: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def final_refusal(error: ControllerError, directory: Path, workers: Workers, timeouts: Timeouts) -> UserError | None:
-    """Why Ray Train has given up, if that is for the user to mend; `directory` is where the group writes."""
+def final_refusal(error: ControllerError, workers: Workers, timeouts: Timeouts) -> UserError | None:
+    """Why Ray Train has given up, if that is for the user to mend."""
     failure = error.controller_failure
-    if refusal := _refusal(failure, directory):
+    if refusal := _refusal(failure):
         return refusal
     if not isinstance(failure, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)):
         return None
@@ -64,16 +62,10 @@ def final_refusal(error: ControllerError, directory: Path, workers: Workers, tim
     )
 
 
-def _refusal(error: Exception, directory: Path) -> UserError | None:
+def _refusal(error: Exception) -> UserError | None:
     """What the user is told of an error that another group would meet again; None of any other."""
     cause = getattr(error, "_base_exc", error)  # Ray wraps a worker's
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        free = shutil.disk_usage(directory).free
-        return UserError(
-            f"{cause.filename or directory} cannot be written: {cause.strerror}; {free:,} bytes are free. Make room or "
-            "make it writable, then start again: the run goes on from its last commit."
-        )
-    return cause if isinstance(cause, UserError) else None
+    return cause if isinstance(cause, UserError) else storage_refusal(cause)
 
 
 def _cause(error: Exception) -> str:

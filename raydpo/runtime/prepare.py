@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray.data
 
 from raydpo.config.errors import UserError
+from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk, Field, check_first_rows, expand_paths, pair_fields, sft_fields
 from raydpo.data.shards import (
@@ -109,6 +110,7 @@ def _tokenise(source: Source) -> TokenManifest:
     files = [{"number": i, "path": path} for i, path in enumerate(source.paths)]
     chunks = ray.data.from_items(files, override_num_blocks=len(files))
     chunks.context.execution_options.preserve_order = True
+    chunks.context.raise_original_map_exception = True  # a wrapped one loses its cause on the way
     reading = partial(read_file, fields=source.fields, rows_per_chunk=source.rows_per_shard)
     done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
         Tokeniser,
@@ -157,7 +159,10 @@ class Tokeniser:
         table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind)
         outcome: dict[str, Any] = {"counts": asdict(counts), "train": [], "held_out": []}
         train, held_out = split_held_out(table, source.held_out_fraction)
-        for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):
-            if rows.num_rows:
-                outcome[side].append(asdict(write_shard(rows, directory / name)))
+        try:
+            for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):
+                if rows.num_rows:
+                    outcome[side].append(asdict(write_shard(rows, directory / name)))
+        except OSError as error:
+            raise storage_refusal(error) or error from None
         return {"outcome": [json.dumps(outcome)]}

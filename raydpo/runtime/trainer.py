@@ -151,7 +151,7 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
         with stop_on_sigterm(job.directory):
             trainer.fit()
     except ControllerError as error:
-        raise final_refusal(error, job.directory, workers, job.timeouts) or error from None
+        raise final_refusal(error, workers, job.timeouts) or error from None
     if stop_asked(job.directory):
         found = latest(plan.checkpoints)
         step = found.cursor.step if found else 0

@@ -103,6 +103,22 @@ def test_a_mistake_is_named_with_its_remedy_before_anything_starts(name: str, in
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (GOOD | {"chosen": 7}, ("mine.jsonl row 71, column 'chosen', is 7", "or remove the row")),
+        (GOOD | {"chosen": " b" * 96}, ("mine.jsonl row 71", "max_length=96", "truncation")),
+    ],
+    ids=["another type", "too long"],
+)
+def test_a_mistake_far_down_a_file_is_named_with_its_row(
+    row: dict[str, Any], says: tuple[str, ...], inputs: Path, tmp_path: Path
+) -> None:
+    tree = small_run(inputs, tmp_path / "out")
+    _pairs(tree, tmp_path, *[GOOD] * 70, row)
+    assert_refused(raydpo("prepare", write_run_file(tmp_path / "run.yaml", tree)), *says)
+
+
 def test_an_output_directory_that_another_job_writes_to_is_left_alone(inputs: Path, tmp_path: Path) -> None:
     run_file = write_run_file(tmp_path / "run.yaml", small_run(inputs, tmp_path / "out"))
     (tmp_path / "out").mkdir()

@@ -51,14 +51,14 @@ def test_a_line_that_a_kill_cut_short_is_no_step(tmp_path: Path, text: str | Non
     assert last_step(tmp_path) == step
 
 
-def test_workers_that_do_not_start_come_with_what_they_ask_and_how_long_they_had(tmp_path: Path) -> None:
+def test_workers_that_do_not_start_come_with_what_they_ask_and_how_long_they_had() -> None:
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
-    refusal = final_refusal(error, tmp_path, Workers(count=2, cpus=3), Timeouts(start=30))
+    refusal = final_refusal(error, Workers(count=2, cpus=3), Timeouts(start=30))
     assert refusal
     assert "2 workers with 3 CPUs and 0 GPUs each did not start within timeouts.start=30 s, tried 3 times" in str(
         refusal
     )
-    assert final_refusal(ControllerError(ValueError("a defect")), tmp_path, Workers(), Timeouts()) is None
+    assert final_refusal(ControllerError(ValueError("a defect")), Workers(), Timeouts()) is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_workers_that_do_not_start_come_with_what_they_ask_and_how_long_they_had
             OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"),
             "metrics.jsonl cannot be written: No space",
         ),
-        (OSError(errno.EROFS, "Read-only file system"), "cannot be written: Read-only file system; "),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot be written: Read-only file system. "),
     ],
 )
 def test_what_another_group_would_meet_again_ends_the_run_in_the_users_terms(
@@ -78,6 +78,6 @@ def test_what_another_group_would_meet_again_ends_the_run_in_the_users_terms(
     with pytest.raises(ControllerError) as ended:
         FailureLog(tmp_path).after_exception(None, {1: UserExceptionWithTraceback(error, "the worker's traceback")})
     arrived = pickle.loads(pickle.dumps(ended.value))
-    refusal = final_refusal(arrived, tmp_path, Workers(), Timeouts())
+    refusal = final_refusal(arrived, Workers(), Timeouts())
     assert isinstance(refusal, UserError)
     assert told in str(refusal)
