@@ -17,12 +17,17 @@ pytestmark = pytest.mark.unit
 def test_a_write_that_fails_leaves_the_file_as_it_was_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     path.write_text("before")
-    with pytest.raises(OSError, match="No space left") as failed, whole_file(path) as temporary:
-        temporary.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left") as failed:
+        write_half(path)
     assert failed.value.filename == str(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_half(path: Path) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
