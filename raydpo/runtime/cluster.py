@@ -50,7 +50,7 @@ def connect(cluster: Cluster) -> Iterator[None]:
                 # Ray's unix sockets live below this directory, and their paths may have 107 bytes at most.
                 temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")
                 _start(cluster, env, temporary)
-        _quieten_ray_data()
+        quieten_ray_data()
         yield
     finally:
         ray.shutdown()
@@ -66,7 +66,7 @@ def _sigterm_unchanged() -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
-def _quieten_ray_data() -> None:
+def quieten_ray_data() -> None:
     """Our own progress lines say what Ray Data's bars and reports would say again."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -95,6 +95,7 @@ class OrderedFeed(DataConfig):
         # Not from_arrow: it runs a task of one CPU a block, and hangs where the workers leave less than that free.
         rows = ray.data.from_blocks(blocks or [pa.table({"step": pa.array([], pa.int64())})])
         rows.context.execution_options.preserve_order = True
+        rows.context.raise_original_map_exception = True  # a wrapped one loses its cause on the way
         rows.context.execution_no_progress_timeout_s = -1  # slow steps would count; the worker times its own waits
         if blocks:
             # One reader a rank keeps well ahead of the training; without the limit Ray starts a process for every slot.

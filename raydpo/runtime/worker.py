@@ -20,6 +20,7 @@ from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
 from raydpo.model.load import load_model, load_tokenizer
+from raydpo.runtime.cluster import quieten_ray_data, user_errors
 from raydpo.runtime.job import Job
 from raydpo.runtime.lock import hold
 from raydpo.runtime.patience import Place, named, within
@@ -37,11 +38,11 @@ from raydpo.train.step import Share, reduce_sums
 
 def run_worker(job: Job) -> None:
     """A UserError on any rank ends the run, see raydpo.runtime.failures; other errors start the group again."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would print every pipeline in full
+    quieten_ray_data()
     hold(job.claim)
     place = Place(ray.train.get_context().get_world_rank())
     try:
-        with named(place):
+        with user_errors(), named(place):
             _train(job, place)
     except UserError:
         logging.getLogger(ray.train.v2._internal.util.__name__).setLevel(logging.CRITICAL)  # it logs the traceback

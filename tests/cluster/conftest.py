@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.disk import CannotMount, Disk, disk
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, Finished, job, raydpo
 from tests.cluster.runfiles import make_inputs, small_run, whole_run, write_run_file
@@ -57,3 +58,13 @@ def foreign_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     """The environment that leads to a cluster which no job has started, and which none may stop."""
     with local_cluster(tmp_path_factory.mktemp("cluster"), "--cpus", "8", port=first_port(0)) as environment:
         yield environment
+
+
+@pytest.fixture
+def own_disk(tmp_path: Path) -> Iterator[Disk]:
+    """For the output of one run."""
+    try:
+        with disk(tmp_path / "out", mib=64) as mounted:
+            yield mounted
+    except CannotMount as error:
+        pytest.skip(f"a full disk needs the right to mount one: {error}")

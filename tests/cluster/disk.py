@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ class Disk:
         self._ballast = path / "ballast"
         self._locked = False
 
-    def fill(self) -> None:
-        """Take all the room that is left."""
+    def fill(self, *, leave: int = 0) -> None:
+        """Take all the room that is left but for so many bytes."""
         try:
             with self._ballast.open("ab", buffering=0) as ballast:
                 while True:
@@ -30,6 +31,7 @@ class Disk:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
+        os.truncate(self._ballast, self._ballast.stat().st_size - leave)
 
     def lock(self) -> None:
         """Make it read-only for whoever opens a file from now on."""

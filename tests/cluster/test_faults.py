@@ -15,7 +15,7 @@ import pytest
 
 from raydpo.train.commits import commits
 from tests.cluster.conftest import Run
-from tests.cluster.disk import CannotMount, Disk, disk
+from tests.cluster.disk import Disk
 from tests.cluster.faults import (
     NOTICE_S,
     Fault,
@@ -168,16 +168,6 @@ def test_an_elastic_group_does_every_step_once_with_the_same_numbers(
     assert [step["step"] for step in resized.metrics] == list(range(1, len(resized.metrics) + 1))
     for seen, expected in zip(resized.metrics, undisturbed, strict=False):
         assert seen == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
-@pytest.fixture
-def own_disk(tmp_path: Path) -> Iterator[Disk]:
-    """For the output of one run."""
-    try:
-        with disk(tmp_path / "out", mib=64) as mounted:
-            yield mounted
-    except CannotMount as error:
-        pytest.skip(f"a full disk needs the right to mount one: {error}")
 
 
 def test_a_full_or_read_only_disk_ends_the_run_with_what_it_needs_and_the_last_commit_stands(
