@@ -7,8 +7,8 @@ seed has drawn. Where the driver itself has ended, the same command is given aga
 other figure of all steps are compared with those of an undisturbed run; the feed checks the row ids. Faults of nodes
 happen on a debugging cluster (cluster/local) of a head and three more nodes, those of disks on a small disk of the
 run's own, which takes root to mount. "2, 1, 4 workers" is stopped twice by SIGTERM and goes on with another number of
-workers, under the ZeRO stage that stands in for the seed. In "a node comes, one dies" an elastic group
-has two, three and two workers, and gets SIGTERM then.
+workers, under the ZeRO stage that stands in for the seed. In "a node comes, one dies" an elastic group has two, three
+and two workers, and gets SIGTERM then.
 """
 
 from __future__ import annotations

@@ -163,6 +163,6 @@ class Tokeniser:
             for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):
                 if rows.num_rows:
                     outcome[side].append(asdict(write_shard(rows, directory / name)))
-        except OSError as error:
+        except OSError as error:  # here, because Ray Data appends to its arguments
             raise storage_refusal(error) or error from None
         return {"outcome": [json.dumps(outcome)]}
