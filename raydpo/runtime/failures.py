@@ -12,8 +12,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal, whole_lines
 from raydpo.config.schema import Timeouts, Workers
-
-START_RETRIES = 2  # of a group that does not start in time
+from raydpo.runtime.starting import START_RETRIES
 
 
 class FailureLog(UserCallback):

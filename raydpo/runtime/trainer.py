@@ -24,7 +24,7 @@ from raydpo.data.order import Order
 from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.failures import START_RETRIES, FailureLog, final_refusal
+from raydpo.runtime.failures import FailureLog, final_refusal
 from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.job import Job, work_on
 from raydpo.runtime.layout import Layout, reference_store
@@ -32,6 +32,7 @@ from raydpo.runtime.lock import claim
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
 from raydpo.train.commits import Cursor, latest, newest
 from raydpo.train.retention import Retention
@@ -151,7 +152,8 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
         with stop_on_sigterm(job.directory):
             trainer.fit()
     except ControllerError as error:
-        raise final_refusal(error, workers, job.timeouts) or error from None
+        if not isinstance(error.controller_failure, Stopped):
+            raise final_refusal(error, workers, job.timeouts) or error from None
     if stop_asked(job.directory):
         found = latest(plan.checkpoints)
         step = found.cursor.step if found else 0
@@ -191,7 +193,7 @@ def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> Torch
             failure_config=FailureConfig(
                 max_failures=job.training.max_failures, controller_failure_limit=START_RETRIES
             ),
-            callbacks=[FailureLog(job.directory)],
+            callbacks=[FailureLog(job.directory), RoomWatch(job.directory, workers, job.timeouts)],
             logging_config=LoggingConfig(log_level="WARNING"),  # it would print every report in full
         ),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo", timeout_s=job.timeouts.collective),

@@ -69,8 +69,11 @@ class Job:
         except subprocess.TimeoutExpired:
             self.kill_family()
             code = self.process.wait()
-        said = [(self._output / name).read_text(errors="replace") for name in ("stdout", "stderr")]
-        return Finished(code, *said)
+        return Finished(code, self.said(), self.said("stderr"))
+
+    def said(self, where: str = "stdout") -> str:
+        """What it has written so far."""
+        return (self._output / where).read_text(errors="replace")
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Poll, as often as the machine allows; AssertionError when the job ends before the condition holds."""

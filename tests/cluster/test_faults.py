@@ -44,7 +44,7 @@ pytestmark = pytest.mark.cluster
 EPOCHS = 20  # 240 steps: long enough for the workers of a dead driver to die before they are through
 SELDOM = 10**6  # steps between checkpoints: whatever is committed before the end was asked for
 LIMIT_S = 20
-START_S = 60  # Ray Train may ask for a group as large as before while it does not know that a node is dead
+START_S = 30  # Ray Train may ask for a group as large as before while it does not know that a node is dead
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_a_rank_that_another_one_waits_for_in_vain_is_replaced_and_the_run_is_th
 
 @dataclass(frozen=True)
 class Resized:
-    """A run on two nodes: a third one comes, then one dies; it gets SIGTERM when it has trained on after that."""
+    """A run on two nodes: a third one comes, one dies, another one dies; it gets SIGTERM while it waits for more."""
 
     sizes: list[int]  # of the group, from commit to commit
     metrics: list[dict[str, Any]]
@@ -136,7 +136,7 @@ class Resized:
 def resized(small: Run, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Resized:
     directory = tmp_path_factory.mktemp("resized")
     out = directory / "out"
-    train = {"workers": {"count": 3, "min_count": 1, "cpus": 1.5}, "tokens_per_microbatch": 256}  # one worker a node
+    train = {"workers": {"count": 3, "min_count": 2, "cpus": 1.5}, "tokens_per_microbatch": 256}  # one worker a node
     train |= {"epochs": 400, "checkpoint_every": 10, "keep_every": 10}
     run_file = ready_to_train(small.output_dir, inputs, directory, **train)
 
@@ -150,15 +150,17 @@ def resized(small: Run, inputs: Path, tmp_path_factory: pytest.TempPathFactory) 
         started.wait_until(lambda: committed(out) > 0)
         add_node(directory, "--cpus", "2")
         started.wait_until(lambda: sizes()[-1] == 3)
-        kill_node(Scene(started, random.Random(0), Nodes(directory, environment)))
+        scene = Scene(started, random.Random(0), Nodes(directory, environment))
+        kill_node(scene)
         started.wait_until(lambda: sizes()[-1] == 2)
+        kill_node(scene)
+        started.wait_until(lambda: "waits for room" in started.said())
         started.process.terminate()
         ended = started.wait()
     return Resized(sizes(), metrics_of(out), ended)
 
 
 def test_an_elastic_group_takes_the_nodes_that_come_and_goes_on_without_those_that_die(resized: Resized) -> None:
-    assert resized.ended.exit_code == 143, resized.ended
     assert [size for size, _ in groupby(resized.sizes)] == [2, 3, 2]  # 3 does not divide the batch, and need not
 
 
@@ -168,6 +170,12 @@ def test_an_elastic_group_does_every_step_once_with_the_same_numbers(
     assert [step["step"] for step in resized.metrics] == list(range(1, len(resized.metrics) + 1))
     for seen, expected in zip(resized.metrics, undisturbed, strict=False):
         assert seen == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_an_elastic_group_with_too_few_nodes_waits_for_more_until_it_is_told_to_stop(resized: Resized) -> None:
+    assert resized.ended.exit_code == 143, resized.ended
+    assert "train: waits for room for 2 workers with 1.5 CPUs and 0 GPUs each, 90 s at most" in resized.ended.stdout
+    assert resized.ended.status["error"].startswith("SIGTERM: train has committed step ")
 
 
 def test_a_full_or_read_only_disk_ends_the_run_with_what_it_needs_and_the_last_commit_stands(
