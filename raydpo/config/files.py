@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,30 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # threads and hosts may share a pid
     try:
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        to_disk(temporary)
         temporary.replace(path)
+        to_disk(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk names none
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Return when a file's content, or a directory's names, would be there after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # some network file systems have it for files only
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tree_to_disk(directory: Path) -> None:
+    """The same for a directory and everything below it."""
+    for path in (*directory.rglob("*"), directory):
+        to_disk(path)
 
 
 def storage_refusal(error: BaseException | None) -> UserError | None:

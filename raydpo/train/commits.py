@@ -11,11 +11,11 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raydpo.config.files import write_json, write_text
+from raydpo.config.files import to_disk, write_json, write_text
 
 MANIFEST, MARKER = "MANIFEST.json", "COMMITTED"
 POLL_S = 0.02
@@ -112,8 +112,10 @@ def remove(commit: Commit) -> None:
     shutil.rmtree(commit.path)
 
 
-def write_part(path: Path, rank: int, files: Iterable[Path]) -> None:
-    """Tell the committing rank that these files of `rank`, below `path`, are complete."""
+def write_part(path: Path, rank: int, files: Collection[Path]) -> None:
+    """Tell the committing rank that these files of `rank`, below `path`, are complete, and on the disk."""
+    for place in {*files, *(file.parent for file in files)}:
+        to_disk(place)
     part = {str(file.relative_to(path)): {"sha256": sha256(file), "bytes": file.stat().st_size} for file in files}
     write_json(path / "parts" / f"{rank:05d}.json", part)
 
@@ -136,6 +138,7 @@ def commit_parts(path: Path, cursor: Cursor, *, timeout_s: float, cancelled: Cal
     for part in sorted((path / "parts").glob("*.json")):
         files.update(json.loads(part.read_text()))
     write_json(path / MANIFEST, {**asdict(cursor), "committed_at": time.time(), "files": files})
+    to_disk(path.parent)
     write_text(path / MARKER, sha256(path / MANIFEST))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.config.files import tree_to_disk
 from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
@@ -33,6 +34,7 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory:
         with room_for(sum(weight.nbytes for weight in state.values()), temporary):
             policy.lm.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
+            tree_to_disk(temporary)
         _compare(temporary, expected, probe, policy)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)

@@ -70,6 +70,29 @@ def test_wherever_saving_is_killed_the_newest_commit_loads_and_the_next_run_tidi
     assert {1, 2} == set(resumed_from)
 
 
+def test_what_a_marker_vouches_for_is_on_the_disk_before_the_marker_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk, rename, flush = set(), Path.replace, os.fsync
+
+    def flushed(descriptor: int) -> None:
+        flush(descriptor)
+        on_disk.add(os.fstat(descriptor).st_ino)
+
+    def renamed(path: Path, target: Path) -> Path:
+        if target.name == MARKER:
+            vouched_for = {target.parent.parent, *target.parent.parent.rglob("*")}
+            lost.extend(each.name for each in vouched_for if each.stat().st_ino not in on_disk)
+        return rename(path, target)
+
+    lost: list[str] = []
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    commit = commits.read_commit(save(tmp_path, 7))
+    assert commit
+    assert lost == []
+
+
 def test_commits_come_by_rising_step_with_what_was_committed(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     [found] = commits.commits(tmp_path)
