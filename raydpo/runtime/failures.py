@@ -54,10 +54,11 @@ def final_refusal(error: ControllerError, workers: Workers, timeouts: Timeouts) 
         return refusal
     if not isinstance(failure, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)):
         return None
+    cause = f" ({failure})" if isinstance(failure, WorkerGroupStartupFailedError) else ""  # a time-out has no other
     return UserError(
         f"{workers.least} workers with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each did not start within "
-        f"timeouts.start={timeouts.start:g} s, tried {START_RETRIES + 1} times: {failure}\n`raydpo "
-        "doctor` says what fits the cluster; raise timeouts.start where nodes take long to come, then start again."
+        f"timeouts.start={timeouts.start:g} s, tried {START_RETRIES + 1} times{cause}. `raydpo doctor` says what fits "
+        "the cluster; raise timeouts.start where nodes take long to come, then start again."
     )
 
 
