@@ -1,6 +1,6 @@
 """Training under faults: is the run that went through them the one that did not, and what did they cost?
 
-Run: python -m benchmarks.faults                  (an hour and a half on 2 cores: each case is a run of its own)
+Run: python -m benchmarks.faults                  (an hour on 2 cores: each case is a run of its own)
 
 Every case trains the same tiny model on two workers with a commit every 5 steps, and meets its fault at a step that its
 seed has drawn. Where the driver itself has ended, the same command is given again. Losses, gradient norms and every
