@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ def to_disk(path: Path) -> None:
     """Return when a file's content, or a directory's names, would be there after a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError) if path.is_dir() else nullcontext():  # some network file systems have it for files only
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems have it for files only
+            raise
     finally:
         os.close(descriptor)
 

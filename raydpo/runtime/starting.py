@@ -23,7 +23,7 @@ POLL_S = 0.1
 
 
 class RoomWatch(ControllerCallback):
-    """Runs in Ray Train's controller, which alone would wait for nodes without an end, a pause or a word.
+    """Runs in Ray Train's controller, which alone would wait for nodes without an end or a word.
 
     Without workers there is also nobody else to see that a stop is asked for.
     """
@@ -42,8 +42,10 @@ class RoomWatch(ControllerCallback):
             return
         if stop_asked(self._directory):
             _end(Stopped("no worker was there to save anything"))
-        self._since = self._since or time.monotonic()
-        waited = time.monotonic() - self._since
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        waited = now - self._since
         if waited > self._limit:
             _end(
                 UserError(
@@ -55,7 +57,7 @@ class RoomWatch(ControllerCallback):
         if waited > SILENT_S and not self._told:
             print(f"{self._directory.name}: waits for {self._room}, {self._limit:g} s at most", flush=True)
             self._told = True
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # the controller's own loop has no pause between two looks
 
 
 def _end(reason: Exception) -> NoReturn:
