@@ -67,6 +67,7 @@ class Data(Section):
     held_out: list[Location] = []  # pairs never trained on, for pair accuracy
     held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
     columns: Columns = Columns()
+    ignore: list[str] = []  # columns, and keys of chat messages, that mean something and are left out knowingly
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
     truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
     append_eos: bool = True
@@ -76,6 +77,14 @@ class Data(Section):
     def _one_held_out_rule(self) -> Data:
         if self.held_out and self.held_out_fraction:
             raise ValueError("held_out and held_out_fraction exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_that_is_read_is_ignored(self) -> Data:
+        read = {self.columns.prompt, self.columns.chosen, self.columns.rejected, "role", "content"}
+        both = sorted(read.intersection(self.ignore))
+        if both:
+            raise ValueError(f"data.ignore names {', '.join(both)}, which is read; take it out of the list")
         return self
 
 

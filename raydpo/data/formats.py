@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -20,6 +20,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raydpo.config.errors import UserError
+from raydpo.data.meaning import meaning, refuse_lost_columns
+from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -81,13 +83,16 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
     return sorted({path for pattern in patterns for path in _expand(pattern)})
 
 
-def read_chunks(path: str, fields: Sequence[Field], rows_per_chunk: int) -> Iterator[Chunk]:
+def read_chunks(
+    path: str, fields: Sequence[Field], rows_per_chunk: int, ignore: Collection[str] = ()
+) -> Iterator[Chunk]:
     """Canonical rows of one file in chunks of rows_per_chunk, the last one shorter; memory is that of one chunk.
 
+    ignore: columns and keys of messages that are left out knowingly; others that have a meaning are refused.
     Raises UserError naming file, row, value and remedy at the first thing that is wrong.
     """
     rows = enumerate(raw_rows(path, fields), start=1)
-    canonical = (canonical_row(raw, fields, f"{path} row {number}") for number, raw in rows)
+    canonical = (canonical_row(raw, fields, f"{path} row {number}", ignore) for number, raw in rows)
     first_row = 1
     while chunk := list(islice(canonical, rows_per_chunk)):
         yield Chunk(path, first_row, chunk)
@@ -97,14 +102,14 @@ def read_chunks(path: str, fields: Sequence[Field], rows_per_chunk: int) -> Iter
 
 
 def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
-    """Rows of one file as they stand, unchecked; of a parquet file only the columns of the fields.
+    """Rows of one file as they stand, unchecked; of a parquet file only columns of the fields or with a meaning.
 
     Raises UserError where the file cannot be read, or a parquet file lacks a column that is not optional.
     """
     return _parquet_rows(path, fields) if path.endswith(".parquet") else _json_rows(path)
 
 
-def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str) -> Row:
+def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, ignore: Collection[str] = ()) -> Row:
     """One raw row, checked. UserError that begins with `place` at the first thing that is wrong."""
     row: Row = {}
     for field in fields:
@@ -115,13 +120,28 @@ def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str) -> R
         elif value is None and field.optional:
             row[field.name] = ""
         else:
-            row[field.name] = _text_or_messages(value, field, f"{place}, column {field.column!r},")
+            row[field.name] = text_or_messages(
+                value, f"{place}, column {field.column!r},", may_be_empty=field.name == "prompt", ignore=ignore
+            )
+    read = {column for field in fields for column in (field.column, field.ids_column)}
+    refuse_lost_columns(raw, read, {field.name for field in fields}, ignore, place)
+    _check_completions(row, fields, place)
     return row
 
 
-def check_first_rows(path: str, fields: Sequence[Field], rows: int = 8) -> None:
+def _check_completions(row: Row, fields: Sequence[Field], place: str) -> None:
+    columns = {field.name: field.column for field in fields if field.name != "prompt"}
+    if not columns:
+        return
+    prompt = row["prompt"]
+    for name, column in columns.items():
+        check_completion(prompt, row[name], f"{place}, column {column!r},")
+    check_prompt_is_not_repeated(prompt, [row[name] for name in columns], place)
+
+
+def check_first_rows(path: str, fields: Sequence[Field], ignore: Collection[str] = (), rows: int = 8) -> None:
     """Read a file's first rows and raise what read_chunks raises: seconds, before any model loads."""
-    next(read_chunks(path, fields, rows))
+    next(read_chunks(path, fields, rows, ignore))
 
 
 def is_ids(value: Value) -> TypeIs[list[int]]:
@@ -194,11 +214,21 @@ def _json_object(line: bytes, place: str) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise UserError(f"{place} is longer than {MAX_LINE_BYTES >> 20} MiB; is it one JSON object a line?")
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON ({error}): {_short(line)}; write one JSON object a line.") from error
+        raise UserError(f"{place} is not JSON ({error}): {short(line)}; write one JSON object a line.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{place} is {_short(value)}, not a JSON object; write one JSON object a line.")
+        raise UserError(f"{place} is {short(value)}, not a JSON object; write one JSON object a line.")
+    return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Python alone would take the last of two values with the same key."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice; keep one of them")
     return value
 
 
@@ -209,7 +239,9 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
             there = file.schema_arrow.names
             for field in fields:
                 _require_column(field, there, path)
-            columns = [name for field in fields for name in (field.column, field.ids_column) if name in there]
+            wanted = {column for field in fields for column in (field.column, field.ids_column)}
+            names = {field.name for field in fields}
+            columns = [name for name in there if name in wanted or meaning(name, names)]
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
                 if batch.nbytes > MAX_BATCH_BYTES:
                     raise UserError(
@@ -231,32 +263,5 @@ def _require_column(field: Field, there: Sequence[str], place: str) -> None:
 
 def _ids(value: Any, place: str) -> list[int]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise UserError(f"{place} is {_short(value)}; give a list of whole numbers, or leave the column out.")
+        raise UserError(f"{place} is {short(value)}; give a list of whole numbers, or leave the column out.")
     return value
-
-
-def _text_or_messages(value: Any, field: Field, place: str) -> Value:
-    if isinstance(value, list) and value:
-        return [_message(message, place) for message in value]
-    if not isinstance(value, str) or (not value and field.name != "prompt"):
-        raise UserError(f"{place} is {_short(value)}; give text or chat messages, or remove the row.")
-    return _unicode(value, place)
-
-
-def _message(message: Any, place: str) -> dict[str, str]:
-    """Role and content alone; whatever else a row carries, the template would not know what to make of it."""
-    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise UserError(f'{place} holds {_short(message)}; a chat message is {{"role": text, "content": text}}.')
-    return {"role": role, "content": _unicode(content, place)}
-
-
-def _unicode(text: str, place: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UserError(f"{place} holds half a surrogate pair: {_short(text)}; write the text as valid Unicode.")
-    return text
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

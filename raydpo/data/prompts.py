@@ -23,13 +23,18 @@ class Prompt:
 
 
 def read_prompts(
-    patterns: Sequence[str], column: str, tokenizer: PreTrainedTokenizerBase, *, limit: int | None
+    patterns: Sequence[str],
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int | None,
+    ignore: Sequence[str] = (),
 ) -> list[Prompt]:
     """The first `limit` prompts of the files, in order. UserError names file and row."""
     rows = (
         row["prompt"]
         for path in expand_paths(patterns)
-        for chunk in read_chunks(path, prompt_fields(column), rows_per_chunk=256)
+        for chunk in read_chunks(path, prompt_fields(column), 256, ignore)
         for row in chunk.rows
     )
     prompts = []

@@ -68,7 +68,8 @@ class Evaluator:
         assert run.evaluate
         timer = _Timer()
         tokenizer = load_tokenizer(model)
-        prompts = read_prompts(run.evaluate.prompts, run.evaluate.column, tokenizer, limit=run.evaluate.limit)
+        asked = run.evaluate
+        prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=run.data.ignore)
         with timer("sample"):
             drawn = [c for [c] in self._engines.sample(model, prompts, run.evaluate.decoding, n=1, seed=run.seed)]
         with timer("reward"):

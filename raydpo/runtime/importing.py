@@ -154,6 +154,7 @@ class _Identify:
     def __init__(self, run: RunFile) -> None:
         data = run.data
         self._fields = pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected)
+        self._ignore = data.ignore
         self._settings = TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(Layout(run).start_model)
 
@@ -166,7 +167,7 @@ class _Identify:
         name = raw.get("row_id")
         if isinstance(name, bytes) and len(name) == 16:
             return name
-        pair = canonical_row(raw, self._fields, place)
+        pair = canonical_row(raw, self._fields, place, self._ignore)
         try:
             row = tokenize_pair(pair, self._tokenizer, self._settings).row
         except UserError as error:

@@ -12,24 +12,24 @@ from raydpo.model.directory import model_directory
 
 def check_inputs(run: RunFile, stage: str) -> None:
     """Raise UserError for anything a stage reads that is missing or of no use, before anything heavy is imported."""
+    ignore = run.data.ignore
     model_directory(run.model.path)
     if run.reference.model:
         model_directory(run.reference.model)
     if stage in ("sft", "run") and run.sft:
-        _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
+        _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion), ignore)
     if stage in ("sample", "run") and run.sample:
         check_scorer(run.sample.scorer)
-        _check_files(run.sample.prompts, prompt_fields(run.sample.column))
+        _check_files(run.sample.prompts, prompt_fields(run.sample.column), ignore)
     if stage in ("evaluate", "train", "run") and run.evaluate:
         check_scorer(run.evaluate.scorer)
-        _check_files(run.evaluate.prompts, prompt_fields(run.evaluate.column))
+        _check_files(run.evaluate.prompts, prompt_fields(run.evaluate.column), ignore)
     if stage in ("prepare", "run") and run.data.train:
         columns = run.data.columns
-        _check_files(
-            [*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected)
-        )
+        fields = pair_fields(columns.prompt, columns.chosen, columns.rejected)
+        _check_files([*run.data.train, *run.data.held_out], fields, ignore)
 
 
-def _check_files(patterns: Sequence[str], fields: Sequence[Field]) -> None:
+def _check_files(patterns: Sequence[str], fields: Sequence[Field], ignore: Sequence[str]) -> None:
     for path in expand_paths(patterns):
-        check_first_rows(path, fields)
+        check_first_rows(path, fields, ignore)

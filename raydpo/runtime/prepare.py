@@ -56,6 +56,7 @@ class Source:
     train: Path
     held_out: Path
     held_out_fraction: float
+    ignore: Sequence[str]
 
 
 def prepare_pairs(run: RunFile) -> dict[str, Any]:
@@ -99,19 +100,20 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
         train=layout.train_tokens,
         held_out=layout.held_out_tokens,
         held_out_fraction=data.held_out_fraction,
+        ignore=data.ignore,
     )
 
 
 def _tokenise(source: Source) -> TokenManifest:
     for path in source.paths:
-        check_first_rows(path, source.fields)
+        check_first_rows(path, source.fields, source.ignore)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
         shutil.rmtree(directory, ignore_errors=True)
     files = [{"number": i, "path": path} for i, path in enumerate(source.paths)]
     chunks = ray.data.from_items(files, override_num_blocks=len(files))
     chunks.context.execution_options.preserve_order = True
     chunks.context.raise_original_map_exception = True  # a wrapped one loses its cause on the way
-    reading = partial(read_file, fields=source.fields, rows_per_chunk=source.rows_per_shard)
+    reading = partial(read_file, fields=source.fields, rows_per_chunk=source.rows_per_shard, ignore=source.ignore)
     done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
         Tokeniser,
         fn_constructor_kwargs={"source": source},

@@ -18,10 +18,12 @@ from raydpo.data.shards import read_shard
 _ASK_AGAIN_S = 0.2
 
 
-def read_file(batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int) -> Iterator[dict[str, list[Any]]]:
+def read_file(
+    batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int, ignore: Sequence[str]
+) -> Iterator[dict[str, list[Any]]]:
     """One file, as chunks; rows travel as JSON because their values differ in type."""
     number, path = int(batch["number"][0]), str(batch["path"][0])
-    for chunk in read_chunks(path, fields, rows_per_chunk):
+    for chunk in read_chunks(path, fields, rows_per_chunk, ignore):
         yield {
             "name": [f"part-{number:05d}-{chunk.first_row:09d}.arrow"],
             "path": [path],

@@ -89,7 +89,7 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
             print(f"sample: {layout.pairs} is there already", flush=True)
             return earlier["result"]
     scorer, tokenizer = load_scorer(settings.scorer), load_tokenizer(layout.start_model)
-    prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit)
+    prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit, ignore=run.data.ignore)
     n = settings.completions_per_prompt
     groups = []
     with Progress("sample", total=len(prompts) * n, unit="completions") as progress:

@@ -71,11 +71,6 @@ def test_columns_may_have_other_names(file):
     assert read(path, fields) == [PAIR]
 
 
-def test_messages_keep_role_and_content_alone(file):
-    row = {"prompt": [{**MESSAGES[0], "weight": 1}], "chosen": MESSAGES, "rejected": MESSAGES}
-    assert read(write(file, [row])) == [{"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}]
-
-
 def test_exact_ids_win_over_text_and_need_no_text(file):
     ids = {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}
     expected = [{"prompt": [1, 2], "chosen": [3], "rejected": [4, 5]}]
@@ -100,7 +95,7 @@ def test_a_value_says_what_it_is():
         ({"rejected": 3}, "column 'rejected', is 3"),
         ({"prompt": None}, "column 'prompt', is None"),
         ({"prompt": []}, r"column 'prompt', is \[\]"),
-        ({"chosen": [{"role": "assistant"}]}, "column 'chosen', holds .*; a chat message is"),
+        ({"chosen": [{"role": 1, "content": "a"}]}, "column 'chosen', message 1 is .*; a chat message is"),
         ({"chosen_ids": [1.5]}, r"column 'chosen_ids', is \[1.5\]; give a list of whole numbers"),
         ({"chosen_ids": [True]}, r"column 'chosen_ids', is \[True\]"),
     ],
@@ -123,6 +118,8 @@ def test_a_missing_column_lists_the_columns_there_are(file):
     [
         (b'{"prompt": ', "row 2 is not JSON .*; write one JSON object a line"),
         (b'{"prompt": "\xff"}', "row 2 is not JSON"),
+        (b'{"prompt": "a", "prompt": "b"}', "row 2 is not JSON .the key 'prompt' stands there twice; keep one"),
+        (b'{"prompt": [{"role": "a", "role": "b"}]}', "row 2 is not JSON .the key 'role' stands there twice"),
         (b"[" * 100_000, "row 2 is not JSON"),
         (b"[1]", r"row 2 is \[1\], not a JSON object"),
         (b'{"prompt": "\\ud83d"}', "row 2, column 'prompt', holds half a surrogate pair"),
