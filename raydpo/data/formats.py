@@ -78,7 +78,7 @@ def prompt_fields(prompt: str = "prompt") -> tuple[Field, ...]:
 def expand_paths(patterns: Sequence[str]) -> list[str]:
     """Absolute paths (or URIs) of the files that the patterns name, sorted, each once. `*` stays within a folder.
 
-    Raises UserError for a pattern without a match, an unknown suffix, a directory, or a file without bytes.
+    Raises UserError for a pattern without a match, an unknown suffix or a directory.
     """
     return sorted({path for pattern in patterns for path in _expand(pattern)})
 
@@ -88,6 +88,7 @@ def read_chunks(
 ) -> Iterator[Chunk]:
     """Canonical rows of one file in chunks of rows_per_chunk, the last one shorter; memory is that of one chunk.
 
+    A file without rows has no chunks; whether that is a mistake depends on the other files.
     ignore: columns and keys of messages that are left out knowingly; others that have a meaning are refused.
     Raises UserError naming file, row, value and remedy at the first thing that is wrong.
     """
@@ -97,8 +98,6 @@ def read_chunks(
     while chunk := list(islice(canonical, rows_per_chunk)):
         yield Chunk(path, first_row, chunk)
         first_row += len(chunk)
-    if first_row == 1:
-        raise UserError(f"{path} holds no rows; give a file with rows, or leave it out.")
 
 
 def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
@@ -106,6 +105,8 @@ def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
 
     Raises UserError where the file cannot be read, or a parquet file lacks a column that is not optional.
     """
+    if _size(path) == 0:
+        return iter(())
     return _parquet_rows(path, fields) if path.endswith(".parquet") else _json_rows(path)
 
 
@@ -139,9 +140,16 @@ def _check_completions(row: Row, fields: Sequence[Field], place: str) -> None:
     check_prompt_is_not_repeated(prompt, [row[name] for name in columns], place)
 
 
-def check_first_rows(path: str, fields: Sequence[Field], ignore: Collection[str] = (), rows: int = 8) -> None:
-    """Read a file's first rows and raise what read_chunks raises: seconds, before any model loads."""
-    next(read_chunks(path, fields, rows, ignore))
+def check_files(paths: Sequence[str], fields: Sequence[Field], ignore: Collection[str] = (), rows: int = 8) -> None:
+    """Read the files' first rows and raise what read_chunks raises: seconds, before any model loads.
+
+    A file without rows is left out and said so, as long as another one has some. UserError where none has.
+    """
+    empty = [path for path in paths if next(read_chunks(path, fields, rows, ignore), None) is None]
+    if paths and len(empty) == len(paths):
+        raise UserError(f"{', '.join(empty[:3])} holds no rows; give a file with rows, or leave it out.")
+    for path in empty:
+        print(f"{path} holds no rows and is left out", flush=True)
 
 
 def is_ids(value: Value) -> TypeIs[list[int]]:
@@ -159,6 +167,15 @@ def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, inner
 
 
+def _size(path: str) -> int | None:
+    filesystem, inner = _filesystem(path)
+    try:
+        size: int | None = filesystem.get_file_info(inner).size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); check the path and its permissions.") from error
+    return size
+
+
 def _expand(pattern: str) -> list[str]:
     filesystem, path = _filesystem(pattern)
     try:
@@ -173,8 +190,6 @@ def _expand(pattern: str) -> list[str]:
     for info in files:
         if not info.path.endswith(SUFFIXES):
             raise UserError(f"{info.path} is none of {', '.join(SUFFIXES)}; convert it, or narrow the pattern.")
-        if info.size == 0:
-            raise UserError(f"{info.path} is empty; give a file with rows, or leave it out.")
     return [pattern.replace(path, info.path) if "://" in pattern else info.path for info in files]
 
 
@@ -242,6 +257,7 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
             wanted = {column for field in fields for column in (field.column, field.ids_column)}
             names = {field.name for field in fields}
             columns = [name for name in there if name in wanted or meaning(name, names)]
+            read = 0
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
                 if batch.nbytes > MAX_BATCH_BYTES:
                     raise UserError(
@@ -249,6 +265,11 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
                         f"{MAX_BATCH_BYTES >> 20} MiB that are allowed; shorten the rows."
                     )
                 yield from batch.to_pylist()
+                read += batch.num_rows
+            if read != file.metadata.num_rows:
+                raise UserError(
+                    f"{path} says that it has {file.metadata.num_rows} rows and gives {read}; write it anew."
+                )
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as parquet ({error}); is it whole?") from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from raydpo.config.errors import UserError
 from raydpo.data.formats import expand_paths, prompt_fields, read_chunks
 from raydpo.data.tokens import tokenize_prompt
 
@@ -42,4 +43,6 @@ def read_prompts(
         ids = tokenize_prompt(value, tokenizer)
         text = value if isinstance(value, str) else tokenizer.decode(ids, skip_special_tokens=True)
         prompts.append(Prompt(text, ids))
+    if not prompts:
+        raise UserError(f"{', '.join(patterns)} holds no rows; give a file with prompts.")
     return prompts

@@ -27,7 +27,7 @@ from raydpo.model.divergence import sequence_kl
 from raydpo.model.load import load_model, load_tokenizer
 from raydpo.model.score import ScoringModel
 from raydpo.reference.scoring import score_rows
-from raydpo.runtime.dataset import open_dataset
+from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.sampling import Samplers
@@ -116,7 +116,7 @@ class _Scoring:
     def pairs_ranked_right(self) -> list[bool] | None:
         """Per held-out pair, whether chosen has the higher implicit reward; None without held-out pairs."""
         directory = Layout(self._run).held_out_tokens
-        if not directory.exists():
+        if not (directory / MANIFEST).exists():
             return None
         dataset = open_dataset(directory).with_reference(reference_store(self._run))
         assert dataset.ref_logps is not None

@@ -26,7 +26,7 @@ from raydpo.data.tokens import TokenSettings, tokenize_pair
 from raydpo.model.load import load_tokenizer
 from raydpo.reference.index import Asked, as_numpy
 from raydpo.reference.shard import SCHEMA
-from raydpo.runtime.dataset import Dataset, open_dataset
+from raydpo.runtime.dataset import MANIFEST, Dataset, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def import_values(run: RunFile, path: str) -> Imported:
 def prepared_datasets(run: RunFile) -> list[Dataset]:
     """The train tokens and, where there are any, the held-out ones."""
     layout = Layout(run)
-    held_out = [layout.held_out_tokens] if layout.held_out_tokens.exists() else []
+    held_out = [layout.held_out_tokens] if (layout.held_out_tokens / MANIFEST).exists() else []
     return [open_dataset(path) for path in (layout.train_tokens, *held_out)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Field, check_first_rows, expand_paths, pair_fields, prompt_fields, sft_fields
+from raydpo.data.formats import Field, check_files, expand_paths, pair_fields, prompt_fields, sft_fields
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_directory
 
@@ -31,5 +31,4 @@ def check_inputs(run: RunFile, stage: str) -> None:
 
 
 def _check_files(patterns: Sequence[str], fields: Sequence[Field], ignore: Sequence[str]) -> None:
-    for path in expand_paths(patterns):
-        check_first_rows(path, fields, ignore)
+    check_files(expand_paths(patterns), fields, ignore)

@@ -23,7 +23,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.order import Order
 from raydpo.reference.index import Asked
 from raydpo.reference.store import Store
-from raydpo.runtime.dataset import Dataset
+from raydpo.runtime.dataset import MANIFEST, Dataset
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.pool import ScorerPool
 from raydpo.runtime.precompute import score_missing
@@ -134,7 +134,7 @@ def score_ahead(run: RunFile, store: Store, dataset: Dataset, order: Order, num_
     """
     store.claim()
     held_out = Layout(run).held_out_tokens
-    if held_out.exists():
+    if (held_out / MANIFEST).exists():
         score_missing(run, store, [held_out])
     plan = schedule(dataset, order, num_steps)
     if not plan.units:

@@ -27,7 +27,10 @@ def precompute(run: RunFile) -> dict[str, Any]:
     """Score every row of the train and held-out tokens that the store lacks; for the figures see Tally.result."""
     store, layout = reference_store(run), Layout(run)
     store.claim()
-    directories = [layout.train_tokens, *([layout.held_out_tokens] if layout.held_out_tokens.exists() else [])]
+    directories = [
+        layout.train_tokens,
+        *([layout.held_out_tokens] if (layout.held_out_tokens / MANIFEST).exists() else []),
+    ]
     return {**score_missing(run, store, directories), "store": store.address}
 
 

@@ -7,7 +7,7 @@ run of rows of one file, so the shards, and with them the dataset's digest, do n
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +20,8 @@ import ray.data
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk, Field, check_first_rows, expand_paths, pair_fields, sft_fields
+from raydpo.data.formats import Chunk, Field, check_files, expand_paths, pair_fields, sft_fields
+from raydpo.data.ledger import RowLedger
 from raydpo.data.shards import (
     Counts,
     Kind,
@@ -37,10 +38,11 @@ from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
-from raydpo.runtime.readers import read_file
+from raydpo.runtime.readers import never_ends_the_data, read_file
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
 MAX_TOKENIZERS = 8
+SHARD_NAME = re.compile(r"part-\d{5,}-\d{9,}\.arrow|\.part-\d{5,}-\d{9,}\.arrow\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def prepare_pairs(run: RunFile) -> dict[str, Any]:
     """Tokenise the preference pairs, and the held-out ones where the run file names some."""
     layout = Layout(run)
     train = pair_source(run)
-    shutil.rmtree(layout.held_out_tokens, ignore_errors=True)
+    clear_tokens(layout.held_out_tokens)
     result = {"train": asdict(_tokenise(train).counts)}
     if run.data.held_out:
         held_out = replace(train, paths=expand_paths(run.data.held_out), train=layout.held_out_tokens)
@@ -105,10 +107,9 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
 
 
 def _tokenise(source: Source) -> TokenManifest:
-    for path in source.paths:
-        check_first_rows(path, source.fields, source.ignore)
+    check_files(source.paths, source.fields, source.ignore)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
-        shutil.rmtree(directory, ignore_errors=True)
+        clear_tokens(directory)
     files = [{"number": i, "path": path} for i, path in enumerate(source.paths)]
     chunks = ray.data.from_items(files, override_num_blocks=len(files))
     chunks.context.execution_options.preserve_order = True
@@ -121,18 +122,38 @@ def _tokenise(source: Source) -> TokenManifest:
         batch_size=1,
         num_cpus=TOKENIZE_CPUS,
     )
+    ledger = RowLedger(source.paths)
     counts = Counts()
     shards: dict[str, list[ShardInfo]] = {"train": [], "held_out": []}
     with Progress("prepare", total=None, unit="rows") as progress:
         for row in done.iter_rows():
             part = json.loads(row["outcome"])
+            ledger.add(**part["arrived"])
             counts += Counts(**part["counts"])
             for side, infos in shards.items():
                 infos += [ShardInfo(**info) for info in part[side]]
             progress.advance(part["counts"]["rows_read"])
+    rows = sum(ledger.close())
+    if rows != counts.rows_read:
+        raise RuntimeError(
+            f"{rows} rows have arrived and {counts.rows_read} were tokenised; please report this defect."
+        )
     if source.held_out_fraction:
         _write_manifest(source.held_out, shards["held_out"], source.kind, Counts())
     return _write_manifest(source.train, shards["train"], source.kind, counts)
+
+
+def clear_tokens(directory: Path) -> None:
+    """Remove what an earlier prepare has left: its manifest, then the shards, whole or half written.
+
+    Shards go by the name that only prepare gives. Whatever else lies in the directory is not ours, and stays.
+    """
+    (directory / MANIFEST).unlink(missing_ok=True)  # first: shards without it are no data set
+    for path in directory.glob("*"):
+        if SHARD_NAME.fullmatch(path.name) and path.is_file():
+            path.unlink()
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts) -> TokenManifest:
@@ -154,12 +175,21 @@ class Tokeniser:
         self._source = source
         self._tokenizer = load_tokenizer(source.tokenizer)
 
+    @never_ends_the_data
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """batch: one chunk, as read_file makes it."""
-        source, name = self._source, str(batch["name"][0])
+        source = self._source
+        name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
         table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind)
-        outcome: dict[str, Any] = {"counts": asdict(counts), "train": [], "held_out": []}
+        total = int(batch["total"][0])
+        arrived = {
+            "file": int(batch["file"][0]),
+            "first_row": chunk.first_row,
+            "rows": len(chunk.rows),
+            "total": None if total < 0 else total,
+        }
+        outcome: dict[str, Any] = {"counts": asdict(counts), "arrived": arrived, "train": [], "held_out": []}
         train, held_out = split_held_out(table, source.held_out_fraction)
         try:
             for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
-from raydpo.data.formats import Field, read_chunks
+from raydpo.data.formats import Chunk, Field, read_chunks
 from raydpo.data.shards import read_shard
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _ASK_AGAIN_S = 0.2
 
@@ -21,17 +24,47 @@ _ASK_AGAIN_S = 0.2
 def read_file(
     batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int, ignore: Sequence[str]
 ) -> Iterator[dict[str, list[Any]]]:
-    """One file, as chunks; rows travel as JSON because their values differ in type."""
-    number, path = int(batch["number"][0]), str(batch["path"][0])
+    """One file, as chunks; rows travel as JSON because their values differ in type.
+
+    The last chunk, which a file without rows has too, says in `total` how many rows were read; others say -1 there.
+    """
+    number = int(batch["number"][0])
+    path = str(batch["path"][0])
+    read = 0
+    waiting = None
     for chunk in read_chunks(path, fields, rows_per_chunk, ignore):
-        yield {
-            "name": [f"part-{number:05d}-{chunk.first_row:09d}.arrow"],
-            "path": [path],
-            "first_row": [chunk.first_row],
-            "rows": [json.dumps(chunk.rows)],
-        }
+        if waiting:
+            yield _travelling(number, waiting, total=-1)
+        read += len(chunk.rows)
+        waiting = chunk
+    yield _travelling(number, waiting or Chunk(path, 1, []), total=read)
 
 
+def _travelling(number: int, chunk: Chunk, *, total: int) -> dict[str, list[Any]]:
+    return {
+        "file": [number],
+        "name": [f"part-{number:05d}-{chunk.first_row:09d}.arrow"],
+        "path": [chunk.path],
+        "first_row": [chunk.first_row],
+        "total": [total],
+        "rows": [json.dumps(chunk.rows)],
+    }
+
+
+def never_ends_the_data(work: Callable[P, T]) -> Callable[P, T]:
+    """A map function that is made safe: Ray Data takes a StopIteration out of one for the end of the data."""
+
+    @wraps(work)
+    def safe(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return work(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"{work.__qualname__} has raised StopIteration in the middle of the data") from error
+
+    return safe
+
+
+@never_ends_the_data
 def read_rows(plan: pa.Table, *, shards: Sequence[str], scorers: ActorHandle | None) -> pa.Table:
     """Add the tokens to a block of the training plan, and the reference sums that are scored while training runs."""
     where = zip(plan["shard"].to_pylist(), plan["offset"].to_pylist(), strict=True)

@@ -67,7 +67,7 @@ MISTAKES = {
         lambda tree, path: _pairs(tree, path, GOOD, GOOD | {"rejected": ""}),
         ("mine.jsonl row 2", "rejected", "remove the row"),
     ),
-    "an empty file": Mistake(lambda tree, path: _pairs(tree, path), ("mine.jsonl is empty", "leave it out")),
+    "an empty file": Mistake(lambda tree, path: _pairs(tree, path), ("mine.jsonl holds no rows", "leave it out")),
     "a scorer that is not there": Mistake(
         lambda tree, _: tree.update(evaluate={"prompts": tree["data"]["train"], "scorer": "vadr"}),
         ("there is no scorer 'vadr'", "did you mean 'vader'"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raydpo.config.errors import UserError
 from raydpo.data import formats
 from raydpo.data.formats import (
-    check_first_rows,
+    check_files,
     expand_paths,
     is_ids,
     pair_fields,
@@ -172,19 +172,34 @@ def test_the_first_rows_are_checked_without_reading_the_rest(tmp_path):
     path = tmp_path / "rows.jsonl"
     good = json.dumps(PAIR)
     path.write_text("\n".join([good] * 8 + ["broken"]))
-    check_first_rows(str(path), pair_fields())
+    check_files([str(path)], pair_fields())
     path.write_text("\n".join([good] * 7 + ["broken"]))
     with pytest.raises(UserError, match=r"rows.jsonl row 8"):
-        check_first_rows(str(path), pair_fields())
+        check_files([str(path)], pair_fields())
 
 
-def test_a_file_without_rows_is_refused(file):
-    if file.suffix == ".parquet":
+@pytest.mark.parametrize("without_bytes", [False, True])
+def test_a_file_without_rows_is_said_and_refused_where_it_is_alone(file, without_bytes, tmp_path, capsys):
+    if without_bytes:
+        file.touch()
+    elif file.suffix == ".parquet":
         pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), file)
     else:
         write(file, [])
-    with pytest.raises(UserError, match=f"{file.name} holds no rows"):
-        read(str(file), prompt_fields())
+    assert list(read_chunks(str(file), prompt_fields(), 10)) == []
+    with pytest.raises(UserError, match=f"{file.name} holds no rows; give a file with rows"):
+        check_files([str(file)], prompt_fields())
+    good = write(tmp_path / "good.jsonl", [{"prompt": "The film"}])
+    check_files([good, str(file)], prompt_fields())
+    assert capsys.readouterr().out == f"{file} holds no rows and is left out\n"
+
+
+def test_a_parquet_file_gives_as_many_rows_as_it_says(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.parquet", [{"prompt": "The film"}] * 3)
+    whole = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: [b.slice(1) for b in whole(*a, **k)])
+    with pytest.raises(UserError, match=r"rows.parquet says that it has 3 rows and gives 2"):
+        read(path, prompt_fields())
 
 
 def test_paths_are_sorted_and_each_is_there_once(tmp_path):
@@ -216,13 +231,11 @@ def test_a_relative_path_becomes_absolute_and_an_address_stays_one(tmp_path, mon
         ("no/such/*.jsonl", "matches no file"),
         ("folder", r"matches no file; it is a folder: give .*folder/\*.jsonl"),
         ("rows.csv", "rows.csv is none of .jsonl, .jsonl.gz, .parquet"),
-        ("empty.jsonl", "empty.jsonl is empty"),
     ],
 )
 def test_a_pattern_that_leads_nowhere_is_named(pattern, message, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "rows.csv").write_text("x")
-    (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match=message):
         expand_paths([f"{tmp_path}/{pattern}"])
 

@@ -1,0 +1,86 @@
+"""What prepare promises without a cluster: no row is lost on the way, and nothing that is not its own is removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydpo.data.formats import pair_fields
+from raydpo.data.ledger import RowLedger
+from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.prepare import clear_tokens
+from raydpo.runtime.readers import never_ends_the_data, read_file
+
+pytestmark = pytest.mark.unit
+
+PAIR = {"prompt": "The film", "chosen": " is good", "rejected": " is bad"}
+
+
+def chunks_of(path: Path, rows: int, rows_per_chunk: int) -> list[dict[str, Any]]:
+    """A file of so many rows as its reading task sends it on."""
+    path.write_text("".join(json.dumps(PAIR) + "\n" for _ in range(rows)))
+    batch = {"number": [0], "path": [str(path)]}
+    return list(read_file(batch, fields=pair_fields(), rows_per_chunk=rows_per_chunk, ignore=()))
+
+
+def arrived(path: Path, chunks: list[dict[str, Any]]) -> list[int]:
+    """Rows of the file when these chunks of it, and no others, have arrived."""
+    ledger = RowLedger([str(path)])
+    for chunk in chunks:
+        [total] = chunk["total"]
+        ledger.add(0, chunk["first_row"][0], len(json.loads(chunk["rows"][0])), None if total < 0 else total)
+    return ledger.close()
+
+
+@given(rows=st.integers(0, 12), rows_per_chunk=st.integers(1, 5), data=st.data())
+def test_a_chunk_that_does_not_arrive_is_missed(
+    rows: int, rows_per_chunk: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("read") / "rows.jsonl"
+    chunks = chunks_of(path, rows, rows_per_chunk)
+    assert arrived(path, chunks) == [rows]
+    lost = data.draw(st.integers(0, len(chunks) - 1))
+    with pytest.raises(RuntimeError, match=r"rows\.jsonl"):
+        arrived(path, chunks[:lost] + chunks[lost + 1 :])
+
+
+def test_a_file_whose_reader_counted_more_is_not_whole() -> None:
+    ledger = RowLedger(["a.jsonl", "b.jsonl"])
+    ledger.add(0, 1, 3, 3)
+    ledger.add(1, 1, 3, 4)
+    with pytest.raises(RuntimeError, match=r"3 of 4 rows of b\.jsonl"):
+        ledger.close()
+
+
+def test_a_stop_iteration_is_an_error_and_no_end_of_the_data() -> None:
+    @never_ends_the_data
+    def work(rows: list[int]) -> int:
+        return next(row for row in rows if row < 0)
+
+    assert work([-1]) == -1
+    with pytest.raises(RuntimeError, match="work has raised StopIteration in the middle of the data"):
+        work([1])
+
+
+def test_prepare_removes_its_own_files_and_nothing_else(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    ours = [MANIFEST, "part-00000-000000001.arrow", ".part-00012-000001001.arrow.0a1b2c3d.tmp"]
+    theirs = ["pairs.jsonl", "part-0.arrow", "part-00000-000000001.arrow.bak", "deep/part-00000-000000001.arrow"]
+    (tokens / "deep").mkdir(parents=True)
+    for name in ours + theirs:
+        (tokens / name).write_text("x")
+    clear_tokens(tokens)
+    assert sorted(str(path.relative_to(tokens)) for path in tokens.rglob("*") if path.is_file()) == sorted(theirs)
+
+
+def test_a_directory_with_nothing_but_tokens_goes_with_them(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / MANIFEST).write_text("x")
+    clear_tokens(tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+    clear_tokens(tmp_path / "tokens")  # where there is none, there is nothing to do
