@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raydpo.config.errors import UserError
 from raydpo.data.meaning import meaning, refuse_lost_columns
 from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
+from raydpo.data.paths import filesystem_of
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -30,7 +28,6 @@ Messages = list[dict[str, str]]
 Value = str | list[int] | Messages
 Row = dict[str, Value]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 MAX_LINE_BYTES = 1 << 24
 # A parquet file of a few hundred bytes can expand to gigabytes: read few rows at a time, and look at their size.
 PARQUET_BATCH_ROWS = 64
@@ -73,14 +70,6 @@ def sft_fields(prompt: str = "prompt", completion: str = "completion") -> tuple[
 def prompt_fields(prompt: str = "prompt") -> tuple[Field, ...]:
     """The field of a prompt without completions; the argument is its column's name."""
     return (Field("prompt", prompt),)
-
-
-def expand_paths(patterns: Sequence[str]) -> list[str]:
-    """Absolute paths (or URIs) of the files that the patterns name, sorted, each once. `*` stays within a folder.
-
-    Raises UserError for a pattern without a match, an unknown suffix or a directory.
-    """
-    return sorted({path for pattern in patterns for path in _expand(pattern)})
 
 
 def read_chunks(
@@ -157,18 +146,8 @@ def is_ids(value: Value) -> TypeIs[list[int]]:
     return not isinstance(value, str) and not (value and isinstance(value[0], dict))
 
 
-def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in path:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    try:
-        filesystem, inner = pafs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be reached ({error}); check the address and the credentials.") from error
-    return filesystem, inner
-
-
 def _size(path: str) -> int | None:
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = filesystem_of(path)
     try:
         size: int | None = filesystem.get_file_info(inner).size
     except OSError as error:
@@ -176,39 +155,8 @@ def _size(path: str) -> int | None:
     return size
 
 
-def _expand(pattern: str) -> list[str]:
-    filesystem, path = _filesystem(pattern)
-    try:
-        found = filesystem.get_file_info(_selector(path)) if "*" in path else [filesystem.get_file_info(path)]
-    except OSError as error:
-        raise UserError(f"{pattern} cannot be read ({error}); check the path and its permissions.") from error
-    files = [info for info in found if info.is_file and _matches(info.path, path)]
-    if not files:
-        is_folder = any(info.path == path and info.type == pafs.FileType.Directory for info in found)
-        remedy = f"it is a folder: give {pattern}/*.jsonl" if is_folder else "check the path in the run file"
-        raise UserError(f"{pattern} matches no file; {remedy}.")
-    for info in files:
-        if not info.path.endswith(SUFFIXES):
-            raise UserError(f"{info.path} is none of {', '.join(SUFFIXES)}; convert it, or narrow the pattern.")
-    return [pattern.replace(path, info.path) if "://" in pattern else info.path for info in files]
-
-
-def _selector(path: str) -> pafs.FileSelector:
-    parts = path.split("/")
-    fixed = next(i for i, part in enumerate(parts) if "*" in part)
-    return pafs.FileSelector("/".join(parts[:fixed]) or "/", recursive=len(parts) - fixed > 1, allow_not_found=True)
-
-
-def _matches(path: str, pattern: str) -> bool:
-    parts, patterns = path.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(
-        fnmatchcase(part, wanted) and part.startswith(".") <= wanted.startswith(".")
-        for part, wanted in zip(parts, patterns, strict=True)
-    )
-
-
 def _json_rows(path: str) -> Iterator[dict[str, Any]]:
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = filesystem_of(path)
     blank = 0
     try:
         with io.BufferedReader(filesystem.open_input_stream(inner)) as stream:
@@ -248,7 +196,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = filesystem_of(path)
     try:
         with filesystem.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
             there = file.schema_arrow.names

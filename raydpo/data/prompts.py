@@ -8,7 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from raydpo.config.errors import UserError
-from raydpo.data.formats import expand_paths, prompt_fields, read_chunks
+from raydpo.data.formats import prompt_fields, read_chunks
+from raydpo.data.paths import expand_paths
 from raydpo.data.tokens import tokenize_prompt
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Field, canonical_row, expand_paths, pair_fields, raw_rows
+from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
+from raydpo.data.paths import expand_paths
 from raydpo.data.shards import read_shard
 from raydpo.data.tokens import TokenSettings, tokenize_pair
 from raydpo.model.load import load_tokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Field, check_files, expand_paths, pair_fields, prompt_fields, sft_fields
+from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, sft_fields
+from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_directory
 

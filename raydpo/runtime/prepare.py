@@ -20,8 +20,9 @@ import ray.data
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk, Field, check_files, expand_paths, pair_fields, sft_fields
+from raydpo.data.formats import Chunk, Field, check_files, pair_fields, sft_fields
 from raydpo.data.ledger import RowLedger
+from raydpo.data.paths import expand_paths
 from raydpo.data.shards import (
     Counts,
     Kind,

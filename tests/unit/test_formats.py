@@ -14,7 +14,6 @@ from raydpo.config.errors import UserError
 from raydpo.data import formats
 from raydpo.data.formats import (
     check_files,
-    expand_paths,
     is_ids,
     pair_fields,
     prompt_fields,
@@ -200,46 +199,3 @@ def test_a_parquet_file_gives_as_many_rows_as_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: [b.slice(1) for b in whole(*a, **k)])
     with pytest.raises(UserError, match=r"rows.parquet says that it has 3 rows and gives 2"):
         read(path, prompt_fields())
-
-
-def test_paths_are_sorted_and_each_is_there_once(tmp_path):
-    (tmp_path / "deep").mkdir()
-    names = ["b.jsonl", "a.jsonl", "c.parquet", "deep/d.jsonl", ".hidden.jsonl"]
-    for name in names:
-        (tmp_path / name).write_text("x")
-    root = str(tmp_path)
-    assert expand_paths([f"{root}/*.jsonl", f"{root}/a.jsonl"]) == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
-    assert expand_paths([f"{root}/*/*.jsonl"]) == [f"{root}/deep/d.jsonl"]
-    assert expand_paths([f"{root}/*"]) == [f"{root}/{name}" for name in ("a.jsonl", "b.jsonl", "c.parquet")]
-    assert expand_paths([]) == []
-
-
-def test_a_relative_path_becomes_absolute_and_an_address_stays_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / "a.jsonl", [{"prompt": "The film"}])
-    assert expand_paths(["*.jsonl", "a.jsonl"]) == [path]
-    [address] = expand_paths([f"file://{tmp_path}/*.jsonl"])
-    assert address == f"file://{path}"
-    assert read(address, prompt_fields()) == [{"prompt": "The film"}]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("none.jsonl", "none.jsonl matches no file; check the path"),
-        ("*.parquet", r"\*.parquet matches no file"),
-        ("no/such/*.jsonl", "matches no file"),
-        ("folder", r"matches no file; it is a folder: give .*folder/\*.jsonl"),
-        ("rows.csv", "rows.csv is none of .jsonl, .jsonl.gz, .parquet"),
-    ],
-)
-def test_a_pattern_that_leads_nowhere_is_named(pattern, message, tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "rows.csv").write_text("x")
-    with pytest.raises(UserError, match=message):
-        expand_paths([f"{tmp_path}/{pattern}"])
-
-
-def test_an_unknown_kind_of_address_is_named():
-    with pytest.raises(UserError, match=r"nowhere://there/a.jsonl cannot be reached"):
-        expand_paths(["nowhere://there/a.jsonl"])
