@@ -9,27 +9,34 @@ from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, 
 from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_directory
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.own_files import refuse_own_output
 
 
 def check_inputs(run: RunFile, stage: str) -> None:
     """Raise UserError for anything a stage reads that is missing or of no use, before anything heavy is imported."""
-    ignore = run.data.ignore
     model_directory(run.model.path)
+    refuse_own_output(run, "model.path", [run.model.path])
     if run.reference.model:
         model_directory(run.reference.model)
+        if run.reference.model != str(Layout(run).sft_export):  # which is the default, too
+            refuse_own_output(run, "reference.model", [run.reference.model])
     if stage in ("sft", "run") and run.sft:
-        _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion), ignore)
+        _check_files(run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
         check_scorer(run.sample.scorer)
-        _check_files(run.sample.prompts, prompt_fields(run.sample.column), ignore)
+        _check_files(run, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
     if stage in ("evaluate", "train", "run") and run.evaluate:
         check_scorer(run.evaluate.scorer)
-        _check_files(run.evaluate.prompts, prompt_fields(run.evaluate.column), ignore)
+        _check_files(run, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("prepare", "run") and run.data.train:
         columns = run.data.columns
         fields = pair_fields(columns.prompt, columns.chosen, columns.rejected)
-        _check_files([*run.data.train, *run.data.held_out], fields, ignore)
+        _check_files(run, "data.train", run.data.train, fields)
+        _check_files(run, "data.held_out", run.data.held_out, fields)
 
 
-def _check_files(patterns: Sequence[str], fields: Sequence[Field], ignore: Sequence[str]) -> None:
-    check_files(expand_paths(patterns), fields, ignore)
+def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequence[Field]) -> None:
+    paths = expand_paths(patterns)
+    refuse_own_output(run, key, paths)
+    check_files(paths, fields, run.data.ignore)

@@ -139,9 +139,30 @@ def _tokenise(source: Source) -> TokenManifest:
         raise RuntimeError(
             f"{rows} rows have arrived and {counts.rows_read} were tokenised; please report this defect."
         )
+    check_something_is_left(source, counts, train=len(shards["train"]), held_out=len(shards["held_out"]))
     if source.held_out_fraction:
         _write_manifest(source.held_out, shards["held_out"], source.kind, Counts())
     return _write_manifest(source.train, shards["train"], source.kind, counts)
+
+
+def check_something_is_left(source: Source, counts: Counts, *, train: int, held_out: int) -> None:
+    """Raise UserError where a side has got no shard, with the reason and what helps against it."""
+    if not counts.kept:
+        remedy = "give pairs whose completions differ"
+        if counts.dropped_too_long >= counts.identical:
+            remedy = "raise data.max_length, or set another data.truncation"
+        raise UserError(
+            f"none of the {counts.rows_read} rows of {', '.join(source.paths[:3])} is left: {counts.dropped_too_long} "
+            f"are too long, {counts.identical} have two equal completions; {remedy}."
+        )
+    share = f"data.held_out_fraction={source.held_out_fraction:g}"
+    if source.held_out_fraction and not held_out:
+        raise UserError(
+            f"{share} holds back whole prompts, and of the prompts of {counts.kept} rows it has caught none; raise it, "
+            "or name held-out pairs in data.held_out."
+        )
+    if not train:
+        raise UserError(f"{share} has caught every prompt of {counts.kept} rows and leaves none to train on; lower it.")
 
 
 def clear_tokens(directory: Path) -> None:
@@ -158,8 +179,6 @@ def clear_tokens(directory: Path) -> None:
 
 
 def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts) -> TokenManifest:
-    if not shards:
-        raise UserError(f"no row is left for {directory}: {asdict(counts)}; raise data.max_length or give other data.")
     row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
     counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
     manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind))

@@ -10,10 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile
 from raydpo.data.formats import pair_fields
 from raydpo.data.ledger import RowLedger
+from raydpo.data.shards import Counts
+from raydpo.data.tokens import TokenSettings
 from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.prepare import clear_tokens
+from raydpo.runtime.inputs import check_inputs
+from raydpo.runtime.prepare import Source, check_something_is_left, clear_tokens
 from raydpo.runtime.readers import never_ends_the_data, read_file
 
 pytestmark = pytest.mark.unit
@@ -84,3 +89,72 @@ def test_a_directory_with_nothing_but_tokens_goes_with_them(tmp_path: Path) -> N
     clear_tokens(tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
     clear_tokens(tmp_path / "tokens")  # where there is none, there is nothing to do
+
+
+def small_source(tmp_path: Path, held_out_fraction: float) -> Source:
+    return Source(
+        paths=["pairs.jsonl"],
+        fields=pair_fields(),
+        kind="pair",
+        tokenizer="model",
+        settings=TokenSettings(8, "drop", append_eos=True),
+        rows_per_shard=4,
+        train=tmp_path / "train",
+        held_out=tmp_path / "held_out",
+        held_out_fraction=held_out_fraction,
+        ignore=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fraction", "counts", "train", "held_out", "says"),
+    [
+        (0.0, Counts(rows_read=3, dropped_too_long=2, identical=1), 0, 0, "2 are too long, .*raise data.max_length"),
+        (0.0, Counts(rows_read=3, dropped_too_long=1, identical=2), 0, 0, "give pairs whose completions differ"),
+        (0.1, Counts(rows_read=3, kept=3), 1, 0, "data.held_out_fraction=0.1 holds back .* caught none; raise it"),
+        (0.9, Counts(rows_read=3, kept=3), 0, 1, "data.held_out_fraction=0.9 has caught every prompt .*; lower it"),
+    ],
+)
+def test_a_side_without_rows_is_told_its_own_reason(
+    fraction: float, counts: Counts, train: int, held_out: int, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        check_something_is_left(small_source(tmp_path, fraction), counts, train=train, held_out=held_out)
+
+
+@pytest.mark.parametrize(
+    ("key", "below"),
+    [
+        ("data.train", "tokens/train"),
+        ("data.held_out", "tokens/mine/deeper"),
+        ("evaluate.prompts", "train/ray"),
+        ("model.path", "exports/step-000010"),
+        ("reference.model", "train"),
+    ],
+)
+@pytest.mark.parametrize("link", [False, True])
+def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
+    key: str, below: str, link: bool, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    folder = output / below
+    folder.mkdir(parents=True)
+    for name in ("pairs.jsonl", "config.json"):
+        (folder / name).write_text(json.dumps(PAIR) + "\n")
+        (tmp_path / name).write_text(json.dumps(PAIR) + "\n")
+    if link:
+        (tmp_path / "elsewhere").symlink_to(folder)
+        folder = tmp_path / "elsewhere"
+    tree: dict[str, Any] = {
+        "name": "a",
+        "output_dir": str(output),
+        "model": {"path": str(tmp_path)},
+        "data": {"train": [str(tmp_path / "pairs.jsonl")]},
+        "evaluate": {"prompts": [str(tmp_path / "pairs.jsonl")]},
+    }
+    check_inputs(RunFile.model_validate(tree), "run")
+    section, name = key.split(".")
+    tree.setdefault(section, {})[name] = str(folder) if section in ("model", "reference") else [f"{folder}/*.jsonl"]
+    with pytest.raises(UserError, match=rf"{key}: .* lies in {output}/\w+, which the run's own stages write over"):
+        check_inputs(RunFile.model_validate(tree), "run")
+    assert (folder / "pairs.jsonl").exists()
