@@ -6,8 +6,6 @@ of {"role", "content"}) or token ids (a list of int, from the columns prompt_ids
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydpo.config.errors import UserError
+from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
 from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
 from raydpo.data.paths import filesystem_of
@@ -28,7 +27,6 @@ Messages = list[dict[str, str]]
 Value = str | list[int] | Messages
 Row = dict[str, Value]
 
-MAX_LINE_BYTES = 1 << 24
 # A parquet file of a few hundred bytes can expand to gigabytes: read few rows at a time, and look at their size.
 PARQUET_BATCH_ROWS = 64
 MAX_BATCH_BYTES = 1 << 28
@@ -96,7 +94,7 @@ def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
     """
     if _size(path) == 0:
         return iter(())
-    return _parquet_rows(path, fields) if path.endswith(".parquet") else _json_rows(path)
+    return _parquet_rows(path, fields) if path.endswith(".parquet") else json_rows(path)
 
 
 def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, ignore: Collection[str] = ()) -> Row:
@@ -155,46 +153,6 @@ def _size(path: str) -> int | None:
     return size
 
 
-def _json_rows(path: str) -> Iterator[dict[str, Any]]:
-    filesystem, inner = filesystem_of(path)
-    blank = 0
-    try:
-        with io.BufferedReader(filesystem.open_input_stream(inner)) as stream:
-            number = 0
-            while line := stream.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if blank and line.strip():
-                    raise UserError(f"{path} row {blank} is blank; remove the line.")
-                if line.strip():
-                    yield _json_object(line, f"{path} row {number}")
-                else:
-                    blank = blank or number  # fine at the end of a file
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); is it whole, and what its suffix says?") from error
-
-
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
-    if len(line) > MAX_LINE_BYTES:
-        raise UserError(f"{place} is longer than {MAX_LINE_BYTES >> 20} MiB; is it one JSON object a line?")
-    try:
-        value = json.loads(line, object_pairs_hook=_each_key_once)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON ({error}): {short(line)}; write one JSON object a line.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{place} is {short(value)}, not a JSON object; write one JSON object a line.")
-    return value
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Python alone would take the last of two values with the same key."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice; keep one of them")
-    return value
-
-
 def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
     filesystem, inner = filesystem_of(path)
     try:
@@ -218,7 +176,7 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
                 raise UserError(
                     f"{path} says that it has {file.metadata.num_rows} rows and gives {read}; write it anew."
                 )
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as parquet ({error}); is it whole?") from error
 
 

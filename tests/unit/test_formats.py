@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
-from raydpo.data import formats
+from raydpo.data import formats, jsonlines
 from raydpo.data.formats import (
     check_files,
     is_ids,
@@ -116,7 +116,7 @@ def test_a_missing_column_lists_the_columns_there_are(file):
     ("line", "message"),
     [
         (b'{"prompt": ', "row 2 is not JSON .*; write one JSON object a line"),
-        (b'{"prompt": "\xff"}', "row 2 is not JSON"),
+        (b'{"prompt": "\xe9"}', r"row 2 is not UTF-8 .byte 13 is 0xe9.; it looks like Latin-1 .* as UTF-8"),
         (b'{"prompt": "a", "prompt": "b"}', "row 2 is not JSON .the key 'prompt' stands there twice; keep one"),
         (b'{"prompt": [{"role": "a", "role": "b"}]}', "row 2 is not JSON .the key 'role' stands there twice"),
         (b"[" * 100_000, "row 2 is not JSON"),
@@ -128,13 +128,39 @@ def test_a_missing_column_lists_the_columns_there_are(file):
 )
 def test_a_bad_line_names_file_and_row(line, message, tmp_path, monkeypatch):
     if b"aaaa" in line:
-        monkeypatch.setattr(formats, "MAX_LINE_BYTES", 4096)
+        monkeypatch.setattr(jsonlines, "MAX_LINE_BYTES", 4096)
     good = b'{"prompt": "The film"}\n'
     path = tmp_path / "rows.jsonl"
     path.write_bytes(good + line + b"\n" + good)
     with pytest.raises(UserError, match=f"rows.jsonl {message}") as error:
         read(str(path), prompt_fields())
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"prompt": "a"}\n'.encode("utf-16"), "it looks like UTF-16: save the file as UTF-8"),
+        ('{"prompt": "a"}\n'.encode("utf-16-be"), "it looks like UTF-16: save the file as UTF-8"),
+        ('{"prompt": "a"}\n'.encode("utf-32-le"), "it looks like UTF-16: save the file as UTF-8"),
+        (gzip.compress(b'{"prompt": "a"}'), "it is compressed: name it .jsonl.gz"),
+        (b"<!DOCTYPE html>\n<html></html>\n", "it looks like a web page: fetch the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`"),
+        (b'[\n{"prompt": "a"}\n]\n', "write its objects one a line"),
+        (b'[{"prompt": "a"}]\n', "write its objects one a line"),
+    ],
+)
+def test_a_file_that_is_something_else_is_told_what(content, says, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"rows.jsonl row 1 is .*{says}"):
+        read(str(path), prompt_fields())
+
+
+def test_a_byte_order_mark_of_utf8_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "The film"}\n' * 2)
+    assert read(str(path), prompt_fields()) == [{"prompt": "The film"}] * 2
 
 
 def test_blank_lines_at_the_end_are_no_rows(tmp_path):
