@@ -34,11 +34,12 @@ MAX_BATCH_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Field:
-    """A canonical name and the column that holds it; only a prompt may be empty, and only an optional one absent."""
+    """A canonical name and the column that holds it; only a prompt may be empty."""
 
     name: str
     column: str
-    optional: bool = False
+    optional: bool = False  # the column may be absent
+    nullable: bool = False  # a value may be null, which is an empty text
 
     @property
     def ids_column(self) -> str:
@@ -61,8 +62,8 @@ def pair_fields(prompt: str = "prompt", chosen: str = "chosen", rejected: str = 
 
 
 def sft_fields(prompt: str = "prompt", completion: str = "completion") -> tuple[Field, ...]:
-    """The fields of a supervised row; arguments are column names."""
-    return Field("prompt", prompt, optional=True), Field("completion", completion)
+    """The fields of a supervised row; arguments are column names. The column "prompt" may be absent."""
+    return Field("prompt", prompt, optional=prompt == "prompt", nullable=True), Field("completion", completion)
 
 
 def prompt_fields(prompt: str = "prompt") -> tuple[Field, ...]:
@@ -105,7 +106,7 @@ def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, igno
         ids, value = raw.get(field.ids_column), raw.get(field.column)
         if ids is not None:
             row[field.name] = _ids(ids, f"{place}, column {field.ids_column!r},")
-        elif value is None and field.optional:
+        elif value is None and (field.optional or field.nullable):
             row[field.name] = ""
         else:
             row[field.name] = text_or_messages(
@@ -127,16 +128,17 @@ def _check_completions(row: Row, fields: Sequence[Field], place: str) -> None:
     check_prompt_is_not_repeated(prompt, [row[name] for name in columns], place)
 
 
-def check_files(paths: Sequence[str], fields: Sequence[Field], ignore: Collection[str] = (), rows: int = 8) -> None:
+def check_files(
+    paths: Sequence[str], fields: Sequence[Field], ignore: Collection[str] = (), rows: int = 8
+) -> list[str]:
     """Read the files' first rows and raise what read_chunks raises: seconds, before any model loads.
 
-    A file without rows is left out and said so, as long as another one has some. UserError where none has.
+    Returns the files without rows, which are no mistake as long as another one has some. UserError where none has.
     """
     empty = [path for path in paths if next(read_chunks(path, fields, rows, ignore), None) is None]
     if paths and len(empty) == len(paths):
         raise UserError(f"{', '.join(empty[:3])} holds no rows; give a file with rows, or leave it out.")
-    for path in empty:
-        print(f"{path} holds no rows and is left out", flush=True)
+    return empty
 
 
 def is_ids(value: Value) -> TypeIs[list[int]]:

@@ -9,7 +9,9 @@ from raydpo.config.errors import UserError
 from raydpo.data.meaning import is_nothing
 
 if TYPE_CHECKING:
-    from raydpo.data.formats import Value
+    from typing_extensions import TypeIs
+
+    from raydpo.data.formats import Messages, Value
 
 ROLE, CONTENT = "role", "content"
 # A shorter prompt may be a greeting, which an answer repeats by itself.
@@ -98,5 +100,5 @@ def _unicode(text: str, place: str) -> str:
     return text
 
 
-def _is_chat(value: Value) -> bool:
+def _is_chat(value: Value) -> TypeIs[Messages]:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

@@ -20,6 +20,8 @@ from raydpo.config.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 ANY_DEPTH = "**"
+TASK_BYTES = 1 << 20
+TASK_FILES = 64  # opening one takes a while where it is far away
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,22 @@ def find_files(patterns: Sequence[str]) -> list[Found]:
     for path in sorted(found):
         once.setdefault(_identity(path), found[path])
     return list(once.values())
+
+
+def share_out(files: Sequence[Found]) -> list[list[tuple[int, str]]]:
+    """Reading tasks: each has consecutive files with their numbers, one file of TASK_BYTES or several smaller ones.
+
+    A task costs a tenth of a second whatever it reads.
+    """
+    tasks: list[list[tuple[int, str]]] = []
+    room = 0
+    for number, file in enumerate(files):
+        if not tasks or file.size > room or len(tasks[-1]) == TASK_FILES:
+            tasks.append([])
+            room = TASK_BYTES
+        tasks[-1].append((number, file.path))
+        room -= file.size
+    return tasks
 
 
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:

@@ -39,4 +39,5 @@ def check_inputs(run: RunFile, stage: str) -> None:
 def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequence[Field]) -> None:
     paths = expand_paths(patterns)
     refuse_own_output(run, key, paths)
-    check_files(paths, fields, run.data.ignore)
+    for path in check_files(paths, fields, run.data.ignore):
+        print(f"{key}: {path} holds no rows and is left out", flush=True)

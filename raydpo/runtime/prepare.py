@@ -1,7 +1,8 @@
 """prepare: text files to token shards, streamed through Ray Data.
 
-One task a file reads it chunk by chunk; an actor pool tokenises each chunk and writes its shards. A chunk is a fixed
-run of rows of one file, so the shards, and with them the dataset's digest, do not depend on scheduling.
+A task reads a file, or several small ones, chunk by chunk; an actor pool tokenises each chunk and writes its shards. A
+chunk is a fixed run of rows of one file, so the shards, and with them the dataset's digest, do not depend on
+scheduling.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk, Field, check_files, pair_fields, sft_fields
 from raydpo.data.ledger import RowLedger
-from raydpo.data.paths import expand_paths
+from raydpo.data.paths import Found, find_files, share_out
 from raydpo.data.shards import (
     Counts,
     Kind,
@@ -39,7 +40,7 @@ from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
-from raydpo.runtime.readers import never_ends_the_data, read_file
+from raydpo.runtime.readers import never_ends_the_data, read_files
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
 MAX_TOKENIZERS = 8
@@ -50,7 +51,7 @@ SHARD_NAME = re.compile(r"part-\d{5,}-\d{9,}\.arrow|\.part-\d{5,}-\d{9,}\.arrow\
 class Source:
     """Files of one kind and what becomes of their rows."""
 
-    paths: Sequence[str]
+    files: Sequence[Found]
     fields: Sequence[Field]
     kind: Kind
     tokenizer: str
@@ -69,7 +70,7 @@ def prepare_pairs(run: RunFile) -> dict[str, Any]:
     clear_tokens(layout.held_out_tokens)
     result = {"train": asdict(_tokenise(train).counts)}
     if run.data.held_out:
-        held_out = replace(train, paths=expand_paths(run.data.held_out), train=layout.held_out_tokens)
+        held_out = replace(train, files=find_files(run.data.held_out), train=layout.held_out_tokens)
         result["held_out"] = asdict(_tokenise(replace(held_out, held_out_fraction=0.0)).counts)
     return result
 
@@ -94,7 +95,7 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
     """What prepare reads; UserError when a file is missing or of no use."""
     layout, data = Layout(run), run.data
     return Source(
-        paths=expand_paths(files or layout.pair_files),
+        files=find_files(files or layout.pair_files),
         fields=pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected),
         kind="pair",
         tokenizer=layout.start_model,
@@ -108,14 +109,15 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
 
 
 def _tokenise(source: Source) -> TokenManifest:
-    check_files(source.paths, source.fields, source.ignore)
+    paths = [file.path for file in source.files]
+    check_files(paths, source.fields, source.ignore)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
         clear_tokens(directory)
-    files = [{"number": i, "path": path} for i, path in enumerate(source.paths)]
-    chunks = ray.data.from_items(files, override_num_blocks=len(files))
+    tasks = [{"files": json.dumps(task)} for task in share_out(source.files)]
+    chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     chunks.context.execution_options.preserve_order = True
     chunks.context.raise_original_map_exception = True  # a wrapped one loses its cause on the way
-    reading = partial(read_file, fields=source.fields, rows_per_chunk=source.rows_per_shard, ignore=source.ignore)
+    reading = partial(read_files, fields=source.fields, rows_per_chunk=source.rows_per_shard, ignore=source.ignore)
     done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
         Tokeniser,
         fn_constructor_kwargs={"source": source},
@@ -123,7 +125,7 @@ def _tokenise(source: Source) -> TokenManifest:
         batch_size=1,
         num_cpus=TOKENIZE_CPUS,
     )
-    ledger = RowLedger(source.paths)
+    ledger = RowLedger(paths)
     counts = Counts()
     shards: dict[str, list[ShardInfo]] = {"train": [], "held_out": []}
     with Progress("prepare", total=None, unit="rows") as progress:
@@ -148,11 +150,12 @@ def _tokenise(source: Source) -> TokenManifest:
 def check_something_is_left(source: Source, counts: Counts, *, train: int, held_out: int) -> None:
     """Raise UserError where a side has got no shard, with the reason and what helps against it."""
     if not counts.kept:
+        files = ", ".join(file.path for file in source.files[:3])
         remedy = "give pairs whose completions differ"
         if counts.dropped_too_long >= counts.identical:
             remedy = "raise data.max_length, or set another data.truncation"
         raise UserError(
-            f"none of the {counts.rows_read} rows of {', '.join(source.paths[:3])} is left: {counts.dropped_too_long} "
+            f"none of the {counts.rows_read} rows of {files} is left: {counts.dropped_too_long} "
             f"are too long, {counts.identical} have two equal completions; {remedy}."
         )
     share = f"data.held_out_fraction={source.held_out_fraction:g}"
@@ -197,7 +200,7 @@ class Tokeniser:
 
     @never_ends_the_data
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """batch: one chunk, as read_file makes it."""
+        """batch: one chunk, as read_files makes it."""
         source = self._source
         name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))

@@ -21,23 +21,22 @@ T = TypeVar("T")
 _ASK_AGAIN_S = 0.2
 
 
-def read_file(
+def read_files(
     batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int, ignore: Sequence[str]
 ) -> Iterator[dict[str, list[Any]]]:
-    """One file, as chunks; rows travel as JSON because their values differ in type.
+    """The files of one task, as chunks; rows travel as JSON because their values differ in type.
 
-    The last chunk, which a file without rows has too, says in `total` how many rows were read; others say -1 there.
+    The last chunk of a file, which one without rows has too, says in `total` how many rows were read; others say -1.
     """
-    number = int(batch["number"][0])
-    path = str(batch["path"][0])
-    read = 0
-    waiting = None
-    for chunk in read_chunks(path, fields, rows_per_chunk, ignore):
-        if waiting:
-            yield _travelling(number, waiting, total=-1)
-        read += len(chunk.rows)
-        waiting = chunk
-    yield _travelling(number, waiting or Chunk(path, 1, []), total=read)
+    for number, path in json.loads(batch["files"][0]):
+        read = 0
+        waiting = None
+        for chunk in read_chunks(path, fields, rows_per_chunk, ignore):
+            if waiting:
+                yield _travelling(number, waiting, total=-1)
+            read += len(chunk.rows)
+            waiting = chunk
+        yield _travelling(number, waiting or Chunk(path, 1, []), total=read)
 
 
 def _travelling(number: int, chunk: Chunk, *, total: int) -> dict[str, list[Any]]:

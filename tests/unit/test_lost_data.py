@@ -88,6 +88,13 @@ def test_what_a_column_means_depends_on_what_is_read(file: Path) -> None:
         read(file, {"instruction": "Say yes.", "completion": "yes"}, sft_fields())
 
 
+def test_a_prompt_column_that_the_run_file_names_must_be_there(file: Path) -> None:
+    row = {"question": None, "completion": "yes"}
+    assert read(file, row, sft_fields(prompt="question")) == {"prompt": "", "completion": "yes"}
+    with pytest.raises(UserError, match="no column 'query' for prompt"):
+        read(file, row, sft_fields(prompt="query"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
 from raydpo.data.formats import prompt_fields, read_chunks
-from raydpo.data.paths import expand_paths, find_files
+from raydpo.data.paths import TASK_BYTES, TASK_FILES, Found, expand_paths, find_files, share_out
 
 pytestmark = pytest.mark.unit
 
@@ -77,6 +79,17 @@ def test_an_address_of_a_file_leads_to_it(name: str, tmp_path: Path) -> None:
 def test_sizes_come_with_the_files(tmp_path: Path) -> None:
     [file] = find_files([f"{put(tmp_path, 'a.jsonl')}/*"])
     assert (file.path, file.size) == (str(tmp_path / "a.jsonl"), (tmp_path / "a.jsonl").stat().st_size)
+
+
+@given(st.lists(st.integers(0, 2 * TASK_BYTES) | st.integers(0, 9), max_size=200))
+def test_every_file_is_in_one_reading_task_and_small_ones_share_theirs(sizes: list[int]) -> None:
+    files = [Found(f"{i}.jsonl", size) for i, size in enumerate(sizes)]
+    tasks = share_out(files)
+    assert [file for task in tasks for file in task] == [(i, file.path) for i, file in enumerate(files)]
+    for task in tasks:
+        assert 1 <= len(task) <= TASK_FILES
+        assert len(task) == 1 or sum(sizes[number] for number, _ in task) <= TASK_BYTES
+    assert len(share_out([Found("a.jsonl", 100)] * 300)) == 5
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import pair_fields
 from raydpo.data.ledger import RowLedger
+from raydpo.data.paths import Found
 from raydpo.data.shards import Counts
 from raydpo.data.tokens import TokenSettings
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.prepare import Source, check_something_is_left, clear_tokens
-from raydpo.runtime.readers import never_ends_the_data, read_file
+from raydpo.runtime.readers import never_ends_the_data, read_files
 
 pytestmark = pytest.mark.unit
 
@@ -29,8 +30,8 @@ PAIR = {"prompt": "The film", "chosen": " is good", "rejected": " is bad"}
 def chunks_of(path: Path, rows: int, rows_per_chunk: int) -> list[dict[str, Any]]:
     """A file of so many rows as its reading task sends it on."""
     path.write_text("".join(json.dumps(PAIR) + "\n" for _ in range(rows)))
-    batch = {"number": [0], "path": [str(path)]}
-    return list(read_file(batch, fields=pair_fields(), rows_per_chunk=rows_per_chunk, ignore=()))
+    batch = {"files": [json.dumps([[0, str(path)]])]}
+    return list(read_files(batch, fields=pair_fields(), rows_per_chunk=rows_per_chunk, ignore=()))
 
 
 def arrived(path: Path, chunks: list[dict[str, Any]]) -> list[int]:
@@ -93,7 +94,7 @@ def test_a_directory_with_nothing_but_tokens_goes_with_them(tmp_path: Path) -> N
 
 def small_source(tmp_path: Path, held_out_fraction: float) -> Source:
     return Source(
-        paths=["pairs.jsonl"],
+        files=[Found("pairs.jsonl", 1)],
         fields=pair_fields(),
         kind="pair",
         tokenizer="model",
@@ -158,3 +159,11 @@ def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
     with pytest.raises(UserError, match=rf"{key}: .* lies in {output}/\w+, which the run's own stages write over"):
         check_inputs(RunFile.model_validate(tree), "run")
     assert (folder / "pairs.jsonl").exists()
+
+
+def test_a_file_without_rows_among_others_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("config.json", "{}"), ("a.jsonl", json.dumps(PAIR)), ("b.jsonl", "")):
+        (tmp_path / name).write_text(text)
+    tree = {"name": "a", "output_dir": str(tmp_path / "out"), "model": {"path": str(tmp_path)}}
+    check_inputs(RunFile.model_validate(tree | {"data": {"train": [f"{tmp_path}/*.jsonl"]}}), "prepare")
+    assert capsys.readouterr().out == f"data.train: {tmp_path}/b.jsonl holds no rows and is left out\n"
