@@ -26,6 +26,10 @@ _BEGINNINGS = {
 }
 
 
+class _KeyTwiceError(ValueError):
+    """An object has a key twice, so that a reader has to choose between its values."""
+
+
 def json_rows(path: str) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl or .jsonl.gz file, unchecked. UserError names file and row of what is no object."""
     filesystem, inner = filesystem_of(path)
@@ -53,6 +57,8 @@ def _object(line: bytes, number: int, place: str) -> dict[str, Any]:
         raise UserError(f"{place} is longer than {MAX_LINE_BYTES >> 20} MiB; {hint}.")
     try:
         value = json.loads(line.decode(), object_pairs_hook=_each_key_once)
+    except _KeyTwiceError as error:
+        raise UserError(f"{place} has the key {error} twice in one object; keep one of them.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is not UTF-8 (byte {error.start + 1} is {line[error.start]:#x}); {hint}.") from error
     except (ValueError, RecursionError) as error:
@@ -83,5 +89,5 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice; keep one of them")
+        raise _KeyTwiceError(repr(twice))
     return value

@@ -111,6 +111,6 @@ def refuse_lost_columns(
     if lost:
         what = "; ".join(f"{column!r} ({meaning(column, names)})" for column in lost)
         raise UserError(
-            f"{place} has columns that would be lost: {what}. Put what they say into {' and '.join(sorted(names))}, or "
+            f"{place} has columns that would be lost: {what}. Put what they say into the columns that are read, or "
             f"set data.ignore: [{', '.join(lost)}] to leave them out knowingly."
         )

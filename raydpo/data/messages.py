@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
     from raydpo.data.formats import Messages, Value
 
-ROLE, CONTENT = "role", "content"
+ROLE = "role"
+CONTENT = "content"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # A shorter prompt may be a greeting, which an answer repeats by itself.
 MIN_REPEATED_WORDS = 3
 MIN_REPEATED_LETTERS = 16
@@ -95,7 +98,7 @@ def _message(message: Any, place: str, ignore: Collection[str]) -> dict[str, str
 
 
 def _unicode(text: str, place: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if _SURROGATE.search(text):
         raise UserError(f"{place} holds half a surrogate pair: {short(text)}; write the text as valid Unicode.")
     return text
 

@@ -117,8 +117,8 @@ def test_a_missing_column_lists_the_columns_there_are(file):
     [
         (b'{"prompt": ', "row 2 is not JSON .*; write one JSON object a line"),
         (b'{"prompt": "\xe9"}', r"row 2 is not UTF-8 .byte 13 is 0xe9.; it looks like Latin-1 .* as UTF-8"),
-        (b'{"prompt": "a", "prompt": "b"}', "row 2 is not JSON .the key 'prompt' stands there twice; keep one"),
-        (b'{"prompt": [{"role": "a", "role": "b"}]}', "row 2 is not JSON .the key 'role' stands there twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "row 2 has the key 'prompt' twice in one object; keep one"),
+        (b'{"prompt": [{"role": "a", "role": "b"}]}', "row 2 has the key 'role' twice"),
         (b"[" * 100_000, "row 2 is not JSON"),
         (b"[1]", r"row 2 is \[1\], not a JSON object"),
         (b'{"prompt": "\\ud83d"}', "row 2, column 'prompt', holds half a surrogate pair"),
