@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +18,10 @@ from raydpo.data.ledger import RowLedger
 from raydpo.data.paths import Found
 from raydpo.data.shards import Counts
 from raydpo.data.tokens import TokenSettings
+from raydpo.runtime import prepare, readers
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
-from raydpo.runtime.prepare import Source, check_something_is_left, clear_tokens
+from raydpo.runtime.prepare import Source, Tokeniser, check_something_is_left, clear_tokens
 from raydpo.runtime.readers import never_ends_the_data, read_files
 
 pytestmark = pytest.mark.unit
@@ -71,6 +73,25 @@ def test_a_stop_iteration_is_an_error_and_no_end_of_the_data() -> None:
     assert work([-1]) == -1
     with pytest.raises(RuntimeError, match="work has raised StopIteration in the middle of the data"):
         work([1])
+
+
+def test_every_map_function_of_ours_is_safe_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise StopIteration
+
+    [chunk] = chunks_of(tmp_path / "rows.jsonl", 3, 5)
+    tokeniser = object.__new__(Tokeniser)
+    tokeniser._source = small_source(tmp_path, 0.0)
+    tokeniser._tokenizer = None
+    monkeypatch.setattr(prepare, "tokenize_chunk", stop)
+    with pytest.raises(RuntimeError, match=r"Tokeniser\.__call__ has raised StopIteration"):
+        tokeniser(chunk)
+    monkeypatch.setattr(readers, "read_shard", stop)
+    with pytest.raises(RuntimeError, match="read_rows has raised StopIteration"):
+        readers.read_rows(pa.table({"shard": [0], "offset": [0]}), shards=["absent.arrow"], scorers=None)
+    monkeypatch.setattr(readers, "read_chunks", stop)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        chunks_of(tmp_path / "rows.jsonl", 3, 5)
 
 
 def test_prepare_removes_its_own_files_and_nothing_else(tmp_path: Path) -> None:
