@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, check_first_rows, expand_paths, pair_fields, prompt_fields, sft_fields
 from raydpo.evaluate.scorers import check_scorer
-from raydpo.model.directory import model_directory
+from raydpo.model.directory import model_config, model_directory
+from raydpo.sample.limits import check_positions
 
 
 def check_inputs(run: RunFile, stage: str) -> None:
@@ -15,6 +16,8 @@ def check_inputs(run: RunFile, stage: str) -> None:
     model_directory(run.model.path)
     if run.reference.model:
         model_directory(run.reference.model)
+    if run.sample or run.evaluate:
+        check_positions(run.model.path, model_config(run.model.path), run.sampler)
     if stage in ("sft", "run") and run.sft:
         _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:

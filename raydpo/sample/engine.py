@@ -26,17 +26,20 @@ class Completion:
 class Engine:
     """vLLM in this process. Starting takes 20 to 30 s on a CPU; load() swaps weights in well under a second."""
 
-    def __init__(self, model: str, *, dtype: str, settings: Sampler, seed: int) -> None:
+    def __init__(self, model: str, *, dtype: str, settings: Sampler, vocabulary: int) -> None:
+        """vocabulary: ids that the tokenizer knows; ids from there on are not drawn."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives and dies with this actor
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         logging.getLogger("vllm").setLevel(logging.ERROR)
         import vllm
 
+        from raydpo.sample.vocabulary import known_tokens
+
         self._llm = vllm.LLM(
             model=model,
             dtype=dtype,
-            seed=seed,
+            seed=0,  # each completion brings its own
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -44,6 +47,7 @@ class Engine:
             enable_prefix_caching=False,  # cached keys would outlive the weights that made them
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            logits_processors=[known_tokens(vocabulary)],
             logprobs_mode="raw_logprobs",  # of the model, whatever temperature and top_p do to it
         )
         self._loaded: str | None = model

@@ -40,10 +40,10 @@ def keeps_copy(module: nn.Module) -> bool:
     return hasattr(module, PACKED) and isinstance(weight, Tensor) and weight.ndim == 2
 
 
-def _reloaded(worker: Any, model: nn.Module, path: str) -> set[str]:
+def _reloaded(worker: Any, model: Any, path: str) -> set[str]:
     """Reload, and return the names that came: vLLM itself only logs those that did not."""
     loaded: set[str] = set()
-    load_weights: Any = model.load_weights
+    load_weights = model.load_weights
 
     def listening(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         names = load_weights(weights)

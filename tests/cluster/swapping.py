@@ -77,7 +77,8 @@ def regret(path: str, dtype: str, drawn: list[Completion]) -> float:
 
 def main(family: str, dtype: str, directory: Path) -> None:
     paths = save(family, dtype, directory)
-    engine = Engine(paths["A"], dtype=dtype, settings=Sampler(max_model_len=128, max_num_seqs=8), seed=0)
+    settings = Sampler(max_model_len=128, max_num_seqs=8)
+    engine = Engine(paths["A"], dtype=dtype, settings=settings, vocabulary=len(tiny_tokenizer()))
     found = []
     for name in ORDER:
         engine.load(paths[name])
