@@ -25,6 +25,8 @@ def confirm_sampler(
     policy holds the weights of `model`. Returns the mean |Δ log-prob| a token in nats.
     """
     probed = [(p, c) for p, c in zip(prompts, drawn, strict=True) if c.logps]
+    if not probed:
+        raise RuntimeError(f"no sample of {model} came with log-probs, so nothing shows which weights drew them")
     rows = [TokenRow(b"", prompt.ids, (completion.ids,)) for prompt, completion in probed]
     budget, device = run.reference.tokens_per_batch, policy.head.weight.device
     scored, _ = score_rows(policy, rows, budget=budget, device=device)

@@ -117,7 +117,7 @@ def samplers(run: RunFile) -> Iterator[Samplers]:
 
     Raises UserError for a prompt that leaves no room for its completion, before any engine starts.
     """
-    tokenizer = _check_prompts(run)
+    tokenizer = check_sampling(run, Layout(run).start_model)
     options = {"num_cpus": run.sampler.cpus, "num_gpus": run.sampler.gpus, "max_restarts": 1, "max_task_retries": 1}
     threads = {"OMP_NUM_THREADS": str(max(1, int(run.sampler.cpus)))}
     actor = ray.remote(**options)(SamplerActor).options(runtime_env={"env_vars": threads})
@@ -129,11 +129,11 @@ def samplers(run: RunFile) -> Iterator[Samplers]:
             ray.kill(handle)
 
 
-def _check_prompts(run: RunFile) -> PreTrainedTokenizerBase:
-    """Read what will be sampled from, and return the tokenizer."""
+def check_sampling(run: RunFile, model: str) -> PreTrainedTokenizerBase:
+    """Raise UserError for a prompt without room for its completion; returns the tokenizer, which is the model's."""
     from raydpo.model.load import load_tokenizer  # here, because drivers import this module before they need it
 
-    tokenizer = load_tokenizer(Layout(run).start_model)
+    tokenizer = load_tokenizer(model)
     for part in (run.sample, run.evaluate):
         if part:
             prompts = read_prompts(part.prompts, part.column, tokenizer, limit=part.limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,3 +23,14 @@ def never_returns(prompts: Sequence[str], completions: Sequence[str]) -> list[fl
     Path(os.environ["RAYDPO_TEST_MENDED"]).touch()
     re.match(r"(a+)+$", "a" * 60 + "b")
     return [0.0] * len(completions)
+
+
+def dies(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Takes its process down, as a lack of memory does."""
+    os._exit(1)
+
+
+def takes_long(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Comes back in the end."""
+    time.sleep(4)
+    return [1.0] * len(completions)

@@ -22,7 +22,7 @@ PADDING = 64  # rows of the vocabulary that the tokenizer does not know, a sixth
 
 
 def sampling_run(inputs: Path, output_dir: Path, scorer: str) -> dict[str, Any]:
-    """The sample stage of a model whose vocabulary is padded."""
+    """Stages that sample from a model whose vocabulary is padded."""
     path = output_dir.parent / "padded"
     config = AutoConfig.from_pretrained(inputs / "model")
     config.vocab_size += PADDING
@@ -30,9 +30,10 @@ def sampling_run(inputs: Path, output_dir: Path, scorer: str) -> dict[str, Any]:
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     run = whole_run(inputs, output_dir)
-    del run["sft"], run["evaluate"]
+    del run["sft"]
     run["model"]["path"] = str(path)
-    run["sample"]["scorer"] = f"tests.cluster.rewards:{scorer}"
+    for section in ("sample", "evaluate"):
+        run[section]["scorer"] = f"tests.cluster.rewards:{scorer}"
     return run
 
 
@@ -57,10 +58,13 @@ def test_a_reward_function_that_breaks_late_costs_no_samples(inputs: Path, tmp_p
     assert prepared["train"]["rows_read"] > 0
 
 
-def test_a_reward_function_that_never_returns_does_not_outlive_a_sigterm(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["sample", "evaluate"])
+def test_a_reward_function_that_never_returns_does_not_outlive_a_sigterm(
+    stage: str, inputs: Path, tmp_path: Path
+) -> None:
     run_file = write_run_file(tmp_path / "run.yaml", sampling_run(inputs, tmp_path / "out", "never_returns"))
     entered = tmp_path / "entered"
-    with job(PYTHON, "-m", "raydpo", "sample", run_file, env={"RAYDPO_TEST_MENDED": str(entered)}) as started:
+    with job(PYTHON, "-m", "raydpo", stage, run_file, env={"RAYDPO_TEST_MENDED": str(entered)}) as started:
         started.wait_until(entered.exists)
         asked = time.monotonic()
         started.process.send_signal(signal.SIGTERM)
