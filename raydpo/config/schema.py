@@ -242,6 +242,15 @@ class Sample(Section):
     decoding: Decoding = Decoding()
     scorer: str = "vader"  # a name of raydpo.evaluate.scorers, or package.module:function
 
+    @model_validator(mode="after")
+    def _completions_differ(self) -> Sample:
+        if self.decoding.temperature == 0:
+            raise ValueError(
+                f"sample.decoding.temperature=0 gives the same completion {self.completions_per_prompt} times; set a "
+                "temperature above 0"
+            )
+        return self
+
 
 class Evaluate(Section):
     """Sample held-out prompts from reference and policy and compare."""
@@ -276,7 +285,7 @@ class RunFile(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output_dir: Directory
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=2**62)  # generators take 63 bits, and every completion adds 1
     model: Model
     data: Data = Data()
     sft: Sft | None = None
@@ -294,6 +303,16 @@ class RunFile(Section):
             raise ValueError("no preference pairs: set data.train, or a sample section that makes them")
         if self.data.train and self.sample is not None:
             raise ValueError("data.train and sample both give the pairs; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _completions_have_room(self) -> RunFile:
+        for name, part in (("sample", self.sample), ("evaluate", self.evaluate)):
+            if part and part.decoding.max_tokens >= self.sampler.max_model_len:
+                raise ValueError(
+                    f"{name}.decoding.max_tokens={part.decoding.max_tokens} leaves no room for a prompt within "
+                    f"sampler.max_model_len={self.sampler.max_model_len}; raise the latter"
+                )
         return self
 
     @model_validator(mode="after")

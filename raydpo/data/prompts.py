@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 from raydpo.config.errors import UserError
 from raydpo.data.formats import prompt_fields, read_chunks
 from raydpo.data.paths import expand_paths
-from raydpo.data.tokens import tokenize_prompt
+from raydpo.data.tokens import row_id, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +24,7 @@ class Prompt:
 
     text: str
     ids: list[int]
+    where: str  # file and row, for messages
 
 
 def read_prompts(
@@ -34,16 +37,26 @@ def read_prompts(
 ) -> list[Prompt]:
     """The first `limit` prompts of the files, in order. UserError names file and row."""
     rows = (
-        row["prompt"]
+        (row["prompt"], f"{path} row {number}")
         for path in expand_paths(patterns)
         for chunk in read_chunks(path, prompt_fields(column), 256, ignore)
-        for row in chunk.rows
+        for number, row in enumerate(chunk.rows, start=chunk.first_row)
     )
     prompts = []
-    for value in islice(rows, limit):
+    for value, where in islice(rows, limit):
         ids = tokenize_prompt(value, tokenizer)
         text = value if isinstance(value, str) else tokenizer.decode(ids, skip_special_tokens=True)
-        prompts.append(Prompt(text, ids))
+        prompts.append(Prompt(text, ids, where))
     if not prompts:
         raise UserError(f"{', '.join(patterns)} holds no rows; give a file with prompts.")
     return prompts
+
+
+def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
+    """A name for token ids of prompts in their order."""
+    return row_id([], prompts).hex()
+
+
+def texts_hash(texts: Sequence[str]) -> str:
+    """A name for texts in their order."""
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()

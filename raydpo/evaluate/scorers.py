@@ -5,11 +5,14 @@ A scorer is named in the run file, either by one of SCORERS or as `package.modul
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from raydpo.config.errors import UserError
@@ -41,6 +44,34 @@ def load_scorer(name: str) -> Scorer:
     """
     check_scorer(name)
     return _checked(name, _imported(name) if ":" in name else SCORERS[name]())
+
+
+def rate_groups(name: str, scorer: Scorer, groups: Sequence[tuple[int, str, Sequence[str]]]) -> list[list[float]]:
+    """The rewards of (row, prompt, completions), all in one call, which is what models behind a scorer like best.
+
+    Where that fails, prompts are tried one by one to find the one to name. Raises UserError with scorer, row, prompt
+    and what was wrong; its cause is what the scorer raised.
+    """
+    try:
+        return _rated(scorer, groups)
+    except Exception as error:
+        traceback.print_exc()
+        for group in groups:
+            try:
+                _rated(scorer, [group])
+            except Exception as own:
+                raise _failed(name, own, f"prompt {group[0]}, {group[1]!r}") from own
+        rows = f"prompts {groups[0][0]} to {groups[-1][0]} together, and at none of them alone"
+        raise _failed(name, error, rows) from error
+
+
+def scorer_source(name: str) -> str:
+    """A name for the code behind a scorer: the hash of the file that defines it. What that imports is not seen."""
+    module = name.partition(":")[0] if ":" in name else __name__
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():  # built in, or in an archive
+        return "unknown"
+    return hashlib.blake2b(Path(spec.origin).read_bytes(), digest_size=16).hexdigest()
 
 
 def _vader() -> Scorer:
@@ -93,6 +124,27 @@ def _checked(name: str, scorer: Callable[..., Any]) -> Scorer:
         return [_finite(name, prompt, reward) for prompt, reward in zip(prompts, rewards, strict=True)]
 
     return score
+
+
+def _rated(scorer: Scorer, groups: Sequence[tuple[int, str, Sequence[str]]]) -> list[list[float]]:
+    prompts: list[str] = []
+    completions: list[str] = []
+    for _, prompt, answers in groups:
+        prompts += [prompt] * len(answers)
+        completions += answers
+    rewards = iter(scorer(prompts, completions))
+    return [[next(rewards) for _ in answers] for _, _, answers in groups]
+
+
+def _failed(name: str, error: Exception, where: str) -> UserError:
+    if isinstance(error, UserError):  # one of ours, with scorer, prompt and value in it
+        return UserError(f"{error} (at {where})")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename}:{frame.lineno}"
+    return UserError(
+        f"scorer {name!r} raised {type(error).__name__}: {error} ({place}) at {where}; mend the function and start "
+        "again: what has been sampled is kept."
+    )
 
 
 def _finite(name: str, prompt: str, reward: Any) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from raydpo.config.errors import UserError
 
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
+_TEXT_FILES = ["*token*", "vocab.*", "merges.txt", "*.jinja", "generation_config.json"]
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -34,6 +36,16 @@ def model_directory(path: str) -> Path:
         ) from error
 
 
+def model_config(path: str) -> dict[str, Any]:
+    """config.json of a model. Raises UserError where it cannot be read."""
+    file = model_directory(path) / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); copy or export the model again, whole.") from error
+    return config
+
+
 def weights_digest(path: str) -> str:
     """A name for what the model computes: a hash of its weight files and of the configuration that gives them meaning.
 
@@ -51,4 +63,15 @@ def weights_digest(path: str) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
+    return digest.hexdigest()
+
+
+def text_digest(path: str) -> str:
+    """A name for what turns a model's ids into text and ends its completions: tokenizer files and generation config."""
+    digest = hashlib.blake2b(digest_size=16)
+    directory = model_directory(path)
+    for file in sorted(file for pattern in _TEXT_FILES for file in directory.glob(pattern)):
+        content = file.read_bytes()
+        digest.update(f"{file.name}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()

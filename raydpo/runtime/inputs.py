@@ -8,9 +8,10 @@ from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
-from raydpo.model.directory import model_directory
+from raydpo.model.directory import model_config, model_directory
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
+from raydpo.sample.limits import check_positions
 
 
 def check_inputs(run: RunFile, stage: str) -> None:
@@ -21,6 +22,8 @@ def check_inputs(run: RunFile, stage: str) -> None:
         model_directory(run.reference.model)
         if run.reference.model != str(Layout(run).sft_export):  # which is the default, too
             refuse_own_output(run, "reference.model", [run.reference.model])
+    if run.sample or run.evaluate:
+        check_positions(run.model.path, model_config(run.model.path), run.sampler)
     if stage in ("sft", "run") and run.sft:
         _check_files(run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:

@@ -18,6 +18,8 @@ class Layout:
         self.pairs = self.root / "samples" / "pairs.jsonl"
         self.sampled = self.root / "samples" / "sampled.json"  # what the samples were made from, written last
         self.samples = self.root / "samples" / "samples.jsonl"
+        self.drawn = self.root / "samples" / "drawn"  # completions, as they are drawn
+        self.rated = self.root / "samples" / "rated"  # their rewards, as they come
         self.train_tokens = self.root / "tokens" / "train"
         self.held_out_tokens = self.root / "tokens" / "held_out"
         self.sft_tokens = self.root / "tokens" / "sft"

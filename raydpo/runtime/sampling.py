@@ -1,113 +1,141 @@
-"""vLLM actors, and the stage that makes preference pairs from what they sample."""
+"""vLLM actors: what keeps an engine up, hands prompts to it and says clearly when it is lost."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
-from raydpo.config.files import whole_file, write_json
-from raydpo.config.schema import Decoding, RunFile
+from raydpo.config.errors import UserError
+from raydpo.config.schema import Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
-from raydpo.evaluate.pairs import Completion as Rated
-from raydpo.evaluate.pairs import PromptGroup, pair_samples
-from raydpo.evaluate.scorers import load_scorer
-from raydpo.model.directory import weights_digest
-from raydpo.model.load import load_tokenizer
 from raydpo.runtime.layout import Layout
-from raydpo.runtime.progress import Progress
+from raydpo.runtime.rewards import last_line
 from raydpo.sample.engine import Completion
+from raydpo.sample.limits import check_prompts
 
-PROMPTS_PER_CALL = 64  # between two lines of progress
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPTS_PER_CALL = 64  # between two lines of progress, and what is lost at most when the job dies
+PROBED = 8  # prompts of each actor's first call whose completions come with log-probs
 
 
 class SamplerActor:
     """A Ray actor around one vLLM engine."""
 
-    def __init__(self, run: RunFile) -> None:
+    def __init__(self, run: RunFile, vocabulary: int) -> None:
         from raydpo.sample.engine import Engine
 
-        self._engine = Engine(Layout(run).start_model, dtype=run.model.dtype, settings=run.sampler, seed=run.seed)
+        model = Layout(run).start_model
+        self._engine = Engine(model, dtype=run.model.dtype, settings=run.sampler, vocabulary=vocabulary)
 
     def sample(
-        self, model: str, prompts: Sequence[Sequence[int]], decoding: Decoding, n: int, seed: int
+        self, model: str, prompts: Sequence[Sequence[int]], decoding: Decoding, n: int, seed: int, with_logps: int
     ) -> list[list[Completion]]:
         """n completions per prompt from the weights in `model`; the swap costs nothing when they are loaded."""
         self._engine.load(model)
-        return self._engine.sample(prompts, decoding, n=n, seed=seed)
+        return self._engine.sample(prompts, decoding, n=n, seed=seed, with_logps=with_logps)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is asked of the samplers: n completions of every prompt, by one model."""
+
+    model: str
+    prompts: Sequence[Prompt]
+    decoding: Decoding
+    n: int
+    seed: int
+
+    @property
+    def calls(self) -> int:
+        """Calls that the prompts make; call k has those from k * PROMPTS_PER_CALL on."""
+        return -(-len(self.prompts) // PROMPTS_PER_CALL)
+
+    def members(self, call: int) -> Sequence[Prompt]:
+        """The prompts of a call."""
+        return self.prompts[call * PROMPTS_PER_CALL : (call + 1) * PROMPTS_PER_CALL]
 
 
 class Samplers:
     """The sampling actors of a run. May be sent to other processes; the creator's block owns them."""
 
-    def __init__(self, actors: Sequence[ActorHandle]) -> None:
+    def __init__(self, actors: Sequence[ActorHandle], settings: Sampler) -> None:
         self._actors = actors
+        self._settings = settings
 
     def sample(
         self, model: str, prompts: Sequence[Prompt], decoding: Decoding, *, n: int, seed: int
     ) -> Iterator[list[Completion]]:
-        """The completions of prompt after prompt. What is drawn depends on (seed, prompt index), not on the actors."""
-        ids = [prompt.ids for prompt in prompts]
-        starts = range(0, len(ids), PROMPTS_PER_CALL)
-        waiting = [
-            self._actors[k % len(self._actors)].sample.remote(
-                model, ids[i : i + PROMPTS_PER_CALL], decoding, n, seed + i * n
-            )
-            for k, i in enumerate(starts)
-        ]
-        for call in waiting:
-            yield from ray.get(call)
+        """The completions of prompt after prompt."""
+        drawing = Drawing(model, prompts, decoding, n, seed)
+        for _, completions in self.draw(drawing, range(drawing.calls)):
+            yield from completions
+
+    def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
+        """Call after call, the completions of its prompts. Those of the first prompts of every actor have log-probs.
+
+        What is drawn depends on (seed, prompt index), not on the actors. Raises UserError for an actor that does not
+        start or is lost more often than it may be.
+        """
+        waiting = [(call, self._ask(drawing, call, place)) for place, call in enumerate(calls)]
+        for call, pending in waiting:
+            try:
+                completions = ray.get(pending)
+            except RayActorError as error:
+                raise self._lost(error) from error
+            yield call, completions
+
+    def _ask(self, drawing: Drawing, call: int, place: int) -> ray.ObjectRef:
+        actor = self._actors[place % len(self._actors)]
+        ids = [prompt.ids for prompt in drawing.members(call)]
+        seed = drawing.seed + call * PROMPTS_PER_CALL * drawing.n
+        with_logps = PROBED if place < len(self._actors) else 0
+        return actor.sample.remote(drawing.model, ids, drawing.decoding, drawing.n, seed, with_logps)
+
+    def _lost(self, error: RayActorError) -> UserError:
+        settings = self._settings
+        never = "creation task" in str(error)  # Ray's words for an error in __init__
+        what = "could not start" if never else "was lost, and again after a restart"
+        return UserError(
+            f"a sampler (vLLM) {what}: {last_line(error)}. Its output stands above and in Ray's log of actor "
+            f"{error.actor_id}. Where memory was short, lower "
+            f"sampler.kv_cache_gib={settings.kv_cache_gib:g} (gpu_memory_utilization on a GPU), "
+            f"sampler.max_num_seqs={settings.max_num_seqs} or sampler.actors={settings.actors}."
+        )
 
 
 @contextmanager
 def samplers(run: RunFile) -> Iterator[Samplers]:
-    """Start the vLLM actors; they stay up for the length of the block."""
+    """Start the vLLM actors; they stay up for the length of the block.
+
+    Raises UserError for a prompt that leaves no room for its completion, before any engine starts.
+    """
+    tokenizer = check_sampling(run, Layout(run).start_model)
     options = {"num_cpus": run.sampler.cpus, "num_gpus": run.sampler.gpus, "max_restarts": 1, "max_task_retries": 1}
     threads = {"OMP_NUM_THREADS": str(max(1, int(run.sampler.cpus)))}
     actor = ray.remote(**options)(SamplerActor).options(runtime_env={"env_vars": threads})
-    actors = [actor.remote(run) for _ in range(run.sampler.actors)]
+    actors = [actor.remote(run, len(tokenizer)) for _ in range(run.sampler.actors)]
     try:
-        yield Samplers(actors)
+        yield Samplers(actors, run.sampler)
     finally:
         for handle in actors:
             ray.kill(handle)
 
 
-def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
-    """Sample from the reference, score, pair; writes samples.jsonl and pairs.jsonl. Done once for the same settings."""
-    assert run.sample
-    layout, settings = Layout(run), run.sample
-    made_from = {**settings.model_dump(), "weights": weights_digest(layout.reference_model), "seed": run.seed}
-    if layout.sampled.exists():
-        earlier = json.loads(layout.sampled.read_text())
-        if earlier["made_from"] == made_from:
-            print(f"sample: {layout.pairs} is there already", flush=True)
-            return earlier["result"]
-    scorer, tokenizer = load_scorer(settings.scorer), load_tokenizer(layout.start_model)
-    prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit, ignore=run.data.ignore)
-    n = settings.completions_per_prompt
-    groups = []
-    with Progress("sample", total=len(prompts) * n, unit="completions") as progress:
-        drawn = engines.sample(layout.reference_model, prompts, settings.decoding, n=n, seed=run.seed)
-        for prompt, completions in zip(prompts, drawn, strict=True):
-            rewards = scorer([prompt.text] * n, [c.text for c in completions])
-            rated = [Rated(c.ids, c.text, r) for c, r in zip(completions, rewards, strict=True)]
-            groups.append(PromptGroup(prompt.ids, prompt.text, rated))
-            progress.advance(n)
-    pairs, counts = pair_samples(groups, settings.pairs)
-    _write_lines(layout.samples, [asdict(group) for group in groups])
-    _write_lines(layout.pairs, pairs)
-    rewards = [c.reward for group in groups for c in group.completions]
-    result = {**asdict(counts), "mean_reward": sum(rewards) / len(rewards)}
-    write_json(layout.sampled, {"made_from": made_from, "result": result})
-    return result
+def check_sampling(run: RunFile, model: str) -> PreTrainedTokenizerBase:
+    """Raise UserError for a prompt without room for its completion; returns the tokenizer, which is the model's."""
+    from raydpo.model.load import load_tokenizer  # here, because drivers import this module before they need it
 
-
-def _write_lines(path: Any, rows: Sequence[dict[str, Any]]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    tokenizer = load_tokenizer(model)
+    for part in (run.sample, run.evaluate):
+        if part:
+            prompts = read_prompts(part.prompts, part.column, tokenizer, limit=part.limit, ignore=run.data.ignore)
+            check_prompts(prompts, part.decoding, run.sampler)
+    return tokenizer

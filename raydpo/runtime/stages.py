@@ -120,7 +120,7 @@ def _engines(run: RunFile) -> AbstractContextManager[Samplers]:
 
 
 def _sample(run: RunFile, engines: Samplers) -> Result:
-    from raydpo.runtime.sampling import sample_pairs
+    from raydpo.runtime.pairing import sample_pairs
 
     return sample_pairs(run, engines)
 

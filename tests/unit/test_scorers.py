@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raydpo.config.errors import UserError
-from raydpo.evaluate.scorers import check_scorer, load_scorer
+from raydpo.evaluate.scorers import check_scorer, load_scorer, rate_groups, scorer_source
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +20,14 @@ def vowels(prompts, completions): return [sum(c in "aeiou" for c in text) for te
 def too_few(prompts, completions): return [1.0]
 def not_finite(prompts, completions): return [0.0, math.nan]
 def not_numbers(prompts, completions): return [0.0, "good"]
+def raises_late(prompts, completions):
+    if "bad" in completions: raise KeyError("judge")
+    return [1.0] * len(completions)
+def nan_late(prompts, completions): return [math.nan if text == "bad" else 1.0 for text in completions]
+def one_short(prompts, completions): return [1.0] * (len(completions) - ("bad" in completions))
+def only_few(prompts, completions):
+    if len(completions) > 2: raise MemoryError("too many")
+    return [1.0] * len(completions)
 """
 
 
@@ -27,6 +35,8 @@ def not_numbers(prompts, completions): return [0.0, "good"]
 def own_scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_scorers.py").write_text(OWN_SCORERS)
     (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_there\n")
+    for name in ("own_scorers", "needs_more"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # of another test's directory
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -109,3 +119,41 @@ def test_checking_and_loading_agree_on_what_exists() -> None:
     for name in ["vader", "length", "math:fsum"]:
         check_scorer(name)
         assert callable(load_scorer(name))
+
+
+GROUPS = [(1, "one", ["good", "good"]), (2, "two", ["good", "bad"]), (3, "three", ["good", "good"])]
+
+
+@pytest.mark.usefixtures("own_scorers")
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("raises_late", "raised KeyError: 'judge' .*own_scorers.py:"),
+        ("nan_late", "gave nan for prompt 'two'"),
+        ("one_short", "gave 1 rewards for 2 completions"),
+    ],
+)
+def test_a_reward_function_that_fails_late_is_told_with_the_prompt_that_it_fails_at(function: str, says: str) -> None:
+    name = f"own_scorers:{function}"
+    with pytest.raises(UserError, match=rf"scorer '{name}' {says}.*prompt 2, 'two'"):
+        rate_groups(name, load_scorer(name), GROUPS)
+
+
+@pytest.mark.usefixtures("own_scorers")
+def test_a_failure_at_no_single_prompt_names_them_all() -> None:
+    with pytest.raises(UserError, match=r"MemoryError: too many .*prompts 1 to 3 together, and at none of them alone"):
+        rate_groups("own_scorers:only_few", load_scorer("own_scorers:only_few"), GROUPS)
+
+
+@pytest.mark.usefixtures("own_scorers")
+def test_rewards_come_back_by_prompt() -> None:
+    groups = [(1, "one", ["a", "bcd"]), (2, "two", []), (3, "three", ["eee"])]
+    assert rate_groups("own_scorers:vowels", load_scorer("own_scorers:vowels"), groups) == [[1.0, 0.0], [], [3.0]]
+
+
+@pytest.mark.usefixtures("own_scorers")
+def test_a_scorer_has_another_name_once_its_code_has_changed(tmp_path: Path) -> None:
+    before = scorer_source("own_scorers:vowels")
+    assert scorer_source("own_scorers:vowels") == before
+    (tmp_path / "own_scorers.py").write_text(OWN_SCORERS + "LIMIT = 4\n")
+    assert scorer_source("own_scorers:vowels") != before

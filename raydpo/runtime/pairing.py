@@ -1,0 +1,156 @@
+"""The sample stage: preference pairs out of completions of the reference, each step of it kept as it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raydpo.config.files import whole_file, write_json
+from raydpo.config.schema import RunFile, Sample
+from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
+from raydpo.evaluate.kept import Kept
+from raydpo.evaluate.pairs import Completion as Rated
+from raydpo.evaluate.pairs import PromptGroup, pair_samples
+from raydpo.evaluate.scorers import scorer_source
+from raydpo.model.directory import text_digest, weights_digest
+from raydpo.model.load import load_tokenizer
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.probing import confirm_samples
+from raydpo.runtime.progress import Progress
+from raydpo.runtime.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.sampling import PROMPTS_PER_CALL, Drawing, Samplers
+from raydpo.sample.engine import Completion
+
+DRAWN_BY = 2  # version of what draws; 1 drew from a former model's head where embeddings are tied
+
+
+def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
+    """Sample from the reference, score, pair; writes samples.jsonl and pairs.jsonl. Done once for the same things.
+
+    What is drawn and what is scored are kept apart, so another reward function costs no sampling, and a stage that was
+    ended goes on where it stopped.
+    """
+    assert run.sample
+    layout, settings = Layout(run), run.sample
+    drawing = drawing_of(run, settings, layout)
+    completions_from = drawn_from(run, drawing, layout)
+    rated_from = completions_from | {
+        "scorer": settings.scorer,
+        "scorer_source": scorer_source(settings.scorer),
+        "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
+    }
+    made_from = rated_from | {"pairs": settings.pairs}
+    if layout.sampled.exists() and layout.pairs.exists():
+        earlier = json.loads(layout.sampled.read_text())
+        if earlier["made_from"] == made_from:
+            print(f"sample: {layout.pairs} is there already", flush=True)
+            return earlier["result"]
+    layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
+    with reward_process(settings.scorer) as rewards:
+        work = _Work(
+            run, drawing, engines, rewards, Kept(layout.drawn, completions_from), Kept(layout.rated, rated_from)
+        )
+        groups = work.groups()
+    pairs, counts = pair_samples(groups, settings.pairs)
+    _write_lines(layout.samples, [asdict(group) for group in groups])
+    _write_lines(layout.pairs, pairs)
+    values = [c.reward for group in groups for c in group.completions]
+    result = {**asdict(counts), "mean_reward": sum(values) / len(values)}
+    write_json(layout.sampled, {"made_from": made_from, "result": result})
+    return result
+
+
+def drawing_of(run: RunFile, settings: Sample, layout: Layout) -> Drawing:
+    """What the run asks of its samplers."""
+    tokenizer = load_tokenizer(layout.start_model)
+    prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit, ignore=run.data.ignore)
+    n = settings.completions_per_prompt
+    return Drawing(layout.reference_model, prompts, settings.decoding, n, run.seed)
+
+
+def drawn_from(run: RunFile, drawing: Drawing, layout: Layout) -> dict[str, Any]:
+    """All that decides which completions are drawn. max_model_len cuts them; a GPU rounds otherwise."""
+    return {
+        "version": DRAWN_BY,
+        "weights": weights_digest(drawing.model),
+        "text": text_digest(layout.start_model),
+        "dtype": run.model.dtype,
+        "prompts": prompts_hash([prompt.ids for prompt in drawing.prompts]),
+        "n": drawing.n,
+        "seed": drawing.seed,
+        "max_model_len": run.sampler.max_model_len,
+        "gpu": run.sampler.gpus > 0,
+        **drawing.decoding.model_dump(),
+    }
+
+
+class _Work:
+    """What is drawn and rated, call after call; a call that is there already is read."""
+
+    def __init__(
+        self, run: RunFile, drawing: Drawing, engines: Samplers, rewards: RewardProcess, drawn: Kept, rated: Kept
+    ) -> None:
+        self._run = run
+        self._drawing = drawing
+        self._engines = engines
+        self._rewards = rewards
+        self._drawn = drawn
+        self._rated = rated
+
+    def groups(self) -> list[PromptGroup]:
+        """Every prompt with its rated completions. Raises UserError where sampler or reward function fail."""
+        groups: list[PromptGroup] = []
+        asked = self._drawing
+        with Progress("sample", total=len(asked.prompts) * asked.n, unit="completions") as progress:
+            for call, completions in self._completions():
+                rewards = self._rate(call, completions)
+                for prompt, answers, values in zip(asked.members(call), completions, rewards, strict=True):
+                    rated = [Rated(c.ids, c.text, r) for c, r in zip(answers, values, strict=True)]
+                    groups.append(PromptGroup(prompt.ids, prompt.text, rated))
+                    progress.advance(asked.n)
+        return groups
+
+    def _completions(self) -> Iterator[tuple[int, list[list[Completion]]]]:
+        """Call after call. What is new is kept before it is given out, but not before the sampler is confirmed."""
+        missing = [call for call in range(self._drawing.calls) if self._drawn.read(call) is None]
+        fresh = self._engines.draw(self._drawing, missing)
+        for call in range(self._drawing.calls):
+            kept = self._drawn.read(call)
+            if kept is not None:
+                yield call, [[Completion(**each) for each in answers] for answers in kept]
+                continue
+            drawn_call, completions = next(fresh)
+            assert drawn_call == call, "samplers answer in the order of the calls"
+            self._confirm(call, completions)
+            self._drawn.write(call, [[asdict(each) for each in answers] for answers in completions])
+            yield call, completions
+
+    def _confirm(self, call: int, completions: Sequence[Sequence[Completion]]) -> None:
+        probed = [(p, a[0]) for p, a in zip(self._drawing.members(call), completions, strict=True) if a[0].logps]
+        if probed:
+            prompts, drawn = zip(*probed, strict=True)
+            ray.get(confirm_samples.remote(self._run, self._drawing.model, prompts, drawn))
+
+    def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        kept = self._rated.read(call)
+        if kept is not None:
+            return kept
+        first = call * PROMPTS_PER_CALL + 1
+        rewards = self._rewards.rate(
+            [
+                Group(first + i, prompt.text, [each.text for each in answers])
+                for i, (prompt, answers) in enumerate(zip(self._drawing.members(call), completions, strict=True))
+            ]
+        )
+        self._rated.write(call, rewards)
+        return rewards
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,118 @@
+"""Laws of sampling around the engine: mixed-up weights end a stage, lost processes do so in plain words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import ray
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import Decoding, RunFile, Sampler
+from raydpo.data.prompts import Prompt
+from raydpo.runtime import rewards
+from raydpo.runtime.cluster import user_errors
+from raydpo.runtime.evaluation import Evaluator
+from raydpo.runtime.pairing import sample_pairs
+from raydpo.runtime.rewards import Group, rate_each, reward_process
+from raydpo.runtime.sampling import Drawing, Samplers
+from raydpo.sample.engine import Completion
+from tests.cluster.own_ray import own_ray
+from tests.cluster.runfiles import whole_run
+
+pytestmark = pytest.mark.cluster
+
+OPTIONS = {"num_cpus": 0, "max_restarts": 1, "max_task_retries": 1}  # as the product's
+PROMPTS = [Prompt("a", [0, 1], "p row 1")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with own_ray(cpus=2):
+        yield
+
+
+class Dying:
+    """An engine that the system kills, every time."""
+
+    def sample(self, *_: object) -> None:
+        os._exit(9)
+
+
+class Refusing:
+    """An engine that does not start."""
+
+    def __init__(self) -> None:
+        raise ValueError("No available memory for the cache blocks")
+
+    def sample(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        (Dying, "was lost, and again after a restart"),
+        (Refusing, "could not start: ValueError: No available memory for the cache blocks"),
+    ],
+)
+def test_a_sampler_that_is_lost_says_why_and_what_to_lower(engine: type, says: str) -> None:
+    actor = ray.remote(**OPTIONS)(engine).remote()
+    samplers = Samplers([actor], Sampler(kv_cache_gib=7, max_num_seqs=33))
+    with pytest.raises(UserError, match=says) as raised:
+        list(samplers.sample("/m", PROMPTS, Decoding(), n=1, seed=0))
+    for words in ("sampler.kv_cache_gib=7", "sampler.max_num_seqs=33", actor._actor_id.hex()):
+        assert words in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+
+
+def test_a_reward_function_that_takes_its_process_down_is_named() -> None:
+    with pytest.raises(UserError, match=r"'tests.cluster.rewards:dies' took its process down at prompts 1 to 2"):
+        rate_each("tests.cluster.rewards:dies", ["a", "b"], ["c", "d"])
+
+
+def test_a_wait_for_a_reward_function_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rewards, "SAY_EVERY_S", 1.0)
+    with reward_process("tests.cluster.rewards:takes_long") as process:
+        assert process.rate([Group(3, "a", ["b", "c"])]) == [[1.0, 1.0]]
+    assert "scorer 'tests.cluster.rewards:takes_long' has been at prompt 3 for" in capfd.readouterr().err
+
+
+class OtherWeights(Samplers):
+    """Samplers that draw by some model other than the one that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__([], Sampler())
+
+    def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
+        answer = Completion([20, 30], "text", "stop", (-0.01, -0.01))  # an untrained model is nowhere as sure
+        for call in calls:
+            yield call, [[answer] * drawing.n for _ in drawing.members(call)]
+
+
+def asked(inputs: Path, output_dir: Path, *sections: str) -> RunFile:
+    tree = whole_run(inputs, output_dir)
+    unused: Sequence[str] = [name for name in ("sft", "sample", "evaluate") if name not in sections]
+    for name in unused:
+        del tree[name]
+    if "sample" not in sections:
+        tree["data"]["train"] = [str(inputs / "pairs.jsonl")]
+    return RunFile.model_validate(tree)
+
+
+def test_an_evaluation_of_other_weights_ends_and_leaves_no_record(inputs: Path, tmp_path: Path) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    with pytest.raises(UserError, match="the sampler does not hold the weights of"):
+        Evaluator(run, OtherWeights()).evaluate(0, run.model.path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_samples_of_other_weights_are_not_kept(inputs: Path, tmp_path: Path) -> None:
+    run = asked(inputs, tmp_path, "sample")
+    with pytest.raises(UserError, match="the sampler does not hold the weights of"), user_errors():
+        sample_pairs(run, OtherWeights())
+    assert not [path for path in tmp_path.rglob("*") if path.stem.isdigit() or path.suffix == ".jsonl"]

@@ -1,0 +1,55 @@
+"""Laws of the probe at work: samples of the model that is named pass, samples of another do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile
+from raydpo.data.prompts import Prompt
+from raydpo.model.load import load_model
+from raydpo.model.score import ScoringModel
+from raydpo.runtime.probing import confirm_sampler
+from raydpo.sample.engine import Completion
+from tests.models import save_tiny_model
+
+pytestmark = pytest.mark.unit
+
+PROMPTS = [Prompt("", [0, 5, 6], "p row 1"), Prompt("", [0, 9], "p row 2"), Prompt("", [0, 7], "p row 3")]
+IDS = [[11, 12, 13, 1], [14], [15, 16]]
+
+
+@torch.no_grad()
+def sampled_by(path: Path) -> list[Completion]:
+    """As an engine gives them, with log-probs for the first two prompts."""
+    lm = LlamaForCausalLM.from_pretrained(path)
+    completions = []
+    for prompt, ids in zip(PROMPTS[:2], IDS, strict=False):
+        logps = lm(torch.tensor([prompt.ids + ids])).logits[0, len(prompt.ids) - 1 : -1].log_softmax(1)
+        values = tuple(float(logps[i, token]) for i, token in enumerate(ids))
+        completions.append(Completion(ids, "", "stop", values))
+    return [*completions, Completion(IDS[2], "", "stop")]
+
+
+def test_only_samples_of_the_named_weights_pass(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "old")
+    save_tiny_model(tmp_path / "new")
+    chimera = LlamaForCausalLM.from_pretrained(tmp_path / "new")
+    with torch.no_grad():  # another vocabulary matrix under the same trunk
+        chimera.lm_head.weight.copy_(chimera.lm_head.weight.flip(0))
+    chimera.save_pretrained(tmp_path / "chimera")
+    tree = {
+        "name": "x",
+        "output_dir": str(tmp_path),
+        "model": {"path": "/m", "dtype": "float32"},
+        "data": {"train": ["/p"]},
+    }
+    run = RunFile.model_validate(tree)
+    policy = ScoringModel(load_model(str(tmp_path / "new"), dtype="float32"))
+    assert confirm_sampler(run, policy, "new", PROMPTS, sampled_by(tmp_path / "new")) < 1e-5
+    with pytest.raises(UserError, match="does not hold the weights of exports/step-8"):
+        confirm_sampler(run, policy, "exports/step-8", PROMPTS, sampled_by(tmp_path / "chimera"))
