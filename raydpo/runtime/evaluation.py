@@ -24,8 +24,9 @@ from raydpo.evaluate.records import Evaluation, Sample, read_evaluations, summar
 from raydpo.evaluate.scorers import load_scorer
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import sequence_kl
-from raydpo.model.load import load_model, load_tokenizer
+from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import open_dataset
 from raydpo.runtime.layout import Layout, reference_store
@@ -67,7 +68,8 @@ class Evaluator:
         run, layout = self._run, Layout(self._run)
         assert run.evaluate
         timer = _Timer()
-        tokenizer = load_tokenizer(model)
+        # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
+        tokenizer = load_row_tokenizer(Layout(run).start_model, run.data.date)
         prompts = read_prompts(run.evaluate.prompts, run.evaluate.column, tokenizer, limit=run.evaluate.limit)
         with timer("sample"):
             drawn = [c for [c] in self._engines.sample(model, prompts, run.evaluate.decoding, n=1, seed=run.seed)]

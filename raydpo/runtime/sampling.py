@@ -18,7 +18,7 @@ from raydpo.evaluate.pairs import Completion as Rated
 from raydpo.evaluate.pairs import PromptGroup, pair_samples
 from raydpo.evaluate.scorers import load_scorer
 from raydpo.model.directory import weights_digest
-from raydpo.model.load import load_tokenizer
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
 from raydpo.sample.engine import Completion
@@ -32,14 +32,16 @@ class SamplerActor:
     def __init__(self, run: RunFile) -> None:
         from raydpo.sample.engine import Engine
 
-        self._engine = Engine(Layout(run).start_model, dtype=run.model.dtype, settings=run.sampler, seed=run.seed)
+        model = Layout(run).start_model
+        self._engine = Engine(model, dtype=run.model.dtype, settings=run.sampler, seed=run.seed)
+        self._stop_ids = sorted(load_row_tokenizer(model, run.data.date).stop_ids)
 
     def sample(
         self, model: str, prompts: Sequence[Sequence[int]], decoding: Decoding, n: int, seed: int
     ) -> list[list[Completion]]:
         """n completions per prompt from the weights in `model`; the swap costs nothing when they are loaded."""
         self._engine.load(model)
-        return self._engine.sample(prompts, decoding, n=n, seed=seed)
+        return self._engine.sample(prompts, decoding, n=n, seed=seed, stop_ids=self._stop_ids)
 
 
 class Samplers:
@@ -88,7 +90,8 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
         if earlier["made_from"] == made_from:
             print(f"sample: {layout.pairs} is there already", flush=True)
             return earlier["result"]
-    scorer, tokenizer = load_scorer(settings.scorer), load_tokenizer(layout.start_model)
+    scorer = load_scorer(settings.scorer)
+    tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
     prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit)
     n = settings.completions_per_prompt
     groups = []

@@ -50,9 +50,12 @@ class Engine:
             self._loaded = model
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, n: int, seed: int
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, n: int, seed: int, stop_ids: Sequence[int]
     ) -> list[list[Completion]]:
-        """n completions for each prompt of token ids; prompt i draws from seed + i * n."""
+        """n completions for each prompt of token ids; prompt i draws from seed + i * n.
+
+        stop_ids: a completion ends with the first of these, as training rows do.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         params = [
@@ -61,6 +64,7 @@ class Engine:
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
                 max_tokens=decoding.max_tokens,
+                stop_token_ids=list(stop_ids),
                 seed=seed + i * n,  # vLLM gives completion j of a prompt its seed + j
             )
             for i in range(len(prompts))
