@@ -8,6 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from jobs.assets import BOS, EOS, train_tokenizer
+from raydpo.data.tokenizer import RowTokenizer
 
 TEXTS = (
     "The film is a quiet triumph, and its hero is a good man.",
@@ -34,3 +35,9 @@ def tiny_tokenizer(template: str = f"{BOS} $A", *, bos: bool = True, chat: bool 
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+@cache
+def row_tokenizer(template: str = f"{BOS} $A", *, bos: bool = True, chat: bool = False) -> RowTokenizer:
+    """The same, as rows are tokenised with it."""
+    return RowTokenizer(tiny_tokenizer(template, bos=bos, chat=chat))

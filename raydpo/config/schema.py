@@ -6,6 +6,7 @@ fields in validators. Units are in the names or the comments: lengths in tokens,
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,6 +72,7 @@ class Data(Section):
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
     truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
     append_eos: bool = True
+    date: datetime.date | None = None  # for chat templates that print today's date, which are refused without it
     rows_per_shard: PositiveInt = 1000
 
     @model_validator(mode="after")

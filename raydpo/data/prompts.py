@@ -7,15 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from raydpo.config.errors import UserError
 from raydpo.data.formats import prompt_fields, read_chunks
 from raydpo.data.paths import expand_paths
+from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import row_id, tokenize_prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Prompt:
 def read_prompts(
     patterns: Sequence[str],
     column: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: RowTokenizer,
     *,
     limit: int | None,
     ignore: Sequence[str] = (),
@@ -44,7 +41,10 @@ def read_prompts(
     )
     prompts = []
     for value, where in islice(rows, limit):
-        ids = tokenize_prompt(value, tokenizer)
+        try:
+            ids = tokenize_prompt(value, tokenizer)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         text = value if isinstance(value, str) else tokenizer.decode(ids, skip_special_tokens=True)
         prompts.append(Prompt(text, ids, where))
     if not prompts:

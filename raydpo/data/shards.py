@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,8 @@ import pyarrow.compute as pc
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_file, write_json
 from raydpo.data.formats import Chunk
+from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, hash_fraction, tokenize_pair, tokenize_sft
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["pair", "sft"]
 COMPLETIONS: dict[Kind, tuple[str, ...]] = {"pair": ("chosen_ids", "rejected_ids"), "sft": ("completion_ids",)}
@@ -123,7 +121,7 @@ def schema(kind: Kind) -> pa.Schema:
 
 
 def tokenize_chunk(
-    chunk: Chunk, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, kind: Kind
+    chunk: Chunk, tokenizer: RowTokenizer, settings: TokenSettings, kind: Kind
 ) -> tuple[pa.Table, Counts]:
     """One chunk of input becomes the table of one shard, rows in order. UserError names file and row."""
     tokenize = tokenize_pair if kind == "pair" else tokenize_sft

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers."""
+"""Loading models."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -21,12 +19,6 @@ from raydpo.model.trial import choose_layout
 
 disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that stands beside the model."""
-    model_directory(path)
-    return AutoTokenizer.from_pretrained(path)
 
 
 def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> PreTrainedModel:

@@ -23,8 +23,9 @@ from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.records import Evaluation, Sample, read_evaluations, summarise, write_evaluation
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import sequence_kl
-from raydpo.model.load import load_model, load_tokenizer
+from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
@@ -68,7 +69,8 @@ class Evaluator:
         run, layout = self._run, Layout(self._run)
         assert run.evaluate
         timer = _Timer()
-        tokenizer = load_tokenizer(model)
+        # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
+        tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
         asked = run.evaluate
         prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=run.data.ignore)
         with timer("sample"):

@@ -11,7 +11,7 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +23,13 @@ from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
 from raydpo.data.paths import expand_paths
 from raydpo.data.shards import read_shard
+from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, tokenize_pair
-from raydpo.model.load import load_tokenizer
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.index import Asked, as_numpy
 from raydpo.reference.shard import SCHEMA
 from raydpo.runtime.dataset import MANIFEST, Dataset, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SIDES = ("chosen", "rejected")
 _NO_ROW = bytes(16)  # stands for a row that prepare drops: too long, or equal completions
@@ -157,7 +155,7 @@ class _Identify:
         self._fields = pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected)
         self._ignore = data.ignore
         self._settings = TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos)
-        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(Layout(run).start_model)
+        self._tokenizer: RowTokenizer = load_row_tokenizer(Layout(run).start_model, data.date)
 
     @property
     def fields_to_read(self) -> list[Field]:

@@ -18,7 +18,7 @@ from raydpo.evaluate.pairs import Completion as Rated
 from raydpo.evaluate.pairs import PromptGroup, pair_samples
 from raydpo.evaluate.scorers import scorer_source
 from raydpo.model.directory import text_digest, weights_digest
-from raydpo.model.load import load_tokenizer
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.probing import confirm_samples
 from raydpo.runtime.progress import Progress
@@ -67,7 +67,7 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
 
 def drawing_of(run: RunFile, settings: Sample, layout: Layout) -> Drawing:
     """What the run asks of its samplers."""
-    tokenizer = load_tokenizer(layout.start_model)
+    tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
     prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit, ignore=run.data.ignore)
     n = settings.completions_per_prompt
     return Drawing(layout.reference_model, prompts, settings.decoding, n, run.seed)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Source:
     fields: Sequence[Field]
     kind: Kind
     tokenizer: str
+    day: date | None
     settings: TokenSettings
     rows_per_shard: int
     train: Path
@@ -84,7 +86,7 @@ def prepare_sft(run: RunFile) -> dict[str, Any]:
         fields=sft_fields(run.sft.prompt, run.sft.completion),
         kind="sft",
         tokenizer=run.model.path,
-        settings=TokenSettings(run.data.max_length, run.data.truncation, append_eos=True),
+        settings=TokenSettings(run.data.max_length, run.data.truncation, append_eos=run.data.append_eos),
         train=layout.sft_tokens,
         held_out_fraction=0.0,
     )
@@ -99,6 +101,7 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
         fields=pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected),
         kind="pair",
         tokenizer=layout.start_model,
+        day=data.date,
         settings=TokenSettings(data.max_length, data.truncation, data.append_eos),
         rows_per_shard=data.rows_per_shard,
         train=layout.train_tokens,
@@ -193,10 +196,10 @@ class Tokeniser:
     """An actor of the pool: one chunk in, its shards on disk. Drivers, which only name it, load no torch."""
 
     def __init__(self, source: Source) -> None:
-        from raydpo.model.load import load_tokenizer
+        from raydpo.model.tokenizer import load_row_tokenizer
 
         self._source = source
-        self._tokenizer = load_tokenizer(source.tokenizer)
+        self._tokenizer = load_row_tokenizer(source.tokenizer, source.day)
 
     @never_ends_the_data
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from raydpo.sample.engine import Completion
 from raydpo.sample.limits import check_prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from raydpo.data.tokenizer import RowTokenizer
 
 PROMPTS_PER_CALL = 64  # between two lines of progress, and what is lost at most when the job dies
 PROBED = 8  # prompts of each actor's first call whose completions come with log-probs
@@ -29,18 +29,19 @@ PROBED = 8  # prompts of each actor's first call whose completions come with log
 class SamplerActor:
     """A Ray actor around one vLLM engine."""
 
-    def __init__(self, run: RunFile, vocabulary: int) -> None:
+    def __init__(self, run: RunFile, vocabulary: int, stop_ids: Sequence[int]) -> None:
         from raydpo.sample.engine import Engine
 
         model = Layout(run).start_model
         self._engine = Engine(model, dtype=run.model.dtype, settings=run.sampler, vocabulary=vocabulary)
+        self._stop_ids = stop_ids
 
     def sample(
         self, model: str, prompts: Sequence[Sequence[int]], decoding: Decoding, n: int, seed: int, with_logps: int
     ) -> list[list[Completion]]:
         """n completions per prompt from the weights in `model`; the swap costs nothing when they are loaded."""
         self._engine.load(model)
-        return self._engine.sample(prompts, decoding, n=n, seed=seed, with_logps=with_logps)
+        return self._engine.sample(prompts, decoding, n=n, seed=seed, stop_ids=self._stop_ids, with_logps=with_logps)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def samplers(run: RunFile) -> Iterator[Samplers]:
     options = {"num_cpus": run.sampler.cpus, "num_gpus": run.sampler.gpus, "max_restarts": 1, "max_task_retries": 1}
     threads = {"OMP_NUM_THREADS": str(max(1, int(run.sampler.cpus)))}
     actor = ray.remote(**options)(SamplerActor).options(runtime_env={"env_vars": threads})
-    actors = [actor.remote(run, len(tokenizer)) for _ in range(run.sampler.actors)]
+    actors = [actor.remote(run, len(tokenizer), sorted(tokenizer.stop_ids)) for _ in range(run.sampler.actors)]
     try:
         yield Samplers(actors, run.sampler)
     finally:
@@ -129,11 +130,13 @@ def samplers(run: RunFile) -> Iterator[Samplers]:
             ray.kill(handle)
 
 
-def check_sampling(run: RunFile, model: str) -> PreTrainedTokenizerBase:
+def check_sampling(run: RunFile, model: str) -> RowTokenizer:
     """Raise UserError for a prompt without room for its completion; returns the tokenizer, which is the model's."""
-    from raydpo.model.load import load_tokenizer  # here, because drivers import this module before they need it
+    from raydpo.model.tokenizer import (
+        load_row_tokenizer,  # here, because drivers import this module before they need it
+    )
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_row_tokenizer(model, run.data.date)
     for part in (run.sample, run.evaluate):
         if part:
             prompts = read_prompts(part.prompts, part.column, tokenizer, limit=part.limit, ignore=run.data.ignore)

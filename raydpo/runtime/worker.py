@@ -19,7 +19,8 @@ from raydpo.config.files import whole_lines, write_json, write_text
 from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
-from raydpo.model.load import load_model, load_tokenizer
+from raydpo.model.load import load_model
+from raydpo.model.tokenizer import load_tokenizer
 from raydpo.runtime.cluster import quieten_ray_data, user_errors
 from raydpo.runtime.job import Job
 from raydpo.runtime.lock import hold

@@ -67,10 +67,18 @@ class Engine:
             self._loaded = model
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, n: int, seed: int, with_logps: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        *,
+        n: int,
+        seed: int,
+        stop_ids: Sequence[int],
+        with_logps: int = 0,
     ) -> list[list[Completion]]:
         """n completions for each prompt of token ids; prompt i draws from seed + i * n.
 
+        stop_ids: a completion ends with the first of these, as training rows do.
         with_logps: so many prompts, from the first, get completions with log-probs.
         """
         from vllm import SamplingParams, TokensPrompt
@@ -81,6 +89,7 @@ class Engine:
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
                 max_tokens=decoding.max_tokens,
+                stop_token_ids=list(stop_ids),
                 seed=seed + i * n,  # vLLM gives completion j of a prompt its seed + j
                 logprobs=0 if i < with_logps else None,  # 0: of the drawn token alone
             )

@@ -83,7 +83,8 @@ def main(family: str, dtype: str, directory: Path) -> None:
     for name in ORDER:
         engine.load(paths[name])
         greedy, drawn = (
-            [c for [c] in engine.sample(PROMPTS, each, n=1, seed=1, with_logps=len(PROMPTS))] for each in DECODINGS
+            [c for [c] in engine.sample(PROMPTS, each, n=1, seed=1, stop_ids=[], with_logps=len(PROMPTS))]
+            for each in DECODINGS
         )
         found.append(
             {

@@ -10,7 +10,7 @@ from jobs import assets
 from jobs.assets import MARKER, PREFIX_TOKENS, Snippet, Snippets
 from raydpo.config.errors import UserError
 from raydpo.data.tokens import tokenize_prompt
-from tests.helpers import tiny_tokenizer
+from tests.helpers import row_tokenizer, tiny_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -40,13 +40,13 @@ def test_a_prefix_is_2_to_8_tokens_of_whole_words_and_the_rest_completes_it(text
     pieces = assets.cut_snippet(Snippet("1", text), tiny_tokenizer(), seed=seed)
     if pieces is None:
         ends = [len(" ".join(text.split()[:n])) for n in range(1, len(text.split()))]
-        counts = [len(tokenize_prompt(text[:end], tiny_tokenizer("$A"))) for end in ends]
+        counts = [len(tokenize_prompt(text[:end], row_tokenizer("$A"))) for end in ends]
         assert not set(counts) & set(PREFIX_TOKENS)
         return
     prefix, rest = pieces
     assert prefix + rest == text
     assert rest.startswith(" ")
-    assert len(tokenize_prompt(prefix, tiny_tokenizer("$A"))) in PREFIX_TOKENS
+    assert len(tokenize_prompt(prefix, row_tokenizer("$A"))) in PREFIX_TOKENS
     assert assets.cut_snippet(Snippet("1", text), tiny_tokenizer(), seed=seed) == pieces
 
 

@@ -14,8 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 from raydpo.config.errors import UserError
 from raydpo.model import attention
 from raydpo.model.directory import weights_digest
-from raydpo.model.load import load_model, load_tokenizer
+from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.model.tokenizer import load_tokenizer
 from tests.models import exact, exact_logps, make_batch, random_rows, save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit

@@ -125,6 +125,7 @@ def small_source(tmp_path: Path, held_out_fraction: float) -> Source:
         held_out=tmp_path / "held_out",
         held_out_fraction=held_out_fraction,
         ignore=(),
+        day=None,
     )
 
 

@@ -19,7 +19,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk
 from raydpo.data.shards import TokenManifest, read_shard, tokenize_chunk, write_shard
 from raydpo.data.tokens import TokenSettings
-from raydpo.model.load import load_tokenizer
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.importing import Imported, import_values, missing_rows, prepared_datasets
@@ -59,7 +59,7 @@ def run(model: Path, tmp_path: Path, root: str) -> RunFile:
 def prepare(run: RunFile, pairs: Sequence[dict[str, str]]) -> None:
     """What the prepare stage does, without Ray."""
     directory = Path(run.output_dir) / "tokens/train"
-    settings, tokenizer = TokenSettings(64, "error", append_eos=True), load_tokenizer(run.model.path)
+    settings, tokenizer = TokenSettings(64, "error", append_eos=True), load_row_tokenizer(run.model.path)
     shards = []
     for first in range(0, len(pairs), 3):
         table, counts = tokenize_chunk(Chunk("", 1, list(pairs[first : first + 3])), tokenizer, settings, "pair")

@@ -22,7 +22,7 @@ from raydpo.data.shards import (
     write_shard,
 )
 from raydpo.data.tokens import TokenRow, TokenSettings, row_id
-from tests.helpers import tiny_tokenizer
+from tests.helpers import row_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -87,19 +87,17 @@ def test_a_chunk_becomes_the_same_shard_each_time_and_every_row_is_counted():
     ]
     chunk = Chunk("pairs.jsonl", 1, values)
     settings = TokenSettings(50, "truncate_prompt_left", append_eos=True)
-    table, counts = tokenize_chunk(chunk, tiny_tokenizer(), settings, "pair")
+    table, counts = tokenize_chunk(chunk, row_tokenizer(), settings, "pair")
     assert counts == Counts(rows_read=4, kept=2, truncated_prompt=1, dropped_too_long=1, identical=1)
-    assert tokenize_chunk(chunk, tiny_tokenizer(), settings, "pair")[0] == table
+    assert tokenize_chunk(chunk, row_tokenizer(), settings, "pair")[0] == table
     assert [row.row_id for row in to_rows(table)] == [row_id(r.prompt_ids, r.completions) for r in to_rows(table)]
     settings = TokenSettings(50, "truncate_completion", append_eos=True)
-    assert tokenize_chunk(chunk, tiny_tokenizer(), settings, "pair")[1].truncated_completion == 1
+    assert tokenize_chunk(chunk, row_tokenizer(), settings, "pair")[1].truncated_completion == 1
 
 
 def test_an_sft_chunk_has_one_completion():
     settings = TokenSettings(50, "error", append_eos=True)
-    table, counts = tokenize_chunk(
-        Chunk("a", 1, [{"prompt": "", "completion": "x"}]), tiny_tokenizer(), settings, "sft"
-    )
+    table, counts = tokenize_chunk(Chunk("a", 1, [{"prompt": "", "completion": "x"}]), row_tokenizer(), settings, "sft")
     assert table.schema == schema("sft")
     assert counts == Counts(rows_read=1, kept=1)
 
@@ -108,7 +106,7 @@ def test_a_bad_row_of_a_chunk_is_named_by_its_place_in_the_file():
     good = {"prompt": "The film", "chosen": " is good", "rejected": " is bad"}
     chunk = Chunk("pairs.jsonl", 101, [good, {**good, "chosen": [400]}])
     with pytest.raises(UserError, match=r"pairs.jsonl row 102: chosen: token id 400 is outside the vocabulary"):
-        tokenize_chunk(chunk, tiny_tokenizer(), TokenSettings(50, "error", append_eos=True), "pair")
+        tokenize_chunk(chunk, row_tokenizer(), TokenSettings(50, "error", append_eos=True), "pair")
 
 
 @given(st.lists(st.builds(Counts, *[st.integers(0, 99)] * 7), max_size=5))

@@ -18,7 +18,7 @@ from raydpo.data.tokens import (
     tokenize_prompt,
     tokenize_sft,
 )
-from tests.helpers import tiny_tokenizer
+from tests.helpers import row_tokenizer, tiny_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +38,7 @@ YES, NO = ({"role": "assistant", "content": text} for text in ("Yes, a triumph."
 
 def pair(prompt, chosen, rejected, settings=WIDE, **tokenizer) -> TokenRow | None:
     return tokenize_pair(
-        {"prompt": prompt, "chosen": chosen, "rejected": rejected}, tiny_tokenizer(**tokenizer), settings
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected}, row_tokenizer(**tokenizer), settings
     ).row
 
 
@@ -58,7 +58,7 @@ def test_ids_are_prompt_and_completion_tokenised_apart_and_concatenated(variant,
 @given(prompt=TEXT)
 def test_a_prompt_has_one_bos_where_the_tokenizer_puts_one_and_never_an_eos_behind(variant, prompt):
     tokenizer = tiny_tokenizer(**variant)
-    ids = tokenize_prompt(prompt, tokenizer)
+    ids = tokenize_prompt(prompt, row_tokenizer(**variant))
     wants_bos = variant["template"].startswith(BOS) or not prompt
     start = tokenizer.bos_token_id if variant.get("bos", True) else tokenizer.eos_token_id
     assert ids.count(start) == wants_bos
@@ -69,7 +69,7 @@ def test_a_prompt_has_one_bos_where_the_tokenizer_puts_one_and_never_an_eos_behi
 
 @pytest.mark.parametrize("spelled", [BOS, BOS * 3])
 def test_a_bos_spelled_out_in_the_text_is_not_a_second_one(spelled):
-    assert tokenize_prompt(f"{spelled}The film", tiny_tokenizer()) == tokenize_prompt("The film", tiny_tokenizer())
+    assert tokenize_prompt(f"{spelled}The film", row_tokenizer()) == tokenize_prompt("The film", row_tokenizer())
 
 
 def test_a_completion_that_begins_with_bos_is_refused():
@@ -127,7 +127,7 @@ def test_chat_ids_are_the_rendered_template_without_a_second_bos():
 )
 def test_a_completion_that_answers_nothing_is_an_error_of_its_row(prompt, chosen, message):
     with pytest.raises(UserError, match=message):
-        tokenize_sft({"prompt": prompt, "completion": chosen}, tiny_tokenizer(chat=True), WIDE)
+        tokenize_sft({"prompt": prompt, "completion": chosen}, row_tokenizer(chat=True), WIDE)
 
 
 def test_chat_without_a_template_names_the_remedy():
@@ -143,8 +143,8 @@ def test_chat_without_a_template_names_the_remedy():
     ],
 )
 def test_a_template_that_cannot_be_used_is_an_error(template, message, monkeypatch):
-    tokenizer = tiny_tokenizer(chat=True)
-    monkeypatch.setattr(tokenizer, "chat_template", template)
+    tokenizer = row_tokenizer(chat=True)
+    monkeypatch.setattr(tokenizer.raw, "chat_template", template)
     with pytest.raises(UserError, match=message):
         tokenize_sft({"prompt": [QUESTION], "completion": [YES]}, tokenizer, WIDE)
 
@@ -154,7 +154,7 @@ def test_a_template_that_cannot_be_used_is_an_error(template, message, monkeypat
 def test_truncation_keeps_to_max_length_and_empties_nothing(truncation, prompt, chosen, rejected, max_length):
     settings = TokenSettings(max_length, truncation, append_eos=True)
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    outcome = tokenize_pair(row, tiny_tokenizer(), settings)
+    outcome = tokenize_pair(row, row_tokenizer(), settings)
     fits = len(prompt) + max(len(chosen), len(rejected)) <= max_length
     if outcome.row is None:
         assert outcome.event in {"dropped_too_long", "identical"}
@@ -188,9 +188,9 @@ def test_a_row_too_long_is_an_error_that_names_the_length_it_needs():
 def test_a_pair_of_equal_completions_is_dropped_also_when_truncation_made_them_equal():
     row = {"prompt": [1, 2], "chosen": [3, 4], "rejected": [3, 5]}
     cut = TokenSettings(3, "truncate_completion", append_eos=False)
-    assert tokenize_pair(row, tiny_tokenizer(), WIDE).event == "kept"
-    assert tokenize_pair(row, tiny_tokenizer(), cut).event == "identical"
-    assert tokenize_pair({**row, "rejected": [3, 4]}, tiny_tokenizer(), WIDE).event == "identical"
+    assert tokenize_pair(row, row_tokenizer(), WIDE).event == "kept"
+    assert tokenize_pair(row, row_tokenizer(), cut).event == "identical"
+    assert tokenize_pair({**row, "rejected": [3, 4]}, row_tokenizer(), WIDE).event == "identical"
 
 
 @given(IDS, IDS, IDS, IDS, IDS, IDS)

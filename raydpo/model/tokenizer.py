@@ -1,0 +1,36 @@
+"""Loading tokenizers, with the tokens at which the model itself stops."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from raydpo.config.errors import UserError
+from raydpo.data.tokenizer import RowTokenizer
+from raydpo.model.tokenizer_files import check_tokenizer_files, stop_ids
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that stands beside the model. Raises UserError when there is none, or none that can be used."""
+    check_tokenizer_files(path)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # reads files of other people's making, in Rust and Python: anything may come out
+        raise UserError(
+            f"model {path!r}: its tokenizer cannot be loaded ({type(error).__name__}: {_first_line(error)}); save it "
+            "again with save_pretrained of the transformers that can load it."
+        ) from error
+
+
+def load_row_tokenizer(path: str, day: date | None = None) -> RowTokenizer:
+    """The same, as rows and prompts are tokenised with it. `day`: see RowTokenizer."""
+    tokenizer = load_tokenizer(path)
+    try:
+        return RowTokenizer(tokenizer, stop_ids=stop_ids(path), day=day)
+    except UserError as error:
+        raise UserError(f"model {path!r}: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
