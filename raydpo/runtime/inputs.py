@@ -8,11 +8,15 @@ from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, check_first_rows, expand_paths, pair_fields, prompt_fields, sft_fields
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_directory
+from raydpo.model.tokenizer_files import check_tokenizer_files
+from raydpo.runtime.provenance import check_prepared
 
 
 def check_inputs(run: RunFile, stage: str) -> None:
     """Raise UserError for anything a stage reads that is missing or of no use, before anything heavy is imported."""
     model_directory(run.model.path)
+    if stage != "report":
+        check_tokenizer_files(run.model.path, needs_eos=run.data.append_eos)
     if run.reference.model:
         model_directory(run.reference.model)
     if stage in ("sft", "run") and run.sft:
@@ -28,6 +32,8 @@ def check_inputs(run: RunFile, stage: str) -> None:
         _check_files(
             [*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected)
         )
+    if stage in ("precompute", "train"):
+        check_prepared(run)
 
 
 def _check_files(patterns: Sequence[str], fields: Sequence[Field]) -> None:

@@ -38,6 +38,7 @@ from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
+from raydpo.runtime.provenance import made_from
 from raydpo.runtime.readers import read_file
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
@@ -65,10 +66,11 @@ def prepare_pairs(run: RunFile) -> dict[str, Any]:
     layout = Layout(run)
     train = pair_source(run)
     shutil.rmtree(layout.held_out_tokens, ignore_errors=True)
-    result = {"train": asdict(_tokenise(train).counts)}
+    result = {"train": asdict(_tokenise(train, made_from(run, "train")).counts)}
     if run.data.held_out:
         held_out = replace(train, paths=expand_paths(run.data.held_out), train=layout.held_out_tokens)
-        result["held_out"] = asdict(_tokenise(replace(held_out, held_out_fraction=0.0)).counts)
+        manifest = _tokenise(replace(held_out, held_out_fraction=0.0), made_from(run, "held_out"))
+        result["held_out"] = asdict(manifest.counts)
     return result
 
 
@@ -85,7 +87,7 @@ def prepare_sft(run: RunFile) -> dict[str, Any]:
         train=layout.sft_tokens,
         held_out_fraction=0.0,
     )
-    return asdict(_tokenise(source).counts)
+    return asdict(_tokenise(source, made_from(run, "sft")).counts)
 
 
 def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
@@ -105,7 +107,8 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
     )
 
 
-def _tokenise(source: Source) -> TokenManifest:
+def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
+    """origin: what the manifests say that the tokens were made from."""
     for path in source.paths:
         check_first_rows(path, source.fields)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
@@ -132,16 +135,18 @@ def _tokenise(source: Source) -> TokenManifest:
                 infos += [ShardInfo(**info) for info in part[side]]
             progress.advance(part["counts"]["rows_read"])
     if source.held_out_fraction:
-        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts())
-    return _write_manifest(source.train, shards["train"], source.kind, counts)
+        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts(), origin)
+    return _write_manifest(source.train, shards["train"], source.kind, counts, origin)
 
 
-def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts) -> TokenManifest:
+def _write_manifest(
+    directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts, origin: dict[str, Any]
+) -> TokenManifest:
     if not shards:
         raise UserError(f"no row is left for {directory}: {asdict(counts)}; raise data.max_length or give other data.")
     row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
     counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
-    manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind))
+    manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind), origin)
     manifest.write(directory / MANIFEST)
     return manifest
 
