@@ -31,6 +31,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, to_table, write_shard
 from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.layout import reference_store
+from raydpo.runtime.provenance import made_from
 from raydpo.runtime.scorer import ReferenceScorer
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, job, raydpo
@@ -111,8 +112,9 @@ class Trials:
         self._scratch, undisturbed = scratch, scratch / "undisturbed"
         save_model(scratch / "model")
         self._tokens = undisturbed / "tokens" / "train"
-        write_tokens(self._tokens)
+        (scratch / "pairs.jsonl").write_text("{}\n")  # stands for the input; its rows are made up below
         run = RunFile.model_validate(self._run("undisturbed"))
+        write_tokens(self._tokens, run)
         store = reference_store(run)
         store.claim()
         scorer, dataset = ReferenceScorer(run, store), open_dataset(self._tokens)
@@ -156,14 +158,15 @@ class Trials:
         return run
 
 
-def write_tokens(directory: Path) -> None:
+def write_tokens(directory: Path, run: RunFile) -> None:
     """Rows as prepare leaves them."""
     rows = random_rows(SHARDS * ROWS_PER_SHARD, seed=0)
     infos = [
         write_shard(to_table(rows[begin : begin + ROWS_PER_SHARD], "pair"), directory / f"part-{begin:05d}.arrow")
         for begin in range(0, len(rows), ROWS_PER_SHARD)
     ]
-    TokenManifest("pair", infos, Counts(len(rows), len(rows))).write(directory / MANIFEST)
+    counts = Counts(len(rows), len(rows))
+    TokenManifest("pair", infos, counts, made_from=made_from(run, "train")).write(directory / MANIFEST)
 
 
 def _finished(out: Path) -> dict[str, int]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.shards import COMPLETIONS, Kind, ShardInfo, TokenManifest, read_shard
+from raydpo.data.shards import COMPLETIONS, Kind, ShardInfo, TokenManifest, read_shard, verify_shards
 from raydpo.reference.store import Store
 
 MANIFEST = "manifest.json"
@@ -55,7 +55,7 @@ class Dataset:
 
 
 def open_dataset(directory: Path) -> Dataset:
-    """Index the shards of a prepared directory. UserError when it was never finished."""
+    """Verify and index the shards of a prepared directory. UserError when it was never finished, or has changed."""
     manifest = TokenManifest.read(directory / MANIFEST)
     return _index(directory, manifest, manifest.shards)
 
@@ -69,6 +69,7 @@ def windows(directory: Path, rows: int) -> Iterator[Dataset]:
 
 
 def _index(directory: Path, manifest: TokenManifest, shards: Sequence[ShardInfo]) -> Dataset:
+    verify_shards(directory, shards)
     parts: list[list[NDArray[np.int64]]] = []
     row_ids: list[pa.ChunkedArray] = []
     paths = tuple(str(directory / shard.path) for shard in shards)

@@ -31,6 +31,7 @@ from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.probing import confirm_sampler
+from raydpo.runtime.provenance import check_same_tokenizer
 from raydpo.runtime.rewards import rate_each
 from raydpo.runtime.sampling import Samplers
 from raydpo.sample.engine import Completion
@@ -126,6 +127,7 @@ class _Scoring:
         directory = Layout(self._run).held_out_tokens
         if not (directory / MANIFEST).exists():
             return None
+        check_same_tokenizer(self._run, "held_out", directory)
         dataset = open_dataset(directory).with_reference(reference_store(self._run))
         assert dataset.ref_logps is not None
         rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]

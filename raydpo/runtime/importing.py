@@ -30,6 +30,7 @@ from raydpo.reference.index import Asked, as_numpy
 from raydpo.reference.shard import SCHEMA
 from raydpo.runtime.dataset import MANIFEST, Dataset, open_dataset
 from raydpo.runtime.layout import Layout, reference_store
+from raydpo.runtime.provenance import check_prepared
 
 SIDES = ("chosen", "rejected")
 _NO_ROW = bytes(16)  # stands for a row that prepare drops: too long, or equal completions
@@ -95,6 +96,7 @@ def import_values(run: RunFile, path: str) -> Imported:
 def prepared_datasets(run: RunFile) -> list[Dataset]:
     """The train tokens and, where there are any, the held-out ones."""
     layout = Layout(run)
+    check_prepared(run)
     held_out = [layout.held_out_tokens] if (layout.held_out_tokens / MANIFEST).exists() else []
     return [open_dataset(path) for path in (layout.train_tokens, *held_out)]
 

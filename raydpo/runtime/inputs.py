@@ -9,8 +9,10 @@ from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, 
 from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_config, model_directory
+from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
+from raydpo.runtime.provenance import check_prepared
 from raydpo.sample.limits import check_positions
 
 
@@ -18,12 +20,12 @@ def check_inputs(run: RunFile, stage: str) -> None:
     """Raise UserError for anything a stage reads that is missing or of no use, before anything heavy is imported."""
     model_directory(run.model.path)
     refuse_own_output(run, "model.path", [run.model.path])
+    if stage != "report":
+        check_tokenizer_files(run.model.path, needs_eos=run.data.append_eos)
     if run.reference.model:
         model_directory(run.reference.model)
         if run.reference.model != str(Layout(run).sft_export):  # which is the default, too
             refuse_own_output(run, "reference.model", [run.reference.model])
-    if run.sample or run.evaluate:
-        check_positions(run.model.path, model_config(run.model.path), run.sampler)
     if stage in ("sft", "run") and run.sft:
         _check_files(run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
@@ -37,6 +39,10 @@ def check_inputs(run: RunFile, stage: str) -> None:
         fields = pair_fields(columns.prompt, columns.chosen, columns.rejected)
         _check_files(run, "data.train", run.data.train, fields)
         _check_files(run, "data.held_out", run.data.held_out, fields)
+    if run.sample or run.evaluate:
+        check_positions(run.model.path, model_config(run.model.path), run.sampler)
+    if stage in ("precompute", "train"):
+        check_prepared(run)
 
 
 def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequence[Field]) -> None:

@@ -41,6 +41,7 @@ from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.progress import Progress
+from raydpo.runtime.provenance import made_from
 from raydpo.runtime.readers import never_ends_the_data, read_files
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
@@ -70,10 +71,11 @@ def prepare_pairs(run: RunFile) -> dict[str, Any]:
     layout = Layout(run)
     train = pair_source(run)
     clear_tokens(layout.held_out_tokens)
-    result = {"train": asdict(_tokenise(train).counts)}
+    result = {"train": asdict(_tokenise(train, made_from(run, "train")).counts)}
     if run.data.held_out:
         held_out = replace(train, files=find_files(run.data.held_out), train=layout.held_out_tokens)
-        result["held_out"] = asdict(_tokenise(replace(held_out, held_out_fraction=0.0)).counts)
+        manifest = _tokenise(replace(held_out, held_out_fraction=0.0), made_from(run, "held_out"))
+        result["held_out"] = asdict(manifest.counts)
     return result
 
 
@@ -90,7 +92,7 @@ def prepare_sft(run: RunFile) -> dict[str, Any]:
         train=layout.sft_tokens,
         held_out_fraction=0.0,
     )
-    return asdict(_tokenise(source).counts)
+    return asdict(_tokenise(source, made_from(run, "sft")).counts)
 
 
 def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
@@ -111,7 +113,8 @@ def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
     )
 
 
-def _tokenise(source: Source) -> TokenManifest:
+def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
+    """origin: what the manifests say that the tokens were made from."""
     paths = [file.path for file in source.files]
     check_files(paths, source.fields, source.ignore)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
@@ -146,8 +149,10 @@ def _tokenise(source: Source) -> TokenManifest:
         )
     check_something_is_left(source, counts, train=len(shards["train"]), held_out=len(shards["held_out"]))
     if source.held_out_fraction:
-        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts())
-    return _write_manifest(source.train, shards["train"], source.kind, counts)
+        aside = sum(shard.rows for shard in shards["held_out"])
+        counts = replace(counts, rows_read=counts.rows_read - aside, kept=counts.kept - aside)
+        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts(rows_read=aside, kept=aside), origin)
+    return _write_manifest(source.train, shards["train"], source.kind, counts, origin)
 
 
 def check_something_is_left(source: Source, counts: Counts, *, train: int, held_out: int) -> None:
@@ -184,10 +189,12 @@ def clear_tokens(directory: Path) -> None:
         directory.rmdir()
 
 
-def _write_manifest(directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts) -> TokenManifest:
+def _write_manifest(
+    directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts, origin: dict[str, Any]
+) -> TokenManifest:
     row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
     counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
-    manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind))
+    manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind), origin)
     manifest.write(directory / MANIFEST)
     return manifest
 

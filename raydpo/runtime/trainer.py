@@ -32,6 +32,7 @@ from raydpo.runtime.lock import claim
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.provenance import check_made_from, check_prepared
 from raydpo.runtime.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
 from raydpo.train.commits import Cursor, latest, newest
@@ -48,6 +49,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     layout = Layout(run)
     store = reference_store(run)
     overlapped = run.train.reference == "overlap"
+    check_prepared(run)
     dataset = open_dataset(layout.train_tokens)
     dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
     imported = store.unverified(dataset.row_ids)
@@ -82,6 +84,7 @@ def train_sft(run: RunFile) -> dict[str, Any]:
     """Supervised fine-tuning of the starting model on the prepared sft rows."""
     layout = Layout(run)
     assert run.sft
+    check_made_from(run, "sft", layout.sft_tokens)
     job, plan = _job(
         run,
         run.sft,

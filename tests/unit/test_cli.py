@@ -23,6 +23,7 @@ JOBS = sorted(path.stem for path in (CHECKOUT / "jobs").glob("*.py") if path.ste
 def run_file(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/tokenizer.json").write_text('{"model": {}}')
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
     path = tmp_path / "run.yaml"
     path.write_text(

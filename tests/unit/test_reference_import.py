@@ -24,6 +24,7 @@ from raydpo.reference.upkeep import KeySummary, export_key, list_keys
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.importing import Imported, import_values, missing_rows, prepared_datasets
 from raydpo.runtime.layout import reference_store
+from raydpo.runtime.provenance import made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -48,7 +49,7 @@ def run(model: Path, tmp_path: Path, root: str) -> RunFile:
             "name": "small",
             "output_dir": str(tmp_path / "out"),
             "model": {"path": str(model), "dtype": "float32"},
-            "data": {"train": ["pairs.jsonl"], "max_length": 64},
+            "data": {"train": [str(tmp_path / "pairs.jsonl")], "max_length": 64},
             "reference": {"store": root},
         }
     )
@@ -59,12 +60,13 @@ def run(model: Path, tmp_path: Path, root: str) -> RunFile:
 def prepare(run: RunFile, pairs: Sequence[dict[str, str]]) -> None:
     """What the prepare stage does, without Ray."""
     directory = Path(run.output_dir) / "tokens/train"
+    as_jsonl(Path(run.data.train[0]), pairs)
     settings, tokenizer = TokenSettings(64, "error", append_eos=True), load_row_tokenizer(run.model.path)
     shards = []
     for first in range(0, len(pairs), 3):
         table, counts = tokenize_chunk(Chunk("", 1, list(pairs[first : first + 3])), tokenizer, settings, "pair")
         shards.append(write_shard(table, directory / f"part-{first}.arrow"))
-    TokenManifest("pair", shards, counts).write(directory / "manifest.json")
+    TokenManifest("pair", shards, counts, made_from=made_from(run, "train")).write(directory / "manifest.json")
 
 
 def as_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
+from raydpo.data import shards
 from raydpo.data.formats import Chunk
 from raydpo.data.shards import (
     COMPLETIONS,
@@ -19,9 +20,11 @@ from raydpo.data.shards import (
     to_rows,
     to_table,
     tokenize_chunk,
+    verify_shards,
     write_shard,
 )
 from raydpo.data.tokens import TokenRow, TokenSettings, row_id
+from raydpo.runtime.dataset import open_dataset, windows
 from tests.helpers import row_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -38,9 +41,9 @@ ANY_KIND = st.sampled_from(["pair", "sft"]).flatmap(lambda kind: st.tuples(st.ju
 
 
 def manifest(folder, tables) -> TokenManifest:
-    shards = [write_shard(table, folder / f"{i}.arrow") for i, table in enumerate(tables)]
-    kept = sum(shard.rows for shard in shards)
-    return TokenManifest("pair", shards, Counts(kept, kept), length_quantiles(folder, shards, "pair"))
+    infos = [write_shard(table, folder / f"{i}.arrow") for i, table in enumerate(tables)]
+    kept = sum(info.rows for info in infos)
+    return TokenManifest("pair", infos, Counts(kept, kept), length_quantiles(folder, infos, "pair"))
 
 
 def some_tables() -> list:
@@ -119,7 +122,7 @@ def test_a_manifest_is_read_as_it_was_written_and_its_shards_verify(tmp_path):
     made = manifest(tmp_path, some_tables())
     made.write(tmp_path / "manifest.json")
     assert TokenManifest.read(tmp_path / "manifest.json") == made
-    made.verify(tmp_path)
+    verify_shards(tmp_path, made.shards)
     assert (made.rows, made.tokens) == (6, sum(i + 1 + 3 for i in range(6)))
     assert json.loads((tmp_path / "manifest.json").read_text())["counts"]["rows_read"] == 6
 
@@ -166,7 +169,41 @@ def test_verify_names_the_shard_that_is_missing_or_changed(tmp_path):
     shard = tmp_path / "1.arrow"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"1.arrow differs from what was written; run `raydpo prepare` again"):
-        made.verify(tmp_path)
+        verify_shards(tmp_path, made.shards)
     shard.unlink()
     with pytest.raises(UserError, match=r"1.arrow is missing"):
-        made.verify(tmp_path)
+        verify_shards(tmp_path, made.shards)
+
+
+def test_a_shard_is_hashed_once_a_process_and_again_when_it_was_touched(tmp_path, monkeypatch):
+    made, hashed = manifest(tmp_path, some_tables()), []
+    really = shards._sha256
+    monkeypatch.setattr(shards, "_sha256", lambda path: hashed.append(path.name) or really(path))
+    verify_shards(tmp_path, made.shards)
+    verify_shards(tmp_path, made.shards)
+    assert sorted(hashed) == ["0.arrow", "1.arrow"]
+    shard = tmp_path / "0.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"0.arrow differs"):
+        verify_shards(tmp_path, made.shards)
+
+
+@pytest.mark.parametrize("left", [0, 7, 200])
+def test_a_shard_that_is_cut_short_is_named(left, tmp_path):
+    write_shard(some_tables()[0], tmp_path / "0.arrow")
+    content = (tmp_path / "0.arrow").read_bytes()
+    (tmp_path / "0.arrow").write_bytes(content[:left])
+    with pytest.raises(UserError, match=r"0.arrow cannot be read .*; run `raydpo prepare` again"):
+        read_shard(tmp_path / "0.arrow")
+
+
+def test_a_dataset_whose_tokens_were_changed_is_not_opened(tmp_path):
+    manifest(tmp_path, some_tables()).write(tmp_path / "manifest.json")
+    assert len(open_dataset(tmp_path)) == 6
+    changed = to_table([TokenRow(row_id([i], ([1], [2, i])), [i + 1], ([1], [2, i])) for i in range(4)], "pair")
+    write_shard(changed, tmp_path / "0.arrow")  # with the row ids of the former tokens
+    for read in (open_dataset, lambda directory: list(windows(directory, 1))):
+        with pytest.raises(UserError, match=r"0.arrow differs from what was written"):
+            read(tmp_path)
