@@ -13,7 +13,7 @@ import torch
 
 from raydpo.data.pack import pack_rows
 from raydpo.data.shards import COMPLETIONS
-from raydpo.data.tokens import TokenRow
+from raydpo.data.tokens import TokenRow, row_id
 from raydpo.model.batch import Batch
 from raydpo.objective.objectives import Objective
 from raydpo.train.step import Share
@@ -34,18 +34,31 @@ def shares(
 def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.device) -> Share:
     step = rows[0]["step"]
     for row in rows:
-        if row["row_id"] != row["expected_id"]:
+        # Hashed again, because an id that was stored beside other tokens says nothing of them.
+        found = row_id(row["prompt_ids"], [row[name] for name in _completions(row)])
+        if found != row["expected_id"]:
             raise RuntimeError(
-                f"step {step}: row {row['row_id'].hex()} came where {row['expected_id'].hex()} was planned."
+                f"step {step}: the tokens of row {found.hex()} came where row {row['expected_id'].hex()} was planned; "
+                "the token shards have changed since `raydpo prepare`: run it again."
             )
-    batches = [to_batch(list(group), device) for _, group in groupby(rows, key=itemgetter("micro"))]
-    return Share(step, batches, normaliser=rows[0][f"step_{objective.mean_over}"], num_rows=rows[0]["step_rows"])
+    micro_batches = [list(group) for _, group in groupby(rows, key=itemgetter("micro"))]
+    return Share(
+        step,
+        [to_batch(members, device) for members in micro_batches],
+        normaliser=rows[0][f"step_{objective.mean_over}"],
+        num_rows=rows[0]["step_rows"],
+        row_ids=[[row["row_id"].hex() for row in members] for members in micro_batches],
+    )
 
 
 def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
     """Pack rows of the feed, with their reference log-probs where they have them."""
     rows = list(rows)
-    names = COMPLETIONS["pair" if "chosen_ids" in rows[0] else "sft"]
+    names = _completions(rows[0])
     token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
     ref = np.asarray([r["ref_logps"] for r in rows], dtype=np.float32) if "ref_logps" in rows[0] else None
     return Batch.from_pack(pack_rows(token_rows), ref, device=device)
+
+
+def _completions(row: dict[str, Any]) -> tuple[str, ...]:
+    return COMPLETIONS["pair" if "chosen_ids" in row else "sft"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,13 +37,17 @@ class Policy:
         return torch.device(self.engine.device)
 
     def step(self) -> float:
-        """Clip and apply the accumulated gradient; returns its norm before clipping."""
+        """Clip and apply the accumulated gradient; returns its norm before clipping, which may not be finite.
+
+        Under ZeRO 1 to 3 a gradient that is not finite is not applied.
+        """
         replicated = self.engine.zero_optimization_stage() == 0
         if replicated:  # DeepSpeed reports a norm only for sharded gradients; here the backward has reduced them all
             norms = [p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]
             norm = torch.stack(norms).norm()
         self.engine.step()
-        return float(norm if replicated else self.engine.get_global_grad_norm())
+        found = float(norm if replicated else self.engine.get_global_grad_norm())
+        return found if found >= 0 else math.inf  # DeepSpeed says -1 for a norm that is not finite
 
 
 def init_distributed(world_size: int) -> None:
@@ -103,6 +108,9 @@ def _config(zero: Zero, *, max_grad_norm: float, bf16: bool) -> dict[str, Any]:
         "overlap_comm": False,
         "contiguous_gradients": True,
         "reduce_scatter": True,
+        "round_robin_gradients": False,
+        "zero_quantized_weights": False,
+        "zero_quantized_gradients": False,
         "stage3_param_persistence_threshold": 0,
     }
     if zero.offload_optimizer:
@@ -112,9 +120,16 @@ def _config(zero: Zero, *, max_grad_norm: float, bf16: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
-        "bf16": {"enabled": bf16},
+        # The default checks, but has changed before: a gradient that is not finite must not reach the weights.
+        "bf16": {"enabled": bf16, "check_grad_overflow": True, "bf16_master_weights_and_grads": False},
         "fp16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
         "data_types": {"grad_accum_dtype": "fp32"},
+        # The default is the model's dtype: every reduction would round gradients to bfloat16, the more ranks the more.
+        "communication_data_type": "fp32",
+        # Sums are divided once, by the number of ranks, after they are added up.
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
         "zero_optimization": sharding,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's optimizers also step on the CPU; no op to compile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.objective.objectives import Objective
 
@@ -25,6 +27,7 @@ class Share:
     micro_batches: Sequence[Batch]
     normaliser: int  # rows or completion tokens of the whole global batch: what the loss is the mean over
     num_rows: int  # rows of the whole global batch: what metrics are the mean over
+    row_ids: Sequence[Sequence[str]] = ()  # hexadecimal, by micro-batch and row; for messages only
 
 
 def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float) -> dict[str, float]:
@@ -32,24 +35,47 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
 
     DeepSpeed averages gradients over ranks, so each rank's part is scaled by the world size: the gradient is that of
     sum(losses) / normaliser, whatever the micro-batching and the number of ranks.
+
+    Raises UserError, on every rank alike, when the loss or the gradient norm is not finite.
     """
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    row_losses: list[Tensor] = []
     last = len(share.micro_batches) - 1
     for i, batch in enumerate(share.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
         total, losses, logps = policy.engine(batch, objective.loss)
         policy.engine.backward(total * (policy.world_size / share.normaliser))
+        row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
         for name, values in objective.metrics(logps, batch.ref_logps).items():
             sums[name] += values.sum().cpu()
     grad_norm = policy.step()
     totals = reduce_sums(sums)
     loss = totals.pop("loss") / share.normaliser
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise _not_finite(share, row_losses, loss=loss, grad_norm=grad_norm)
     means = {name: total / share.num_rows for name, total in totals.items()}
     return {"loss": loss, **means, "grad_norm": grad_norm, "learning_rate": lr}
+
+
+def _not_finite(share: Share, row_losses: Sequence[Tensor], *, loss: float, grad_norm: float) -> UserError:
+    """Why training cannot go on. All ranks have the same sums, so all of them come here and exchange their rows."""
+    mine = []
+    for row_ids, losses in zip(share.row_ids, row_losses, strict=False):
+        mine += [row_id for row_id, value in zip(row_ids, losses.tolist(), strict=True) if not math.isfinite(value)]
+    by_rank: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(by_rank, mine)
+    rows = [f"rank {rank}: {', '.join(found[:8])}" for rank, found in enumerate(by_rank) if found]
+    where = f"rows whose loss is not finite: {'; '.join(rows)}" if rows else "the loss of every row is finite"
+    return UserError(
+        f"step {share.step + 1} has the loss {loss:g} and the gradient norm {grad_norm:g}; {where}. Nothing of this "
+        "step is saved; the last commit stands. Most often the learning rate or beta is too large: lower "
+        "train.optimizer.lr or raise warmup_steps, in another output_dir. If it is the first step, look at the model's "
+        "weights and at these rows."
+    )
 
 
 def reduce_sums(sums: Mapping[str, Tensor]) -> dict[str, float]:
