@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Texts that a continuation is tried behind. Each tokenizer has a boundary after some of them, whatever follows.
 LEADS = ("\n", ".", "a", "0", "A", "(")
+TAIL_LETTERS = 256  # of a long prompt, which decide how what follows is cut
 _PROBED_IDS = 1000  # of a vocabulary, in search of a text that the tokenizer knows
 
 
@@ -38,6 +39,8 @@ class RowTokenizer:
         self._before_text = self._find_tokens_before_a_text()
         self._leads = [(lead, self.encode(lead)) for lead in LEADS]
         self._is_blank: dict[int, bool] = {}
+        self._prompt = ""
+        self._prompt_ids = self.encode("")
         self.stop_ids = frozenset(stop_ids) | self._own_stop_ids()
 
     def __len__(self) -> int:
@@ -62,7 +65,7 @@ class RowTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text with what the tokenizer puts in front of it, and nothing behind; never two BOS."""
-        ids = self.encode(text)
+        ids = self._encode_prompt(text)
         self._check_known(text, ids)
         before = self.before_text
         while before and ids and before[-1] == ids[0] == self.bos_id:  # the text spells its BOS out
@@ -78,8 +81,8 @@ class RowTokenizer:
 
         Raises UserError where the tokenizer cannot go on from there.
         """
-        whole = self.encode(before + text)
-        head = self.encode(before)
+        tail, head = self._tail_of(before)
+        whole = self.encode(tail + text)
         cut = whole[: len(head)] == head
         rest = whole[len(head) :] if cut else self._goes_on(head, text, self.decode(whole))
         self._check_known(text, rest)
@@ -120,6 +123,29 @@ class RowTokenizer:
                 "tokenizer_config.json, or data.append_eos: false where the completions bring their own end."
             )
         return self.eos_id
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        """As encode, for a text that is asked for again with each of its completions."""
+        if text != self._prompt:
+            self._prompt_ids = self.encode(text)
+            self._prompt = text
+        return self._prompt_ids
+
+    def _tail_of(self, text: str) -> tuple[str, list[int]]:
+        """What of a text decides the ids of what follows, and its ids: the whole, or the end of a long one.
+
+        The end is enough where its ids, from the middle on, are the last ids of the whole: from there both are cut
+        alike, and tokenizers look no further back. A run of equal letters can be out of step, and is taken whole.
+        """
+        ids = self._encode_prompt(text)
+        if len(text) <= 2 * TAIL_LETTERS:
+            return text, ids
+        tail = text[-TAIL_LETTERS:]
+        tail_ids = self.encode(tail)
+        settled = tail_ids[len(tail_ids) // 2 :]
+        if not settled or ids[-len(settled) :] != settled:
+            return text, ids
+        return tail, tail_ids
 
     def _goes_on(self, head: list[int], text: str, target: str) -> list[int]:
         """The first reading of `text` that decodes behind `head` to the target."""
