@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Texts that a continuation is tried behind. Each tokenizer has a boundary after some of them, whatever follows.
 LEADS = ("\n", ".", "a", "0", "A", "(")
 TAIL_LETTERS = 256  # of a long prompt, which decide how what follows is cut
+_STRANGE = "\N{SNOWMAN}"
 _PROBED_IDS = 1000  # of a vocabulary, in search of a text that the tokenizer knows
 
 
@@ -37,7 +38,8 @@ class RowTokenizer:
         self._unk_id: int | None = None if unknown in (self.bos_id, self.eos_id) else unknown  # GPT-2 has one for all
         self._size = len(tokenizer)  # counts the added tokens anew at each call
         self._before_text = self._find_tokens_before_a_text()
-        self._leads = [(lead, self.encode(lead)) for lead in LEADS]
+        self._drops_letters = not self._encode_if_known(_STRANGE)  # it has no token to stand for what it does not know
+        self._leads = [(lead, self._encode_if_known(lead)) for lead in LEADS]
         self._is_blank: dict[int, bool] = {}
         self._prompt = ""
         self._prompt_ids = self.encode("")
@@ -53,8 +55,14 @@ class RowTokenizer:
         return list(self._before_text)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that stands at the beginning, without the special tokens that the tokenizer would add."""
-        ids: list[int] = self.raw(text, add_special_tokens=False, verbose=False)["input_ids"]
+        """Ids of a text that stands at the beginning, without the special tokens that the tokenizer would add.
+
+        Raises UserError where the tokenizer has no token for a part of it, and none for the unknown.
+        """
+        try:
+            ids: list[int] = self.raw(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # the Rust library raises nothing more special
+            raise UserError(f"the tokenizer cannot read the text {text[:40]!r} ({error}); mend the row.") from error
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -124,6 +132,13 @@ class RowTokenizer:
             )
         return self.eos_id
 
+    def _encode_if_known(self, text: str) -> list[int]:
+        """For texts of our own making: nothing where the tokenizer cannot read them."""
+        try:
+            return self.encode(text)
+        except UserError:
+            return []
+
     def _encode_prompt(self, text: str) -> list[int]:
         """As encode, for a text that is asked for again with each of its completions."""
         if text != self._prompt:
@@ -160,20 +175,24 @@ class RowTokenizer:
     def _readings(self, text: str) -> Iterator[list[int]]:
         yield self.encode(text)
         for lead, ids in self._leads:
-            both = self.encode(lead + text)
+            both = self._encode_if_known(lead + text)
             if ids and both[: len(ids)] == ids:
                 yield both[len(ids) :]
 
     def _check_known(self, text: str, ids: Sequence[int]) -> None:
-        if text.strip() and all(token == self._unk_id for token in ids):
+        if not text.strip():
+            return
+        if all(token == self._unk_id for token in ids) or (
+            self._drops_letters and _letters(self.decode(ids)) != _letters(text)
+        ):
             raise UserError(
-                f"the tokenizer knows nothing of the text {text[:40]!r}; is it the right model for these data? A "
+                f"the tokenizer does not know the letters of {text[:40]!r}; is it the right model for these data? A "
                 "vocabulary may hold capitals only, or none of a script's letters."
             )
 
     def _find_tokens_before_a_text(self) -> list[int]:
         for text in self._texts():
-            plain = self.encode(text)
+            plain = self._encode_if_known(text)
             if not plain:
                 continue
             full: list[int] = self.raw(text, add_special_tokens=True, verbose=False)["input_ids"]
@@ -205,6 +224,11 @@ class RowTokenizer:
         if token not in self._is_blank:
             self._is_blank[token] = not self.decode([token]).strip()
         return self._is_blank[token]
+
+
+def _letters(text: str) -> str:
+    """A text without its spaces and its case, which tokenizers may leave out knowingly."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _same_text(one: str, other: str) -> bool:

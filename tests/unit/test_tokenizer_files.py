@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from raydpo.config.errors import UserError
@@ -128,10 +128,34 @@ def test_a_text_of_unknown_letters_alone_is_refused(model: Path, unknown: dict[s
     vocabulary = {"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5, "<unk>": 6}
     replace_tokenizer(model, vocabulary, [], bos_token="<s>", eos_token="</s>", **unknown)
     tokenizer = load_row_tokenizer(str(model))
-    with pytest.raises(UserError, match="knows nothing of the text 'acgt'; is it the right model"):
+    with pytest.raises(UserError, match="does not know the letters of 'acgt'; is it the right model"):
         tokenize_pair({**ROW, "prompt": "acgt"}, tokenizer, SETTINGS)
-    with pytest.raises(UserError, match="rejected: the tokenizer knows nothing of the text 'ggg'"):
+    with pytest.raises(UserError, match="rejected: the tokenizer does not know the letters of 'ggg'"):
         tokenize_pair({**ROW, "rejected": "ggg"}, tokenizer, SETTINGS)
+
+
+def test_a_text_of_which_a_tokenizer_would_drop_letters_is_refused(model: Path) -> None:
+    vocabulary = {"<s>": 0, "</s>": 1, "A": 2, "C": 3, "G": 4, "T": 5}
+    replace_tokenizer(model, vocabulary, [], bos_token="<s>", eos_token="</s>")
+    tokenizer = load_row_tokenizer(str(model))
+    with pytest.raises(UserError, match="does not know the letters of 'ACGTN'"):
+        tokenize_pair({**ROW, "prompt": "ACGTN"}, tokenizer, SETTINGS)
+    with pytest.raises(UserError, match="chosen: the tokenizer does not know the letters of 'ANC'"):
+        tokenize_pair({**ROW, "chosen": "ANC"}, tokenizer, SETTINGS)
+
+
+def test_a_word_that_a_tokenizer_fails_on_is_an_error_of_the_row(model: Path) -> None:
+    words = Tokenizer(models.WordLevel({"yes": 0, "</s>": 1, "no": 2, "film": 3}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(model)
+    tokenizer = load_row_tokenizer(str(model))
+    row = tokenize_pair({"prompt": "film", "chosen": " yes", "rejected": " no"}, tokenizer, SETTINGS).row
+    assert row is not None
+    assert (row.prompt_ids, row.completions) == ([3], ([0, 1], [2, 1]))
+    with pytest.raises(UserError, match=r"chosen: the tokenizer cannot read the text 'film maybe' \(.*UNK"):
+        tokenize_pair({"prompt": "film", "chosen": " maybe", "rejected": " no"}, tokenizer, SETTINGS)
 
 
 def test_a_tokenizer_that_makes_no_token_of_any_text_is_refused(model: Path) -> None:
