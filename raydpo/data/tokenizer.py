@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Texts that a continuation is tried behind. Each tokenizer has a boundary after some of them, whatever follows.
 LEADS = ("\n", ".", "a", "0", "A", "(")
+TAIL_LETTERS = 256  # of a long prompt, which decide how what follows is cut
+_STRANGE = "\N{SNOWMAN}"
 _PROBED_IDS = 1000  # of a vocabulary, in search of a text that the tokenizer knows
 
 
@@ -36,8 +38,11 @@ class RowTokenizer:
         self._unk_id: int | None = None if unknown in (self.bos_id, self.eos_id) else unknown  # GPT-2 has one for all
         self._size = len(tokenizer)  # counts the added tokens anew at each call
         self._before_text = self._find_tokens_before_a_text()
-        self._leads = [(lead, self.encode(lead)) for lead in LEADS]
+        self._drops_letters = not self._encode_if_known(_STRANGE)  # it has no token to stand for what it does not know
+        self._leads = [(lead, self._encode_if_known(lead)) for lead in LEADS]
         self._is_blank: dict[int, bool] = {}
+        self._prompt = ""
+        self._prompt_ids = self.encode("")
         self.stop_ids = frozenset(stop_ids) | self._own_stop_ids()
 
     def __len__(self) -> int:
@@ -50,8 +55,14 @@ class RowTokenizer:
         return list(self._before_text)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that stands at the beginning, without the special tokens that the tokenizer would add."""
-        ids: list[int] = self.raw(text, add_special_tokens=False, verbose=False)["input_ids"]
+        """Ids of a text that stands at the beginning, without the special tokens that the tokenizer would add.
+
+        Raises UserError where the tokenizer has no token for a part of it, and none for the unknown.
+        """
+        try:
+            ids: list[int] = self.raw(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # the Rust library raises nothing more special
+            raise UserError(f"the tokenizer cannot read the text {text[:40]!r} ({error}); mend the row.") from error
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -62,7 +73,7 @@ class RowTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text with what the tokenizer puts in front of it, and nothing behind; never two BOS."""
-        ids = self.encode(text)
+        ids = self._encode_prompt(text)
         self._check_known(text, ids)
         before = self.before_text
         while before and ids and before[-1] == ids[0] == self.bos_id:  # the text spells its BOS out
@@ -78,8 +89,8 @@ class RowTokenizer:
 
         Raises UserError where the tokenizer cannot go on from there.
         """
-        whole = self.encode(before + text)
-        head = self.encode(before)
+        tail, head = self._tail_of(before)
+        whole = self.encode(tail + text)
         cut = whole[: len(head)] == head
         rest = whole[len(head) :] if cut else self._goes_on(head, text, self.decode(whole))
         self._check_known(text, rest)
@@ -121,6 +132,36 @@ class RowTokenizer:
             )
         return self.eos_id
 
+    def _encode_if_known(self, text: str) -> list[int]:
+        """For texts of our own making: nothing where the tokenizer cannot read them."""
+        try:
+            return self.encode(text)
+        except UserError:
+            return []
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        """As encode, for a text that is asked for again with each of its completions."""
+        if text != self._prompt:
+            self._prompt_ids = self.encode(text)
+            self._prompt = text
+        return self._prompt_ids
+
+    def _tail_of(self, text: str) -> tuple[str, list[int]]:
+        """What of a text decides the ids of what follows, and its ids: the whole, or the end of a long one.
+
+        The end is enough where its ids, from the middle on, are the last ids of the whole: from there both are cut
+        alike, and tokenizers look no further back. A run of equal letters can be out of step, and is taken whole.
+        """
+        ids = self._encode_prompt(text)
+        if len(text) <= 2 * TAIL_LETTERS:
+            return text, ids
+        tail = text[-TAIL_LETTERS:]
+        tail_ids = self.encode(tail)
+        settled = tail_ids[len(tail_ids) // 2 :]
+        if not settled or ids[-len(settled) :] != settled:
+            return text, ids
+        return tail, tail_ids
+
     def _goes_on(self, head: list[int], text: str, target: str) -> list[int]:
         """The first reading of `text` that decodes behind `head` to the target."""
         for ids in self._readings(text):
@@ -134,20 +175,24 @@ class RowTokenizer:
     def _readings(self, text: str) -> Iterator[list[int]]:
         yield self.encode(text)
         for lead, ids in self._leads:
-            both = self.encode(lead + text)
+            both = self._encode_if_known(lead + text)
             if ids and both[: len(ids)] == ids:
                 yield both[len(ids) :]
 
     def _check_known(self, text: str, ids: Sequence[int]) -> None:
-        if text.strip() and all(token == self._unk_id for token in ids):
+        if not text.strip():
+            return
+        if all(token == self._unk_id for token in ids) or (
+            self._drops_letters and _letters(self.decode(ids)) != _letters(text)
+        ):
             raise UserError(
-                f"the tokenizer knows nothing of the text {text[:40]!r}; is it the right model for these data? A "
+                f"the tokenizer does not know the letters of {text[:40]!r}; is it the right model for these data? A "
                 "vocabulary may hold capitals only, or none of a script's letters."
             )
 
     def _find_tokens_before_a_text(self) -> list[int]:
         for text in self._texts():
-            plain = self.encode(text)
+            plain = self._encode_if_known(text)
             if not plain:
                 continue
             full: list[int] = self.raw(text, add_special_tokens=True, verbose=False)["input_ids"]
@@ -179,6 +224,11 @@ class RowTokenizer:
         if token not in self._is_blank:
             self._is_blank[token] = not self.decode([token]).strip()
         return self._is_blank[token]
+
+
+def _letters(text: str) -> str:
+    """A text without its spaces and its case, which tokenizers may leave out knowingly."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _same_text(one: str, other: str) -> bool:

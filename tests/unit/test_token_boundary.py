@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
-from raydpo.data.tokenizer import RowTokenizer
+from raydpo.data.tokenizer import TAIL_LETTERS, RowTokenizer
 from raydpo.data.tokens import TokenSettings, tokenize_prompt, tokenize_sft
 from tests.tokenizers import KINDS, tokenizer_of
 
@@ -57,6 +57,27 @@ def test_prompt_and_completion_decode_to_the_whole_text_and_are_its_ids_where_it
 ) -> None:
     assume(text.strip())
     tokenizer = RowTokenizer(tokenizer_of(kind))
+    whole = tokenizer.encode(prompt + text)
+    head = tokenizer.encode(prompt)
+    ids = completion(tokenizer, prompt, text)
+    assert tokenizer.decode(head + ids) == tokenizer.decode(whole)
+    if whole[: len(head)] == head:
+        assert head + ids == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    filler=st.sampled_from(["The film is fine. ", "=", " ", "ab", "\n", "foo(bar) "]),
+    letters=st.integers(2 * TAIL_LETTERS, 2 * TAIL_LETTERS + 40),
+    end=TEXT,
+    text=TEXT,
+)
+def test_behind_a_long_prompt_the_ids_are_those_of_the_whole_text_too(
+    kind: str, filler: str, letters: int, end: str, text: str
+) -> None:
+    assume(text.strip())
+    tokenizer = RowTokenizer(tokenizer_of(kind))
+    prompt = (filler * letters)[:letters] + end
     whole = tokenizer.encode(prompt + text)
     head = tokenizer.encode(prompt)
     ids = completion(tokenizer, prompt, text)

@@ -1,0 +1,49 @@
+"""A sampler stops where training rows end: at the stop tokens of the model, its tokenizer and its chat template."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raydpo.config.schema import Decoding, RunFile
+from raydpo.runtime.sampling import SamplerActor
+from raydpo.sample import engine
+from tests.helpers import CHAT_TEMPLATE
+from tests.models import save_tiny_model
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_engine_is_asked_to_stop_where_rows_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_model(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("eos_token", "bos_token"))
+    monkeypatch.setitem(sys.modules, "vllm", vllm := SimpleNamespace(**_Vllm.parts()))
+    run = RunFile.model_validate(
+        {"name": "a", "output_dir": str(tmp_path), "model": {"path": str(tmp_path)}, "data": {"train": ["none"]}}
+    )
+    actor = SamplerActor(run)
+    monkeypatch.setattr(engine.Engine, "load", lambda self, model: None)
+    actor.sample(str(tmp_path), [[3, 4]], Decoding(), n=1, seed=0)
+    [params] = vllm.asked
+    bos = 0
+    assert params["stop_token_ids"] == [bos, 1, 7]
+
+
+class _Vllm:
+    """As much of vLLM as an engine needs; it keeps what it was asked."""
+
+    @staticmethod
+    def parts() -> dict[str, Any]:
+        asked: list[dict[str, Any]] = []
+        return {
+            "asked": asked,
+            "LLM": lambda **settings: SimpleNamespace(generate=lambda inputs, params, **how: []),
+            "SamplingParams": lambda **params: asked.append(params),
+            "TokensPrompt": dict,
+        }
