@@ -16,8 +16,6 @@ def check_inputs(run: RunFile, stage: str) -> None:
     model_directory(run.model.path)
     if run.reference.model:
         model_directory(run.reference.model)
-    if run.sample or run.evaluate:
-        check_positions(run.model.path, model_config(run.model.path), run.sampler)
     if stage in ("sft", "run") and run.sft:
         _check_files(run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
@@ -31,6 +29,8 @@ def check_inputs(run: RunFile, stage: str) -> None:
         _check_files(
             [*run.data.train, *run.data.held_out], pair_fields(columns.prompt, columns.chosen, columns.rejected)
         )
+    if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
+        check_positions(run.model.path, model_config(run.model.path), run.sampler)
 
 
 def _check_files(patterns: Sequence[str], fields: Sequence[Field]) -> None:
