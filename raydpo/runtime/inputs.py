@@ -39,7 +39,7 @@ def check_inputs(run: RunFile, stage: str) -> None:
         fields = pair_fields(columns.prompt, columns.chosen, columns.rejected)
         _check_files(run, "data.train", run.data.train, fields)
         _check_files(run, "data.held_out", run.data.held_out, fields)
-    if run.sample or run.evaluate:
+    if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
         check_positions(run.model.path, model_config(run.model.path), run.sampler)
     if stage in ("precompute", "train"):
         check_prepared(run)
