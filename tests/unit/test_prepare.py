@@ -23,6 +23,7 @@ from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.prepare import Source, Tokeniser, check_something_is_left, clear_tokens
 from raydpo.runtime.readers import never_ends_the_data, read_files
+from tests.helpers import tiny_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -165,6 +166,7 @@ def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
     for name in ("pairs.jsonl", "config.json"):
         (folder / name).write_text(json.dumps(PAIR) + "\n")
         (tmp_path / name).write_text(json.dumps(PAIR) + "\n")
+    tiny_tokenizer().save_pretrained(tmp_path)
     if link:
         (tmp_path / "elsewhere").symlink_to(folder)
         folder = tmp_path / "elsewhere"
@@ -186,6 +188,7 @@ def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
 def test_a_file_without_rows_among_others_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in (("config.json", "{}"), ("a.jsonl", json.dumps(PAIR)), ("b.jsonl", "")):
         (tmp_path / name).write_text(text)
+    tiny_tokenizer().save_pretrained(tmp_path)
     tree = {"name": "a", "output_dir": str(tmp_path / "out"), "model": {"path": str(tmp_path)}}
     check_inputs(RunFile.model_validate(tree | {"data": {"train": [f"{tmp_path}/*.jsonl"]}}), "prepare")
     assert capsys.readouterr().out == f"data.train: {tmp_path}/b.jsonl holds no rows and is left out\n"
