@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM
 
+from raydpo.config.schema import Zero
+from raydpo.train.engine import _config
 from tests.cluster.gate import BFLOAT16, FLOAT32, STAGES, Case, Problem, oracle, split
 from tests.cluster.gate_worker import run_rank
 from tests.models import tiny_llama
@@ -101,3 +103,10 @@ def test_the_export_is_the_policy_in_plain_transformers(gate: Path, stage: int) 
     trained.load_state_dict(life_of(gate, stage)["weights"], strict=False)
     ids = torch.arange(3, 60)[None]
     assert torch.equal(lm(ids).logits, trained(ids).logits)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_are_reduced_in_float32_whatever_the_model_is(stage: Any) -> None:
+    config = _config(Zero(stage=stage), max_grad_norm=1.0, bf16=True)
+    assert config["communication_data_type"] == "fp32"
+    assert config["bf16"]["check_grad_overflow"] is True
