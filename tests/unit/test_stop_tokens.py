@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raydpo.config.schema import Decoding, RunFile
-from raydpo.runtime.sampling import SamplerActor
+from raydpo.runtime import sampling
 from raydpo.sample import engine
 from tests.helpers import CHAT_TEMPLATE
 from tests.models import save_tiny_model
@@ -27,9 +27,12 @@ def test_the_engine_is_asked_to_stop_where_rows_end(tmp_path: Path, monkeypatch:
     run = RunFile.model_validate(
         {"name": "a", "output_dir": str(tmp_path), "model": {"path": str(tmp_path)}, "data": {"train": ["none"]}}
     )
-    actor = SamplerActor(run)
+    monkeypatch.setitem(sys.modules, "raydpo.sample.vocabulary", SimpleNamespace(known_tokens=lambda size: None))
+    monkeypatch.setattr(sampling, "ray", _RayInThisProcess)
     monkeypatch.setattr(engine.Engine, "load", lambda self, model: None)
-    actor.sample(str(tmp_path), [[3, 4]], Decoding(), n=1, seed=0)
+    with sampling.samplers(run) as samplers:
+        [actor] = samplers._actors
+        actor.sample(str(tmp_path), [[3, 4]], Decoding(), n=1, seed=0, with_logps=0)
     [params] = vllm.asked
     bos = 0
     assert params["stop_token_ids"] == [bos, 1, 7]
@@ -47,3 +50,15 @@ class _Vllm:
             "SamplingParams": lambda **params: asked.append(params),
             "TokensPrompt": dict,
         }
+
+
+class _RayInThisProcess:
+    """Actors that are plain objects, so that what reaches vLLM can be seen."""
+
+    @staticmethod
+    def remote(**resources: Any) -> Any:
+        return lambda kind: SimpleNamespace(options=lambda **more: SimpleNamespace(remote=kind))
+
+    @staticmethod
+    def kill(actor: Any) -> None:
+        pass
