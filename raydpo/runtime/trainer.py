@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -239,11 +240,12 @@ def _check_resumable(cursor: Cursor, job: Job) -> None:
 def _outcome(job: Job, plan: Plan) -> dict[str, Any]:
     lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text().splitlines()]
     first, last = lines[0], lines[-1]
+    known = [line["mfu"] for line in lines if line["mfu"] is not None]
     return {
         "steps": plan.num_steps,
         "rows": len(plan.dataset),
         "left_over": plan.order.left_over,
         "first_loss": first["loss"],
         "last_loss": last["loss"],
-        "mfu": sum(line["mfu"] for line in lines) / len(lines),
+        "mfu": fmean(known) if known else None,
     }
