@@ -137,7 +137,7 @@ class Desk:
         self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
         metrics = {"step": step, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps
-        export = last or (job.evaluate_every and step % job.evaluate_every == 0)
+        export = job.exports_at(step)
         if export:
             self._export(step, probe=share.micro_batches[0])
         if notice:
@@ -163,7 +163,10 @@ class Desk:
 
     def _export(self, step: int, *, probe: Batch) -> None:
         begin = time.perf_counter()
-        directory = export_policy(self._policy, self._tokenizer, Path(self._job.exports.format(step=step)), probe=probe)
+        job = self._job
+        directory = export_policy(
+            self._policy, self._tokenizer, job.export(step), probe=probe, identity=job.identity, step=step
+        )
         self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
 
     def _totals(self, share: Share) -> Metrics:
@@ -187,7 +190,8 @@ class Desk:
         if self._policy.rank:
             ray.train.report(metrics)
             return
-        export = {"step": metrics["step"], "path": self._job.exports.format(step=metrics["step"])}
+        step = int(metrics["step"])
+        export = {"step": step, "path": str(self._job.export(step))}
         with tempfile.TemporaryDirectory() as pointer:  # report copies it before it returns
             write_json(Path(pointer) / "export.json", export)
             checkpoint = ray.train.Checkpoint.from_directory(pointer)
