@@ -90,7 +90,7 @@ def _train(job: Job, place: Place) -> None:
 def _fed(job: Job, policy: Policy, start: int) -> Iterator[Share]:
     """This rank's shares. To be begun after resume: the feed starts at the commit that it has left as the latest."""
     rows = ray.train.get_dataset_shard("rows")
-    yield from shares(rows, job.objective, first_step=start, device=policy.device)
+    yield from shares(rows, job.objective, steps=range(start, job.num_steps), device=policy.device)
 
 
 class Desk:
