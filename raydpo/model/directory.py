@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from raydpo.config.errors import UserError
+from raydpo.model.finite import check_finite
 
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # as architectures call it
@@ -72,16 +74,33 @@ def read_json_object(file: Path) -> dict[str, Any]:
 def weights_digest(path: str) -> str:
     """A name for what the model computes: a hash of its weight files and of the configuration that gives them meaning.
 
-    Moving or renaming the directory keeps it; one changed weight changes it.
+    Moving or renaming the directory keeps it; one changed weight changes it. A process reads the files once, and
+    trusts their sizes and times from then on. Raises UserError for a model without weights, and for a safetensors file
+    that is cut short or holds a number that is not finite.
     """
     directory = model_directory(path)
-    config = read_json_object(directory / "config.json")
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
     files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
     if not files:
         raise UserError(f"model {path!r} has no *.safetensors or *.bin weights; export it again, whole.")
+    return _digest(tuple(_version(file) for file in (directory / "config.json", *files)))
+
+
+def _version(file: Path) -> tuple[Path, int, int]:
+    """A file as it is now: its path, bytes and time of change in nanoseconds."""
+    status = file.stat()
+    return file, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=16)
+def _digest(versions: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of the configuration, which comes first, and the weight files."""
+    configuration, *files = [file for file, *_ in versions]
+    config = read_json_object(configuration)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
     for file in files:
+        if file.suffix == ".safetensors":
+            check_finite(file)
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):

@@ -28,6 +28,7 @@ from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
+from raydpo.runtime.exports import exports_of_run
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.probing import confirm_sampler
@@ -156,10 +157,10 @@ def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
 
 
 def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
-    """Evaluate the reference and every export that has no record yet."""
+    """Evaluate the reference and every export of the run's own that has no record yet."""
     layout = Layout(run)
     done = {evaluation.step for evaluation in read_evaluations(layout.evaluations)}
-    models = {0: layout.reference_model} | {int(path.name[5:]): str(path) for path in layout.exports.glob("step-*")}
+    models = {0: layout.reference_model} | {step: str(path) for step, path in exports_of_run(run).items()}
     evaluator = Evaluator(run, engines)
     for step in sorted(models.keys() - done):
         print(f"evaluating step {step}: {models[step]}", flush=True)

@@ -68,6 +68,7 @@ class Plan:
                 "shard": data.shard[mine],
                 "offset": data.offset[mine],
                 "expected_id": data.row_ids.take(pa.array(mine)),
+                "rank_rows": np.full(len(mine), len(mine)),
                 **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
             }
             if data.ref_logps is not None:

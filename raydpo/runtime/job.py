@@ -30,12 +30,16 @@ class Job:
     claim: Claim  # on output_dir
     timeouts: Timeouts
     retention: Retention  # of checkpoints
-    exports: str  # where an export goes, with {step}
+    export: Callable[[int], Path]  # where the export of a step goes
     evaluated: bool  # exports are evaluated beside training
     evaluate_every: int | None  # steps between exports; the last step is exported in any case
     step0_tolerance: float | None  # None: no reference to compare with
     confirm_imported: Callable[[], None] | None  # marks imported reference values as verified; None: there are none
     reached: Callable[[int], None] | None = None  # told how many steps are done, by those who work ahead of them
+
+    def exports_at(self, step: int) -> bool:
+        """Whether the policy is exported when so many steps are done."""
+        return step == self.num_steps or (self.evaluate_every is not None and step % self.evaluate_every == 0)
 
 
 def work_on(config: dict[str, Job]) -> None:

@@ -38,6 +38,10 @@ class Layout:
         """The policy after `step` steps, as transformers and vLLM load it."""
         return self.exports / f"step-{step:06d}"
 
+    def sft_export_of(self, step: int) -> Path:
+        """The one export of the sft stage, whatever number of steps it takes."""
+        return self.sft_export
+
 
 def reference_store(run: RunFile) -> Store:
     """The store of this run's reference model."""

@@ -35,3 +35,17 @@ def _own_directories(run: RunFile) -> list[Path]:
     if run.sample:
         own.append(layout.pairs.parent)
     return own
+
+
+# Of Ray Train, below its storage path. What else lies there is not its own, and stays.
+_RAY_FILES = "*/checkpoint_manager_snapshot.json", "*/.validate_storage_marker", "*/checkpoint_*/export.json"
+
+
+def clear_ray_files(directory: Path) -> None:
+    """Remove what Ray Train has left in its storage directory, by the names that it gives."""
+    for path in (path for pattern in _RAY_FILES for path in directory.glob(pattern)):
+        path.unlink()
+    below = sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True)  # the deepest first
+    for path in (*below, directory):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -19,15 +19,21 @@ from raydpo.objective.objectives import Objective
 from raydpo.train.step import Share
 
 
-def shares(
-    rows: ray.data.DataIterator, objective: Objective, *, first_step: int, device: torch.device
-) -> Iterator[Share]:
-    """This rank's part of step after step. RuntimeError when a row is not the one that the plan names."""
+def shares(rows: ray.data.DataIterator, objective: Objective, *, steps: range, device: torch.device) -> Iterator[Share]:
+    """This rank's part of step after step; steps count from 0.
+
+    RuntimeError when a row is not the one that the plan names, or does not come.
+    """
     blocks = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     ordered = (row for block in blocks for row in block.to_pylist())
-    for expected, (step, of_step) in enumerate(groupby(ordered, key=itemgetter("step")), start=first_step):
-        if step != expected:
-            raise RuntimeError(f"the data feed delivered step {step} where step {expected} was due.")
+    delivered = groupby(ordered, key=itemgetter("step"))
+    for due in steps:
+        found = next(delivered, None)
+        if found is None:
+            raise RuntimeError(f"the data feed has ended before step {due + 1} of {steps.stop}.")
+        step, of_step = found
+        if step != due:
+            raise RuntimeError(f"the data feed delivered step {step + 1} where step {due + 1} was due.")
         yield _share(list(of_step), objective, device)
 
 
@@ -38,9 +44,12 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
         found = row_id(row["prompt_ids"], [row[name] for name in _completions(row)])
         if found != row["expected_id"]:
             raise RuntimeError(
-                f"step {step}: the tokens of row {found.hex()} came where row {row['expected_id'].hex()} was planned; "
-                "the token shards have changed since `raydpo prepare`: run it again."
+                f"step {step + 1}: the tokens of row {found.hex()} came where row {row['expected_id'].hex()} was "
+                "planned; the token shards have changed since `raydpo prepare`: run it again."
             )
+    planned = rows[0]["rank_rows"]
+    if len(rows) != planned:
+        raise RuntimeError(f"step {step + 1}: {len(rows)} rows came to this rank, and {planned} were planned.")
     micro_batches = [list(group) for _, group in groupby(rows, key=itemgetter("micro"))]
     return Share(
         step,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,18 +23,29 @@ from raydpo.data.order import Order
 from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
+from raydpo.runtime.exports import check_room_for_exports, last_export, own_exports
 from raydpo.runtime.failures import FailureLog, final_refusal
 from raydpo.runtime.feed import OrderedFeed, Plan
+from raydpo.runtime.identity import (
+    Identity,
+    check_resumable,
+    order_of,
+    sft_identity,
+    steps_of,
+    train_identity,
+    write_identity,
+)
 from raydpo.runtime.job import Job, work_on
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.lock import claim
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
+from raydpo.runtime.own_files import clear_ray_files
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.provenance import check_made_from, check_prepared
 from raydpo.runtime.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
-from raydpo.train.commits import Cursor, latest, newest
+from raydpo.train.commits import Commit, latest, newest
 from raydpo.train.retention import Retention
 
 if TYPE_CHECKING:
@@ -48,23 +57,28 @@ DPO = {"dpo": objectives.dpo}
 def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     """Preference training, with evaluation beside it where there is an evaluator."""
     layout = Layout(run)
-    store = reference_store(run)
-    overlapped = run.train.reference == "overlap"
     check_prepared(run)
     dataset = open_dataset(layout.train_tokens)
+    order = order_of(run.train, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
+    identity = train_identity(run, order)
+    check_resumable(layout.train, identity)
+    store = reference_store(run)
+    overlapped = run.train.reference == "overlap"
     dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
     imported = store.unverified(dataset.row_ids)
     options = run.train.objective.model_dump()
     objective = DPO[options.pop("name")](**options)
-    job, plan = _job(
+    plan = _plan(run.train, dataset, order, layout.train)
+    job = _job(
         run,
         run.train,
-        dataset,
+        plan,
+        identity,
         model=layout.start_model,
         objective=objective,
         directory=layout.train,
-        retention=checkpoint_retention(run.train, layout.evaluations),
-        exports=str(layout.exports / "step-{step:06d}"),
+        retention=checkpoint_retention(run.train, layout, identity.digest),
+        export=layout.export,
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
         step0_tolerance=run.train.step0_tolerance,
@@ -77,8 +91,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     if evaluator:
         validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": EVALUATION_CPUS})
     with evaluator.reference_beside() if evaluator else nullcontext():
-        outcome = _fit(job, plan, validation)
-    return {**outcome, "export": str(layout.export(plan.num_steps))}
+        return _fit(job, plan, identity, validation)
 
 
 def train_sft(run: RunFile) -> dict[str, Any]:
@@ -86,71 +99,70 @@ def train_sft(run: RunFile) -> dict[str, Any]:
     layout = Layout(run)
     assert run.sft
     check_made_from(run, "sft", layout.sft_tokens)
-    job, plan = _job(
+    dataset = open_dataset(layout.sft_tokens)
+    order = order_of(run.sft, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
+    identity = sft_identity(run, order)
+    check_resumable(layout.sft, identity)
+    plan = _plan(run.sft, dataset, order, layout.sft)
+    job = _job(
         run,
         run.sft,
-        open_dataset(layout.sft_tokens),
+        plan,
+        identity,
         model=run.model.path,
         objective=objectives.sft(),
         directory=layout.sft,
         retention=Retention(run.sft.keep_last, run.sft.keep_every),
-        exports=str(layout.sft_export),
+        export=layout.sft_export_of,
         evaluated=False,
         evaluate_every=None,
         step0_tolerance=None,
         confirm_imported=None,
     )
-    return {**_fit(job, plan, None), "export": str(layout.sft_export)}
+    return _fit(job, plan, identity, None)
 
 
-def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path, **rest: Any) -> tuple[Job, Plan]:
-    order = Order(
-        num_pairs=len(dataset),
-        global_batch_size=training.global_batch_size,
-        epochs=training.epochs,
-        seed=run.seed,
-        digest=dataset.digest,
-        tail=training.tail,
-    )
-    num_steps = min(order.num_steps, training.max_steps or order.num_steps)
-    plan = Plan(dataset, order, training.tokens_per_microbatch, num_steps, directory / "checkpoints")
-    # Whoever changes one of these starts another run, and must not resume this one.
-    meaning = (order, run.model.dtype, run.model.fp32_head, training.model_dump(include={"objective", "optimizer"}))
-    job = Job(
+def _plan(training: Training, dataset: Dataset, order: Order, directory: Path) -> Plan:
+    return Plan(dataset, order, training.tokens_per_microbatch, steps_of(training, order), directory / "checkpoints")
+
+
+def _job(run: RunFile, training: Training, plan: Plan, identity: Identity, **rest: Any) -> Job:
+    return Job(
         dtype=run.model.dtype,
         fp32_head=run.model.fp32_head,
         training=training,
-        num_steps=num_steps,
-        identity=hashlib.blake2b(repr(meaning).encode(), digest_size=8).hexdigest(),
-        directory=directory,
+        num_steps=plan.num_steps,
+        identity=identity.digest,
         claim=claim(Path(run.output_dir)),
         timeouts=run.timeouts,
         **rest,
     )
-    return job, plan
 
 
-def checkpoint_retention(train: Train, evaluations: Path) -> Retention:
+def checkpoint_retention(train: Train, layout: Layout, identity: str) -> Retention:
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, evaluations, train.keep_best)
+    scores = partial(_scores, layout, identity, train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
-def _scores(evaluations: Path, metric: str) -> dict[int, float]:
-    intervals = {found.step: getattr(found, metric) for found in read_evaluations(evaluations)}
-    return {step: interval.mean for step, interval in intervals.items() if interval}
+def _scores(layout: Layout, identity: str, metric: str) -> dict[int, float]:
+    """The figure of each export of the run that has been evaluated; records of other runs' exports say nothing."""
+    own = own_exports(layout.exports, identity)
+    intervals = {found.step: getattr(found, metric) for found in read_evaluations(layout.evaluations)}
+    return {step: interval.mean for step, interval in intervals.items() if interval and step in own}
 
 
-def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
+def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig | None) -> dict[str, Any]:
     """Run the worker group to the end; UserError when a worker refused the run."""
     workers = job.training.workers
     _check_budget(plan, elastic=workers.min_count is not None)
-    job.directory.mkdir(parents=True, exist_ok=True)
-    if _all_done(job, plan):
-        print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
-        return _outcome(job, plan)
+    if finished := _finished(plan):
+        print(f"{job.directory.name}: {finished.cursor.step} steps are done already", flush=True)
+        return _outcome(job, plan, finished)
+    check_room_for_exports(job)
+    write_identity(job.directory, identity)
     trainer = _trainer(job, plan, validation)
     try:
         with stop_on_sigterm(job.directory):
@@ -158,11 +170,13 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     except ControllerError as error:
         if not isinstance(error.controller_failure, Stopped):
             raise final_refusal(error, workers, job.timeouts) or error from None
+    found = latest(plan.checkpoints)
+    step = found.cursor.step if found else 0
     if stop_asked(job.directory):
-        found = latest(plan.checkpoints)
-        step = found.cursor.step if found else 0
         raise Stopped(f"{job.directory.name} has committed step {step}; the same command goes on from there")
-    return _outcome(job, plan)
+    if found is None or step < plan.num_steps:
+        raise RuntimeError(f"{job.directory.name} has ended after step {step} of {plan.num_steps}.")
+    return _outcome(job, plan, found)
 
 
 def _check_budget(plan: Plan, *, elastic: bool) -> None:
@@ -180,7 +194,7 @@ def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> Torch
     workers = job.training.workers
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     ray_files = job.directory / "ray"
-    shutil.rmtree(ray_files, ignore_errors=True)  # Ray's own snapshot must never decide where a run resumes
+    clear_ray_files(ray_files)  # Ray's own snapshot must never decide where a run resumes
     _announce(job.timeouts)
     return TorchTrainer(
         work_on,
@@ -214,38 +228,27 @@ def _announce(timeouts: Timeouts) -> None:
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(timeouts.collective)
 
 
-def _all_done(job: Job, plan: Plan) -> bool:
-    """Whether the last step is committed; UserError when the commits are another run's.
+def _finished(plan: Plan) -> Commit | None:
+    """The commit of the last step where it stands and verifies.
 
     Files are verified here only when nothing is left to do: otherwise the workers verify what they load.
     """
     found = latest(plan.checkpoints)
-    if found:
-        _check_resumable(found.cursor, job)
     if found is None or found.cursor.step < plan.num_steps:
-        return False
+        return None
     verified = newest(plan.checkpoints)
-    return verified is not None and verified.cursor.step >= plan.num_steps
+    return verified if verified and verified.cursor.step >= plan.num_steps else None
 
 
-def _check_resumable(cursor: Cursor, job: Job) -> None:
-    if cursor.identity != job.identity:
-        raise UserError(
-            f"{job.directory} holds a run over other data or with another seed, global_batch_size, epochs, tail, "
-            f"objective, optimizer or dtype, committed at step {cursor.step}; use another output_dir, or remove that "
-            "directory to start again."
-        )
-
-
-def _outcome(job: Job, plan: Plan) -> dict[str, Any]:
+def _outcome(job: Job, plan: Plan, last: Commit) -> dict[str, Any]:
     lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text().splitlines()]
-    first, last = lines[0], lines[-1]
     known = [line["mfu"] for line in lines if line["mfu"] is not None]
     return {
-        "steps": plan.num_steps,
+        "steps": last.cursor.step,
         "rows": len(plan.dataset),
         "left_over": plan.order.left_over,
-        "first_loss": first["loss"],
-        "last_loss": last["loss"],
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
         "mfu": fmean(known) if known else None,
+        "export": str(last_export(job, last)),
     }

@@ -93,7 +93,7 @@ def _train(job: Job, place: Place) -> None:
 def _fed(job: Job, policy: Policy, start: int) -> Iterator[Share]:
     """This rank's shares. To be begun after resume: the feed starts at the commit that it has left as the latest."""
     rows = ray.train.get_dataset_shard("rows")
-    yield from shares(rows, job.objective, first_step=start, device=policy.device)
+    yield from shares(rows, job.objective, steps=range(start, job.num_steps), device=policy.device)
 
 
 class Desk:
@@ -140,7 +140,7 @@ class Desk:
         self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
         line: Line = {"step": step, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps
-        export = last or (job.evaluate_every and step % job.evaluate_every == 0)
+        export = job.exports_at(step)
         if export:
             self._export(step, probe=share.micro_batches[0])
         if notice:
@@ -166,7 +166,10 @@ class Desk:
 
     def _export(self, step: int, *, probe: Batch) -> None:
         begin = time.perf_counter()
-        directory = export_policy(self._policy, self._tokenizer, Path(self._job.exports.format(step=step)), probe=probe)
+        job = self._job
+        directory = export_policy(
+            self._policy, self._tokenizer, job.export(step), probe=probe, identity=job.identity, step=step
+        )
         self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
 
     def _totals(self, share: Share) -> Metrics:
@@ -194,7 +197,7 @@ class Desk:
         if self._policy.rank:
             ray.train.report(line)
             return
-        export = {"step": step, "path": self._job.exports.format(step=step)}
+        export = {"step": step, "path": str(self._job.export(step))}
         with tempfile.TemporaryDirectory() as pointer:  # report copies it before it returns
             write_json(Path(pointer) / "export.json", export)
             checkpoint = ray.train.Checkpoint.from_directory(pointer)

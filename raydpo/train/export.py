@@ -16,16 +16,26 @@ from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.train.buffers import kept_buffers
 from raydpo.train.engine import Policy
+from raydpo.train.mark import mark_export, remove_export
 from raydpo.train.room import room_for
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wrong weight costs far more
 
 
-def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, *, probe: Batch) -> Path:
+def export_policy(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    probe: Batch,
+    identity: str,
+    step: int,
+) -> Path:
     """Write the policy to `directory`, reload it and compare its log-probs on `probe`; all ranks call it.
 
-    The directory appears under its name only when the comparison has passed. Raises RuntimeError when it fails, and
-    UserError, on rank 0 alone, when there is no room.
+    identity and step, the run's and the steps done, go into the export's mark. The directory appears under its name
+    only when the comparison has passed, and replaces an earlier export. Raises RuntimeError when it fails, and
+    UserError, on rank 0 alone, when there is no room, or where something stands that is no export.
     """
     state = _gather(policy)
     expected = policy.engine.module.token_logps(probe)
@@ -35,9 +45,10 @@ def export_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory:
         with room_for(sum(weight.nbytes for weight in state.values()), temporary):
             policy.lm.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
+            mark_export(temporary, identity=identity, step=step)
             tree_to_disk(temporary)
         _compare(temporary, expected, probe, policy)
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_export(directory)
         temporary.rename(directory)
     torch.distributed.barrier()
     return directory

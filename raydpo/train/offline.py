@@ -14,6 +14,7 @@ from raydpo.config.files import tree_to_disk
 from raydpo.model.load import load_model
 from raydpo.train.buffers import as_tensor, kept_buffers
 from raydpo.train.commits import Commit
+from raydpo.train.mark import mark_export
 from raydpo.train.state import WEIGHT, SavedState
 
 
@@ -39,6 +40,7 @@ def export_commit(commit: Commit, directory: Path) -> Path:
             lm.generation_config = GenerationConfig.from_pretrained(model)
         lm.save_pretrained(temporary, state_dict=dict(weights))  # it empties what it is given
         AutoTokenizer.from_pretrained(model).save_pretrained(temporary)
+        mark_export(temporary, identity=commit.cursor.identity, step=commit.cursor.step)
         tree_to_disk(temporary)
         _compare(temporary, weights, dtype=config.dtype)
         temporary.rename(directory)

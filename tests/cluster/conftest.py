@@ -35,9 +35,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> Run:
     """Prepare, precompute, train and report, undisturbed."""
     directory = tmp_path_factory.mktemp("small")
-    run_file = write_run_file(directory / "run.yaml", small_run(inputs, directory / "out"))
+    output_dir = directory / "out {step}"  # a letter like any other, in every path below it
+    run_file = write_run_file(directory / "run.yaml", small_run(inputs, output_dir))
     finished = raydpo("run", run_file).succeeded()
-    return Run(run_file, directory / "out", finished, set(), [])
+    return Run(run_file, output_dir, finished, set(), [])
 
 
 @pytest.fixture(scope="session")

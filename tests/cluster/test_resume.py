@@ -74,5 +74,18 @@ def test_a_finished_run_is_not_taken_for_another_one(small: Run, inputs: Path, t
     output_dir = shutil.copytree(small.output_dir, tmp_path / "out")
     refused = raydpo("train", write_run_file(tmp_path / "run.yaml", small_run(inputs, output_dir) | {"seed": 1}))
     assert refused.exit_code == 2
-    assert "another seed" in refused.stderr
+    assert "committed step 48 of another run: seed was 0 and is 1" in refused.stderr
     assert metrics_of(output_dir) == metrics_of(small.output_dir)
+
+
+def test_a_finished_run_whose_export_is_gone_exports_its_last_commit_again(
+    small: Run, inputs: Path, tmp_path: Path
+) -> None:
+    output_dir = shutil.copytree(small.output_dir, tmp_path / "out")
+    shutil.rmtree(output_dir / "exports")
+    done = raydpo("train", write_run_file(tmp_path / "run.yaml", small_run(inputs, output_dir))).succeeded()
+    assert "48 steps are done already" in done.stdout
+    export = output_dir / "exports" / "step-000048"
+    assert done.status["result"]["export"] == str(export)
+    weights = "model.safetensors"
+    assert (export / weights).read_bytes() == (small.output_dir / "exports" / export.name / weights).read_bytes()

@@ -9,7 +9,9 @@ import pytest
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.evaluate.records import Sample, summarise, write_evaluation
+from raydpo.runtime.layout import Layout
 from raydpo.runtime.trainer import checkpoint_retention
+from raydpo.train.mark import mark_export
 
 pytestmark = pytest.mark.unit
 
@@ -47,10 +49,14 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_tho
         load_run_file(run_file, ["train.global_batch_size=12", "train.workers.count=5"])
 
 
-def test_the_best_is_taken_from_the_records_of_the_evaluations(run_file: Path, tmp_path: Path) -> None:
-    retention = checkpoint_retention(load_run_file(run_file, [BEST, *EVALUATED]).train, tmp_path / "evaluations")
+def test_the_best_is_taken_from_the_evaluations_of_the_runs_own_exports(run_file: Path, tmp_path: Path) -> None:
+    run = load_run_file(run_file, [BEST, *EVALUATED, f"output_dir={tmp_path}"])
+    layout = Layout(run)
+    retention = checkpoint_retention(run.train, layout, "mine")
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
-    for step, reward in ((20, 0.5), (40, 0.2)):
+    for step, reward, identity in ((20, 0.5, "mine"), (40, 0.2, "mine"), (60, 0.9, "another run's")):
+        layout.export(step).mkdir(parents=True)
+        mark_export(layout.export(step), identity=identity, step=step)
         samples = [Sample("p", "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
-        write_evaluation(summarise(step, "model", samples, seconds={}), tmp_path / "evaluations")
-    assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
+        write_evaluation(summarise(step, "model", samples, seconds={}), layout.evaluations)
+    assert retention.kept({10, 20, 40, 45, 50, 60, 65, 70}) == {20, 60, 65, 70}

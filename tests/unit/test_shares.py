@@ -1,0 +1,92 @@
+"""Laws of a worker's shares: every row of the plan comes, in its place and with its own tokens, or training ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from raydpo.objective import objectives
+from raydpo.runtime.shares import shares
+from raydpo.train.step import Share
+from tests.models import random_rows
+
+pytestmark = pytest.mark.unit
+
+STEPS, ROWS = 3, 4
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A feed that delivers these rows, three in a block."""
+
+    rows: Sequence[dict[str, Any]]
+
+    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+        for begin in range(0, len(self.rows), 3):
+            yield pa.Table.from_pylist(list(self.rows[begin : begin + 3]))
+
+
+def planned() -> list[dict[str, Any]]:
+    """What the feed brings for three steps of four rows each, two to a micro-batch."""
+    return [
+        {
+            "step": number // ROWS,
+            "micro": number % ROWS // 2,
+            "expected_id": row.row_id,
+            "rank_rows": ROWS,
+            "step_rows": ROWS,
+            "step_tokens": 9,
+            "ref_logps": [-1.0, -2.0],
+            "row_id": row.row_id,
+            "prompt_ids": row.prompt_ids,
+            "chosen_ids": row.completions[0],
+            "rejected_ids": row.completions[1],
+        }
+        for number, row in enumerate(random_rows(STEPS * ROWS, seed=0))
+    ]
+
+
+def delivered(rows: Sequence[dict[str, Any]], first: int = 0) -> list[Share]:
+    feed: Any = Feed(rows)
+    return list(shares(feed, objectives.dpo(beta=0.1), steps=range(first, STEPS), device=torch.device("cpu")))
+
+
+def test_a_share_holds_the_planned_rows_of_its_step() -> None:
+    rows = planned()
+    found = delivered(rows)
+    assert [share.step for share in found] == [0, 1, 2]
+    ids = [[row_id for micro in share.row_ids for row_id in micro] for share in found]
+    assert ids == [[row["row_id"].hex() for row in rows[i : i + ROWS]] for i in range(0, len(rows), ROWS)]
+    assert delivered([], first=STEPS) == [], "nothing is left to do"
+
+
+@pytest.mark.parametrize("kept", [0, ROWS, 2 * ROWS])
+def test_a_feed_that_ends_early_is_an_error_that_names_the_step(kept: int) -> None:
+    with pytest.raises(RuntimeError, match=rf"ended before step {kept // ROWS + 1} of {STEPS}"):
+        delivered(planned()[:kept])
+
+
+@pytest.mark.parametrize("lost", range(STEPS * ROWS))
+def test_a_row_that_does_not_come_is_missed(lost: int) -> None:
+    rows = planned()
+    del rows[lost]
+    with pytest.raises(RuntimeError, match=f"step {lost // ROWS + 1}: 3 rows came to this rank, and 4 were planned"):
+        delivered(rows)
+
+
+def test_a_step_out_of_turn_is_an_error() -> None:
+    rows = planned()
+    with pytest.raises(RuntimeError, match="delivered step 2 where step 1 was due"):
+        delivered(rows[ROWS:])
+
+
+def test_tokens_that_are_not_those_of_the_plan_are_an_error() -> None:
+    rows = planned()
+    rows[5]["chosen_ids"] = [*rows[5]["chosen_ids"], 1]
+    with pytest.raises(RuntimeError, match=f"step 2: .* came where row {rows[5]['row_id'].hex()} was planned"):
+        delivered(rows)
