@@ -177,7 +177,7 @@ class Desk:
         return reduce_sums({name: torch.tensor(float(value)) for name, value in mine.items()})
 
     def _record(self, metrics: Metrics) -> None:
-        line = json.dumps(metrics) + "\n"
+        line = json.dumps(metrics, allow_nan=False) + "\n"
         with room_for(len(line), self._metrics), self._metrics.open("a") as stream:
             stream.write(line)
         shown = {name: metrics[name] for name in ("loss", "rewards/accuracies", "mfu") if name in metrics}
