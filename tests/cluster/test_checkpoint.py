@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.cli import main
 from raydpo.train.commits import latest
+from raydpo.train.mark import read_mark
 from raydpo.train.state import WEIGHT, SavedState
 from tests.cluster.elastic import STEPS, Problem, Route, Stage, travel
 from tests.cluster.saving import WORLD, run_rank
@@ -160,3 +161,6 @@ def test_the_export_of_a_commit_is_its_model_in_plain_transformers(out: Path, tm
     assert all(np.array_equal(p.detach(), state.whole(WEIGHT, name)) for name, p in lm.named_parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab() == tiny_tokenizer().get_vocab()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    mark = read_mark(tmp_path / "model")
+    assert mark
+    assert (mark.identity, mark.step) == ("run", STEPS)
