@@ -9,6 +9,9 @@ from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.runtime.layout import Layout
 
+# Of Ray Train, below its storage path.
+_RAY_FILES = ("*/checkpoint_manager_snapshot.json", "*/.validate_storage_marker", "*/checkpoint_*/export.json")
+
 
 def refuse_own_output(run: RunFile, key: str, paths: Sequence[str]) -> None:
     """Raise UserError for an input in a directory of the run's own, where a stage may remove or replace it.
@@ -37,12 +40,8 @@ def _own_directories(run: RunFile) -> list[Path]:
     return own
 
 
-# Of Ray Train, below its storage path. What else lies there is not its own, and stays.
-_RAY_FILES = "*/checkpoint_manager_snapshot.json", "*/.validate_storage_marker", "*/checkpoint_*/export.json"
-
-
 def clear_ray_files(directory: Path) -> None:
-    """Remove what Ray Train has left in its storage directory, by the names that it gives."""
+    """Remove what Ray Train has left in its storage directory, by the names that it gives; all else stays."""
     for path in (path for pattern in _RAY_FILES for path in directory.glob(pattern)):
         path.unlink()
     below = sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True)  # the deepest first

@@ -183,7 +183,7 @@ class Desk:
         return reduce_sums({name: torch.tensor(float(value)) for name, value in mine.items()})
 
     def _record(self, line: Line, step: int) -> None:
-        text = json.dumps(line) + "\n"
+        text = json.dumps(line, allow_nan=False) + "\n"
         with room_for(len(text), self._metrics), self._metrics.open("a") as stream:
             stream.write(text)
         figures = ("loss", "rewards/accuracies", "mfu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from raydpo.config.errors import UserError
 from raydpo.train import commits
 from raydpo.train.buffers import copy_buffers, load_buffers
 from raydpo.train.commits import Commit, Cursor
+from raydpo.train.diverged import diverged
 from raydpo.train.engine import COLLECTIVE_TIMEOUT, Policy
 from raydpo.train.fragments import held, owned, spread_masters, torch_optimizer
 from raydpo.train.retention import Retention
@@ -72,15 +74,17 @@ class Saver:
     def copy(self, step: int) -> float:
         """Wait for the commit before and copy the state after `step` steps. Returns the seconds this took.
 
-        UserError, on every rank alike, when the commit before could not be written.
+        UserError, on every rank alike, when the commit before could not be written, and when the state is not finite.
         """
         begin = perf_counter()
         self._wait()
         policy = self._policy
+        stretches, scalars = _copy_state(policy)
+        _refuse_not_finite(step, stretches)
         cursor = Cursor(step, self._identity, policy.world_size, policy.engine.zero_optimization_stage())
         path = self._directory / f"step-{step:06d}.attempt-{self._attempt}"
         buffers = copy_buffers(policy.lm) if policy.rank == 0 else []
-        self._copied = Snapshot(path, cursor, *_copy_state(policy), buffers)
+        self._copied = Snapshot(path, cursor, stretches, scalars, buffers)
         return perf_counter() - begin
 
     def commit(self) -> None:
@@ -164,6 +168,13 @@ def _copy_state(policy: Policy) -> tuple[list[Stretch], dict[str, float]]:
         copies = {kind: each.of(t).to("cpu", copy=True).numpy() for kind, t in {WEIGHT: each.master, **tensors}.items()}
         stretches.append(Stretch(each.name, each.shape, each.start, copies))
     return stretches, scalars
+
+
+def _refuse_not_finite(step: int, stretches: Sequence[Stretch]) -> None:
+    """UserError, on every rank alike, where any rank's part of the state holds a NaN or an infinity."""
+    mine = next((found for stretch in stretches if (found := stretch.first_not_finite())), None)
+    if name := next(filter(None, _gather(mine)), None):
+        raise diverged(step, name)
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def set_aside(path: Path, broken: str) -> None:
 def clear(directory: Path) -> None:
     """Remove what a killed run has left half-written, and set aside what lost its manifest. Nobody may be writing."""
     standing = {commit.path for commit in commits(directory)}
-    for path in directory.glob("step-*"):
+    for path in directory.glob("step-*.attempt-*"):  # whatever has another name is not ours
         if path in standing:
             continue
         if (path / MARKER).exists():

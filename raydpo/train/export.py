@@ -15,6 +15,7 @@ from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.train.buffers import kept_buffers
+from raydpo.train.diverged import diverged
 from raydpo.train.engine import Policy
 from raydpo.train.mark import mark_export, remove_export
 from raydpo.train.room import room_for
@@ -35,11 +36,14 @@ def export_policy(
 
     identity and step, the run's and the steps done, go into the export's mark. The directory appears under its name
     only when the comparison has passed, and replaces an earlier export. Raises RuntimeError when it fails, and
-    UserError, on rank 0 alone, when there is no room, or where something stands that is no export.
+    UserError, on rank 0 alone, for weights that are not finite, when there is no room, or where something stands that
+    is no export.
     """
     state = _gather(policy)
     expected = policy.engine.module.token_logps(probe)
     if policy.rank == 0:
+        if broken := next((name for name, weight in state.items() if not weight.isfinite().all()), None):
+            raise diverged(step, broken)
         temporary = directory.with_name(f".{directory.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         with room_for(sum(weight.nbytes for weight in state.values()), temporary):

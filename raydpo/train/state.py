@@ -38,6 +38,14 @@ class Stretch:
         """Bytes of all kinds."""
         return sum(values.nbytes for values in self.values.values())
 
+    def first_not_finite(self) -> str | None:
+        """`<kind>/<parameter>` of the first values that hold a NaN or an infinity."""
+        for kind, values in self.values.items():
+            # The extremes tell, because a NaN is one of them wherever there is one; nothing is allocated.
+            if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+                return f"{kind}/{self.name}"
+        return None
+
 
 @dataclass(frozen=True)
 class Buffer:

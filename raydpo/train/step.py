@@ -14,6 +14,7 @@ from torch import Tensor
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.objective.objectives import Objective
+from raydpo.train.diverged import REMEDY
 
 if TYPE_CHECKING:
     from raydpo.train.engine import Policy
@@ -36,7 +37,7 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     DeepSpeed averages gradients over ranks, so each rank's part is scaled by the world size: the gradient is that of
     sum(losses) / normaliser, whatever the micro-batching and the number of ranks.
 
-    Raises UserError, on every rank alike, when the loss or the gradient norm is not finite.
+    Raises UserError, on every rank alike, when the loss, the gradient norm or any other metric is not finite.
     """
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
@@ -55,13 +56,15 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     grad_norm = policy.step()
     totals = reduce_sums(sums)
     loss = totals.pop("loss") / share.normaliser
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise _not_finite(share, row_losses, loss=loss, grad_norm=grad_norm)
     means = {name: total / share.num_rows for name, total in totals.items()}
-    return {"loss": loss, **means, "grad_norm": grad_norm, "learning_rate": lr}
+    metrics = {"loss": loss, **means, "grad_norm": grad_norm, "learning_rate": lr}
+    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if wrong:
+        raise _not_finite(share, row_losses, wrong)
+    return metrics
 
 
-def _not_finite(share: Share, row_losses: Sequence[Tensor], *, loss: float, grad_norm: float) -> UserError:
+def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:
     """Why training cannot go on. All ranks have the same sums, so all of them come here and exchange their rows."""
     mine = []
     for row_ids, losses in zip(share.row_ids, row_losses, strict=False):
@@ -70,11 +73,10 @@ def _not_finite(share: Share, row_losses: Sequence[Tensor], *, loss: float, grad
     torch.distributed.all_gather_object(by_rank, mine)
     rows = [f"rank {rank}: {', '.join(found[:8])}" for rank, found in enumerate(by_rank) if found]
     where = f"rows whose loss is not finite: {'; '.join(rows)}" if rows else "the loss of every row is finite"
+    figures = ", ".join(f"{name} {value:g}" for name, value in wrong.items())
     return UserError(
-        f"step {share.step + 1} has the loss {loss:g} and the gradient norm {grad_norm:g}; {where}. Nothing of this "
-        "step is saved; the last commit stands. Most often the learning rate or beta is too large: lower "
-        "train.optimizer.lr or raise warmup_steps, in another output_dir. If it is the first step, look at the model's "
-        "weights and at these rows."
+        f"step {share.step + 1} has figures that are not finite: {figures}; {where}. {REMEDY} If it is the first step, "
+        "look at these rows and their reference values."
     )
 
 

@@ -94,14 +94,18 @@ def save(saver: Saver, step: int) -> None:
     saver.commit()
 
 
-def train_one(policy: Policy, step: int) -> dict[str, Any]:
-    """One step over this rank's share of a fixed global batch; its metrics and row ids."""
+def train_one(policy: Policy, step: int, *, reference: float = -50.0) -> dict[str, Any]:
+    """One step over this rank's share of a fixed global batch; its metrics and row ids.
+
+    reference: the log-prob of every completion of this rank under the reference.
+    """
     rows = _rows()[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]
     tokens = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
     mine = split_microbatches(tokens, world_size=policy.world_size, budget=160)[policy.rank]
-    ref = torch.full((len(rows), 2), -50.0)
+    ref = torch.full((len(rows), 2), reference)
     batches = [make_batch([rows[i] for i in micro], ref[micro]) for micro in mine]
-    share = Share(step, batches, normaliser=GLOBAL_BATCH, num_rows=GLOBAL_BATCH)
+    row_ids = [[rows[i].row_id.hex() for i in micro] for micro in mine]
+    share = Share(step, batches, normaliser=GLOBAL_BATCH, num_rows=GLOBAL_BATCH, row_ids=row_ids)
     metrics = train_step(policy, share, objectives.dpo(beta=0.1), lr=LR)
     return {**metrics, "rows": sorted(rows[i].row_id for micro in mine for i in micro)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from raydpo.train import checkpoint, commits
 from raydpo.train.checkpoint import Saver
 from raydpo.train.commits import latest
 from raydpo.train.engine import Policy
+from raydpo.train.export import export_policy
+from raydpo.train.fragments import owned
 from raydpo.train.state import WEIGHT, SavedState, write_state
-from tests.cluster.elastic import Problem, join, make_saver, make_tiny_policy, save, train_one
+from tests.cluster.elastic import Problem, Stage, join, make_saver, make_tiny_policy, save, train_one
+from tests.helpers import tiny_tokenizer
+from tests.models import make_batch, random_rows
 
 WORLD = 2
 
@@ -40,6 +45,7 @@ def run_rank(rank: int, out: Path) -> None:
     seen["full"] = refused(policy, directory, full if rank == 1 else nullcontext())
     locked = mock.patch.object(commits, "write_text", side_effect=OSError(errno.EROFS, "Read-only file system"))
     seen["read-only"] = refused(policy, directory, locked if rank == 0 else nullcontext())
+    seen["not a number"] = {stage: diverging(out / f"zero{stage}", stage) for stage in (0, 2)}
     torch.save(seen, out / f"saw.rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -70,12 +76,46 @@ def slowly(saver: Saver, policy: Policy, directory: Path) -> dict[str, Any]:
 
 def refused(policy: Policy, directory: Path, failing: AbstractContextManager[Any]) -> tuple[str, int]:
     """What the save after one that cannot be written says, and the newest commit then."""
-    try:
+
+    def save_twice() -> None:
         with failing, make_saver(policy, directory) as saver:
             save(saver, 4)
             saver.copy(5)
+
+    return told(save_twice), newest(directory)
+
+
+def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
+    """What is said of a step in which one rank's reference is no number, and of weights that are none; what stands."""
+    directory.mkdir(exist_ok=True)
+    policy = make_tiny_policy(Problem(), Zero(stage=stage))
+    train_one(policy, 0)
+    with make_saver(policy, directory) as saver:
+        save(saver, 1)
+        step = told(lambda: train_one(policy, 1, reference=float("nan") if policy.rank else -50.0))
+    with make_saver(policy, directory) as saver:
+        if policy.rank:
+            fragment = owned(policy)[-1]
+            fragment.of(fragment.master)[-1] = float("inf")
+        commit = told(lambda: saver.copy(2))
+    weights_of = {name: parameter.detach() for name, parameter in policy.lm.named_parameters()}
+    weights_of["model.norm.weight"][0] = float("nan")
+    probe = make_batch(random_rows(2, seed=0))
+    export = None
+    if policy.rank == 0:  # which raises before the barrier that the others would wait at
+        export = told(
+            lambda: export_policy(policy, tiny_tokenizer(), directory / "export", probe=probe, identity="run", step=2)
+        )
+    left = sorted(path.name for path in directory.glob("*export*"))
+    return {"step": step, "commit": commit, "export": export, "left": left, "newest": newest(directory)}
+
+
+def told(work: Callable[[], Any]) -> str:
+    """What the user is told of work that cannot be done."""
+    try:
+        work()
     except UserError as error:
-        return str(error), newest(directory)
+        return str(error)
     raise AssertionError("nobody noticed")
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.cli import main
 from raydpo.train.commits import latest
+from raydpo.train.mark import read_mark
 from raydpo.train.state import WEIGHT, SavedState
 from tests.cluster.elastic import STEPS, Problem, Route, Stage, travel
 from tests.cluster.saving import WORLD, run_rank
@@ -134,6 +135,23 @@ def test_storage_that_fails_one_rank_is_the_same_refusal_on_all_and_leaves_the_l
     assert re.search(r"needs [\d,]+ bytes, and [\d,]+ are free", said)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_what_is_not_finite_ends_training_on_all_ranks_and_leaves_the_last_commit(
+    stage: int, saw: list[dict[str, Any]]
+) -> None:
+    first, second = (seen["not a number"][stage] for seen in saw)
+    for what in ("step", "commit", "newest", "left"):
+        assert first[what] == second[what]
+    assert re.match(r"step 2 has figures that are not finite: loss nan, .*grad_norm (nan|inf)", first["step"])
+    assert re.search(r"rows whose loss is not finite: rank 1: ([0-9a-f]{32}(, |\.)){4} ", first["step"] + " ")
+    assert re.match(
+        r"step 2 has left numbers that are not finite in weight/\S+\. Nothing of this step", first["commit"]
+    )
+    assert first["export"].startswith("step 2 has left numbers that are not finite in model.norm.weight. ")
+    assert first["left"] == []
+    assert first["newest"] == 1
+
+
 def test_the_export_of_a_commit_is_its_model_in_plain_transformers(out: Path, tmp_path: Path) -> None:
     route = CHANGING[0]
     assert main(["checkpoints", "export", str(out / str(route) / "checkpoints"), str(tmp_path / "model")]) == 0
@@ -143,3 +161,6 @@ def test_the_export_of_a_commit_is_its_model_in_plain_transformers(out: Path, tm
     assert all(np.array_equal(p.detach(), state.whole(WEIGHT, name)) for name, p in lm.named_parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab() == tiny_tokenizer().get_vocab()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    mark = read_mark(tmp_path / "model")
+    assert mark
+    assert (mark.identity, mark.step) == ("run", STEPS)

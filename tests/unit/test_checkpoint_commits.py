@@ -140,3 +140,12 @@ def test_a_garbled_marker_commits_nothing(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     (path / MARKER).write_text("")
     assert commits.newest(tmp_path) is None
+
+
+def test_tidying_up_leaves_what_no_run_has_written(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-000002.attempt-killed").mkdir()
+    mine = tmp_path / "step-by-step"
+    mine.mkdir()
+    commits.clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001.attempt-1", mine.name]

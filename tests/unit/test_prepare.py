@@ -21,6 +21,7 @@ from raydpo.data.tokens import TokenSettings
 from raydpo.runtime import prepare, readers
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
+from raydpo.runtime.own_files import clear_ray_files
 from raydpo.runtime.prepare import Source, Tokeniser, check_something_is_left, clear_tokens
 from raydpo.runtime.readers import never_ends_the_data, read_files
 from tests.models import save_tiny_model
@@ -193,3 +194,23 @@ def test_a_file_without_rows_among_others_is_said(tmp_path: Path, capsys: pytest
     tree = {"name": "a", "output_dir": str(tmp_path / "out"), "model": {"path": str(tmp_path)}}
     check_inputs(RunFile.model_validate(tree | {"data": {"train": [f"{tmp_path}/*.jsonl"]}}), "prepare")
     assert capsys.readouterr().out == f"data.train: {tmp_path}/b.jsonl holds no rows and is left out\n"
+
+
+def test_what_ray_train_leaves_goes_and_what_lies_beside_it_stays(tmp_path: Path) -> None:
+    group = tmp_path / "ray" / "group"
+    (group / "checkpoint_2026-11-27_20-51-25.112074").mkdir(parents=True)
+    of_ray = [
+        group / "checkpoint_manager_snapshot.json",
+        group / ".validate_storage_marker",
+        group / "checkpoint_2026-11-27_20-51-25.112074" / "export.json",
+    ]
+    mine = [tmp_path / "ray" / "pairs.jsonl", group / "notes.txt"]
+    for path in (*of_ray, *mine):
+        path.write_text("")
+    clear_ray_files(tmp_path / "ray")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
+    for path in mine:
+        path.unlink()
+    clear_ray_files(tmp_path / "ray")
+    assert list(tmp_path.iterdir()) == []
+    clear_ray_files(tmp_path / "absent")

@@ -1,0 +1,15 @@
+"""Training that has left the finite numbers, in the user's terms."""
+
+from __future__ import annotations
+
+from raydpo.config.errors import UserError
+
+REMEDY = (
+    "Nothing of this step is saved; the last commit stands. Most often the learning rate or beta is too large: lower "
+    "train.optimizer.lr or raise warmup_steps, in another output_dir."
+)
+
+
+def diverged(step: int, tensor: str) -> UserError:
+    """For a state, after so many steps, in which a tensor holds a NaN or an infinity."""
+    return UserError(f"step {step} has left numbers that are not finite in {tensor}. {REMEDY}")
