@@ -18,10 +18,11 @@ from raydpo.sample.limits import check_positions
 
 def check_inputs(run: RunFile, stage: str) -> None:
     """Raise UserError for anything a stage reads that is missing or of no use, before anything heavy is imported."""
+    if stage == "report":
+        return  # it reads what the others have left, also when models and data have gone
     model_directory(run.model.path)
     refuse_own_output(run, "model.path", [run.model.path])
-    if stage != "report":
-        check_tokenizer_files(run.model.path, needs_eos=run.data.append_eos)
+    check_tokenizer_files(run.model.path, needs_eos=run.data.append_eos)
     if run.reference.model:
         model_directory(run.reference.model)
         if run.reference.model != str(Layout(run).sft_export):  # which is the default, too

@@ -19,9 +19,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile, Timeouts, Train, Training
+from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
-from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.failures import FailureLog, final_refusal
@@ -29,6 +28,7 @@ from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.job import Job, work_on
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.lock import claim
+from raydpo.runtime.origin import Asked
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.preflight import EVALUATION_CPUS
@@ -62,7 +62,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         model=layout.start_model,
         objective=objective,
         directory=layout.train,
-        retention=checkpoint_retention(run.train, layout.evaluations),
+        retention=checkpoint_retention(run),
         exports=str(layout.exports / "step-{step:06d}"),
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
@@ -129,16 +129,17 @@ def _job(run: RunFile, training: Training, dataset: Dataset, *, directory: Path,
     return job, plan
 
 
-def checkpoint_retention(train: Train, evaluations: Path) -> Retention:
+def checkpoint_retention(run: RunFile) -> Retention:
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
+    train = run.train
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, evaluations, train.keep_best)
+    scores = partial(_scores, Asked(run), train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
-def _scores(evaluations: Path, metric: str) -> dict[int, float]:
-    intervals = {found.step: getattr(found, metric) for found in read_evaluations(evaluations)}
+def _scores(asked: Asked, metric: str) -> dict[int, float]:
+    intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
     return {step: interval.mean for step, interval in intervals.items() if interval}
 
 

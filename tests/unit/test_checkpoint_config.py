@@ -8,8 +8,12 @@ import pytest
 
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
+from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Sample, summarise, write_evaluation
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.origin import Asked
 from raydpo.runtime.trainer import checkpoint_retention
+from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +24,9 @@ BEST = "train.keep_best=reward"
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text("name: small\noutput_dir: out\nmodel: {path: model}\ndata: {train: [pairs.jsonl]}\n")
+    path.write_text(
+        f"name: small\noutput_dir: {tmp_path / 'out'}\nmodel: {{path: model}}\ndata: {{train: [pairs.jsonl]}}\n"
+    )
     return path
 
 
@@ -47,10 +53,15 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_tho
         load_run_file(run_file, ["train.global_batch_size=12", "train.workers.count=5"])
 
 
-def test_the_best_is_taken_from_the_records_of_the_evaluations(run_file: Path, tmp_path: Path) -> None:
-    retention = checkpoint_retention(load_run_file(run_file, [BEST, *EVALUATED]).train, tmp_path / "evaluations")
+def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: Path, tmp_path: Path) -> None:
+    run = load_run_file(run_file, [BEST, *EVALUATED])
+    retention = checkpoint_retention(run)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
+    today = vars(origin()) | Asked(run).of(0)
     for step, reward in ((20, 0.5), (40, 0.2)):
-        samples = [Sample("p", "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
-        write_evaluation(summarise(step, "model", samples, seconds={}), tmp_path / "evaluations")
+        samples = [Sample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
+        found = summarise(step, "model", samples, made_from=Origin(**today), seconds={})
+        write_evaluation(found, Layout(run).evaluations)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
+    other = checkpoint_retention(load_run_file(run_file, [BEST, *EVALUATED, "evaluate.scorer=length"]))
+    assert other.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "these are another scorer's"
