@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from raydpo.model.layout import backbone
+
 Bounds = tuple[tuple[int, ...], ...]
 
 # What families call the number of experts of a layer, and of those that a token goes to.
@@ -44,7 +46,7 @@ def forward_flops(lm: PreTrainedModel, bounds: Bounds) -> float | None:
 
 def _active_weights(lm: PreTrainedModel, config: PreTrainedConfig) -> float | None:
     """Elements of the matrices that one token is multiplied by, without embeddings and head."""
-    decoder = lm.get_decoder()  # the layers that see text; a model may have others, for images
+    decoder = backbone(lm)
     apart = {id(lm.get_output_embeddings().weight)}
     apart |= {id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)}
     shapes = {name: _shape(p) for name, p in decoder.named_parameters() if id(p) not in apart}

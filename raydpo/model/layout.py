@@ -10,6 +10,7 @@ Legend: R sequences of a prompt and one completion, L the longest, T packed toke
 from __future__ import annotations
 
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,27 @@ BACKENDS = {attention.NAME, flex.NAME}
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def may_pack(lm: PreTrainedModel) -> bool:
-    """Whether a model takes another attention at all. That it then computes the same is for a trial to show."""
-    layers = set(getattr(lm.config.get_text_config(), "layer_types", None) or [])
-    return bool(lm._supports_attention_backend) and layers <= KNOWN_LAYERS
+_why_padded: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+
+
+def packing_obstacle(lm: PreTrainedModel) -> str:
+    """Why a model takes no other attention; empty when it does. A trial shows whether it then computes the same."""
+    if not lm._supports_attention_backend:
+        return "it takes no attention but its own"
+    others = set(getattr(lm.config.get_text_config(), "layer_types", None) or []) - KNOWN_LAYERS
+    return f"it has layers of the kind {', '.join(sorted(others))}" if others else ""
+
+
+def use_packed(lm: PreTrainedModel, backend: str) -> PreTrainedModel:
+    """Have rows go through the model packed, with one of BACKENDS."""
+    lm.set_attn_implementation(backend)
+    return lm
+
+
+def use_padded(lm: PreTrainedModel, *, because: str) -> PreTrainedModel:
+    """Leave the model its own attention; the reason is for layout_name."""
+    _why_padded[lm] = because
+    return lm
 
 
 def is_packed(lm: PreTrainedModel) -> bool:
@@ -34,9 +52,18 @@ def is_packed(lm: PreTrainedModel) -> bool:
 
 
 def layout_name(lm: PreTrainedModel) -> str:
-    """For the log: how rows go through this model."""
+    """For the log: how rows go through this model, and why not faster."""
     own = lm.config._attn_implementation
-    return f"packed rows ({own})" if is_packed(lm) else f"padded sequences ({own}): exact, but slower than packed rows"
+    if is_packed(lm):
+        return f"packed rows ({own})"
+    return f"padded sequences ({own}), exact, but slower than packed rows: {_why_padded.get(lm, 'its own attention')}"
+
+
+def backbone(lm: PreTrainedModel) -> nn.Module:
+    """The layers from token ids to hidden states; a model may have others, for images."""
+    decoder = lm.get_decoder()
+    found: nn.Module = lm.model if decoder is lm else decoder  # Llama 4's text model takes itself for its decoder
+    return found
 
 
 def packed_states(backbone: nn.Module, batch: Batch) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from raydpo.config.errors import UserError, reason
 from raydpo.model.directory import model_directory
-from raydpo.model.trial import choose_layout
+from raydpo.model.trial import choose_layout, switch_off_dropout
 
 disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -26,14 +25,12 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
 
     Dropout is off because policy and reference must be the same function at step 0. Raises UserError when no model can
     be made of the directory, when weights are missing from the checkpoint or have other shapes (they would be random),
-    or when no layout gives the model's own log-probs.
+    and for what the trial finds (raydpo.model.trial).
     """
     model_directory(path)
     config = _read_config(path)
     _refuse_batch_dependent_rope(path, config)
-    # Before the modules are made: some keep the probability as a number of their own.
-    for name in [key for key in config.to_dict() if key.endswith(("dropout", "drop"))]:
-        setattr(config, name, 0.0)
+    _switch_off_dropout(config)
     try:
         lm, info = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
@@ -50,10 +47,15 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
     missing = set(info["missing_keys"])
     if missing:
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
-    for module in lm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return choose_layout(lm.to(device).eval(), name=path)
+    return choose_layout(switch_off_dropout(lm.to(device).eval()), name=path)
+
+
+def _switch_off_dropout(config: PreTrainedConfig) -> None:
+    """In the configuration, because some modules keep the number that they find there. The trial looks for the rest."""
+    for part in (config, config.get_text_config()):
+        for name, value in part.to_dict().items():
+            if "drop" in name and isinstance(value, float):  # hidden_dropout_prob, attn_pdrop, layerdrop
+                setattr(part, name, 0.0)
 
 
 def _read_config(path: str) -> PreTrainedConfig:

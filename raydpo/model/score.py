@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead, Loss, Scored
-from raydpo.model.layout import is_packed, packed_states, padded_states
+from raydpo.model.layout import backbone, is_packed, packed_states, padded_states
 
 
 class ScoringModel(nn.Module):
@@ -23,7 +23,7 @@ class ScoringModel(nn.Module):
 
     def __init__(self, lm: PreTrainedModel, *, fp32_head: bool = False) -> None:
         super().__init__()
-        self.backbone = lm.base_model
+        self.backbone = backbone(lm)
         softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
         self.head = CompletionHead(lm.get_output_embeddings(), softcap=softcap, fp32=fp32_head)
         self._states = packed_states if is_packed(lm) else padded_states
