@@ -1,38 +1,65 @@
-"""How far the policy has moved: the sequence KL between two models on given completions.
+"""How far the policy has moved: the KL between two models along given completions.
 
 Legend: M completion positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from raydpo.model.batch import Batch
+from raydpo.model.head import CompletionHead
 from raydpo.model.score import ScoringModel, sequence_logps
 
 CHUNK_POSITIONS = 256  # two sets of logits are held at once
 
 
-@torch.no_grad()
-def sequence_kl(policy: ScoringModel, ref: ScoringModel, batch: Batch) -> Tensor:
-    """Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)) per completion, shape [B, n], in nats (Rafailov et al. 2023, section 6.1).
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts at every completion position of some batches, in so little that the model itself may go.
 
-    Each step's KL is over the whole vocabulary, so on completions sampled from the policy this estimates the sequence
-    KL with less variance than log π/π_ref would, and it is never negative.
+    states: [M, D] for each batch, in main memory. The head makes the logits of them.
     """
-    states = policy.completion_states(batch), ref.completion_states(batch)
-    per_token = torch.cat(
-        [_token_kl(policy.head.logits(a), ref.head.logits(b)) for a, b in zip(*map(_chunked, states), strict=True)]
+
+    head: CompletionHead
+    states: list[Tensor]
+
+
+@torch.no_grad()
+def predict(model: ScoringModel, batches: Sequence[Batch]) -> Predictions:
+    """Run the model over every batch. To compare two models, load them one after the other."""
+    return Predictions(model.head, [model.completion_states(batch).cpu() for batch in batches])
+
+
+@torch.no_grad()
+def summed_kl(policy: Predictions, ref: Predictions, batches: Sequence[Batch]) -> list[Tensor]:
+    """Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)) of every completion, in nats; [B, n] for each batch.
+
+    Each token's KL is over the whole vocabulary, so on completions that are sampled from the policy this estimates the
+    sequence KL (Rafailov et al. 2023, section 6.1) with less variance than log π/π_ref would, and is never negative.
+
+    Give it float32 models: rounding moves the logits of two bfloat16 models in different directions, which adds to the
+    KL and never takes from it. Models of 2 to 30 layers that were 1e-4 nats apart over 16 tokens were 0.0007 to 0.007
+    apart in bfloat16, whatever the head was made in; cast to float32, the same weights gave the exact value.
+    """
+    return [
+        sequence_logps(torch.cat([_token_kl(policy.head, ref.head, *pair) for pair in _chunks(*states)]), batch)
+        for *states, batch in zip(policy.states, ref.states, batches, strict=True)
+    ]
+
+
+def _chunks(policy: Tensor, ref: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    return zip(policy.split(CHUNK_POSITIONS), ref.split(CHUNK_POSITIONS), strict=True)
+
+
+def _token_kl(policy: CompletionHead, ref: CompletionHead, policy_states: Tensor, ref_states: Tensor) -> Tensor:
+    """[m, D] twice -> [m]; clamped at 0, below which only rounding leads."""
+    log_p, log_q = (
+        head.logits(states.to(head.weight.device)).log_softmax(dim=1)
+        for head, states in ((policy, policy_states), (ref, ref_states))
     )
-    return sequence_logps(per_token, batch)
-
-
-def _chunked(states: Tensor) -> tuple[Tensor, ...]:
-    return states.split(CHUNK_POSITIONS)
-
-
-def _token_kl(policy_logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """[m, V] twice -> [m]; clamped at 0, below which only rounding leads."""
-    log_p, log_q = policy_logits.log_softmax(dim=1), ref_logits.log_softmax(dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).clamp_min(0)

@@ -23,7 +23,7 @@ from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
 from raydpo.evaluate.summary import reference_and_policy
 from raydpo.model.batch import Batch
-from raydpo.model.divergence import sequence_kl
+from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
@@ -83,11 +83,9 @@ class Evaluator:
         with timer("reward"):
             rewards = rate_each(run.evaluate.scorer, [p.text for p in prompts], [c.text for c in drawn])
         with timer("score"):
-            scoring = _Scoring(run, model)
-            scoring.confirm_sampler(model, prompts, drawn)
-            kl, pairs = np.zeros(len(prompts)), list[RankedPair]()
-            if step:
-                kl, pairs = scoring.summed_kl(prompts, drawn), scoring.ranked_pairs()
+            pairs = _confirmed_and_ranked(run, step, model, prompts, drawn)
+        with timer("kl"):
+            kl = _summed_kl(run, model, prompts, drawn) if step else np.zeros(len(prompts))
         samples = [
             Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
             for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
@@ -97,51 +95,55 @@ class Evaluator:
         return found
 
 
-class _Scoring:
-    """The policy's log-probs on its own samples and on held-out pairs, by the path that training uses."""
+def _confirmed_and_ranked(
+    run: RunFile, step: int, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
+) -> list[RankedPair]:
+    """The held-out pairs as the policy ranks them; none without any, or for the reference, whose rewards are all 0.
 
-    def __init__(self, run: RunFile, model: str) -> None:
-        self._run, self._budget = run, run.reference.tokens_per_batch
-        gpu = run.sampler.gpus > 0
-        self._device = torch.device("cuda" if gpu else "cpu")
-        self._policy = self._load(model)
+    Scored as training does. Raises UserError unless the samples come from the policy's weights.
+    """
+    policy = _load(run, model)
+    confirm_sampler(run, policy, model, prompts, drawn)
+    directory = Layout(run).held_out_tokens
+    if step == 0 or not (directory / MANIFEST).exists():
+        return []
+    check_same_tokenizer(run, "held_out", directory)
+    dataset = open_dataset(directory).with_reference(reference_store(run))
+    assert dataset.ref_logps is not None
+    rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
+    scored, _ = score_rows(policy, rows, budget=run.reference.tokens_per_batch, device=_device(run))
+    logps = np.asarray([[values.sum(dtype=np.float64) for values in row] for row in scored])
+    gains = logps - dataset.ref_logps
+    return [
+        RankedPair(tuple(row.prompt_ids), bool(chosen > rejected))
+        for row, (chosen, rejected) in zip(rows, gains, strict=True)
+    ]
 
-    def _load(self, path: str) -> ScoringModel:
-        settings = self._run.model
-        return ScoringModel(load_model(path, dtype=settings.dtype, device=self._device), fp32_head=settings.fp32_head)
 
-    def confirm_sampler(self, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> None:
-        """Raise UserError unless the samples come from the policy's weights."""
-        confirm_sampler(self._run, self._policy, model, prompts, drawn)
+def _summed_kl(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
+    """The KL to the reference, summed over the tokens of every sample, shape [prompts], in nats.
 
-    def summed_kl(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
-        """The KL to the reference, summed over the tokens of every sample, shape [prompts], in nats."""
-        ref = self._load(Layout(self._run).reference_model)
-        rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
-        lengths = np.asarray([len(r.prompt_ids) + len(r.completions[0]) for r in rows])
-        values = np.empty(len(rows))
-        [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(self._budget, int(lengths.max())))
-        for members in micro_batches:
-            batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=self._device)
-            values[members] = sequence_kl(self._policy, ref, batch)[:, 0].cpu().numpy()
-        return values
+    Of the weights as model.dtype holds them, but computed in float32, see raydpo.model.divergence. One model at a time
+    is in memory.
+    """
+    rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
+    lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
+    budget = max(run.reference.tokens_per_batch, int(lengths.max()))
+    [members] = split_microbatches(lengths, world_size=1, budget=budget)
+    batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=_device(run)) for some in members]
+    policy, ref = (predict(_load(run, path).float(), batches) for path in (model, Layout(run).reference_model))
+    values = np.empty(len(rows))
+    for some, kl in zip(members, summed_kl(policy, ref, batches), strict=True):
+        values[some] = kl[:, 0].cpu().numpy()
+    return values
 
-    def ranked_pairs(self) -> list[RankedPair]:
-        """Every held-out pair; none without held-out pairs."""
-        directory = Layout(self._run).held_out_tokens
-        if not (directory / MANIFEST).exists():
-            return []
-        check_same_tokenizer(self._run, "held_out", directory)
-        dataset = open_dataset(directory).with_reference(reference_store(self._run))
-        assert dataset.ref_logps is not None
-        rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
-        scored, _ = score_rows(self._policy, rows, budget=self._budget, device=self._device)
-        logps = np.asarray([[values.sum(dtype=np.float64) for values in row] for row in scored])
-        gains = logps - dataset.ref_logps
-        return [
-            RankedPair(tuple(row.prompt_ids), bool(chosen > rejected))
-            for row, (chosen, rejected) in zip(rows, gains, strict=True)
-        ]
+
+def _load(run: RunFile, path: str) -> ScoringModel:
+    return ScoringModel(load_model(path, dtype=run.model.dtype, device=_device(run)), fp32_head=run.model.fp32_head)
+
+
+def _device(run: RunFile) -> torch.device:
+    return torch.device("cuda" if run.sampler.gpus else "cpu")
 
 
 class _Timer:

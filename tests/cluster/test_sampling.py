@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import ray
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding, RunFile, Sampler
-from raydpo.data.prompts import Prompt
+from raydpo.data.prompts import Prompt, read_prompts
+from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.runtime import rewards
 from raydpo.runtime.cluster import user_errors
-from raydpo.runtime.evaluation import Evaluator
+from raydpo.runtime.evaluation import Evaluator, evaluate_exports
+from raydpo.runtime.origin import Asked
 from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.rewards import Group, rate_each, reward_process
 from raydpo.runtime.sampling import Drawing, Samplers
 from raydpo.sample.engine import Completion
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import whole_run
+from tests.models import exact, exact_logps, make_row
 
 pytestmark = pytest.mark.cluster
 
@@ -94,6 +101,29 @@ class OtherWeights(Samplers):
             yield call, [[answer] * drawing.n for _ in drawing.members(call)]
 
 
+class OwnWeights(Samplers):
+    """Samplers that draw by the model that is asked for: its likeliest tokens."""
+
+    def __init__(self) -> None:
+        super().__init__([], Sampler())
+
+    def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
+        lm = AutoModelForCausalLM.from_pretrained(drawing.model, dtype=torch.float32)
+        for call in calls:
+            yield call, [[_likeliest(lm, prompt.ids)] for prompt in drawing.members(call)]
+
+
+@torch.no_grad()
+def _likeliest(lm: PreTrainedModel, prompt: Sequence[int], tokens: int = 8) -> Completion:
+    ids = list(prompt)
+    logps: list[float] = []
+    for _ in range(tokens):
+        logp, token = lm(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=0).max(dim=0)
+        ids.append(int(token))
+        logps.append(float(logp))
+    return Completion(ids[len(prompt) :], f"text of {ids[-1]}", "length", tuple(logps))
+
+
 def asked(inputs: Path, output_dir: Path, *sections: str) -> RunFile:
     tree = whole_run(inputs, output_dir)
     unused: Sequence[str] = [name for name in ("sft", "sample", "evaluate") if name not in sections]
@@ -116,3 +146,46 @@ def test_samples_of_other_weights_are_not_kept(inputs: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="the sampler does not hold the weights of"), user_errors():
         sample_pairs(run, OtherWeights())
     assert not [path for path in tmp_path.rglob("*") if path.stem.isdigit() or path.suffix == ".jsonl"]
+
+
+def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    assert run.evaluate
+    evaluate_exports(run, OwnWeights())
+    [by_letters] = Asked(run).records().valid
+    evaluate_exports(run, OwnWeights())
+    assert capsys.readouterr().out.count("evaluating step 0") == 1
+    other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"scorer": "length"})})
+    evaluate_exports(other, OwnWeights())
+    assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
+    [by_words] = Asked(other).records().valid
+    assert by_words.reward != by_letters.reward
+    assert by_words.samples[0].completion == by_letters.samples[0].completion
+
+
+def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_rounding(
+    inputs: Path, tmp_path: Path
+) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    run = run.model_copy(update={"model": run.model.model_copy(update={"dtype": "bfloat16"})})
+    assert run.evaluate
+    policy = tmp_path / "policy"
+    shutil.copytree(run.model.path, policy)
+    unmoved = Evaluator(run, OwnWeights()).evaluate(5, str(policy))
+    assert {sample.summed_kl for sample in unmoved.samples} == {0.0}
+    ref = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.bfloat16)
+    moved = deepcopy(ref)
+    with torch.no_grad():
+        for weights in moved.parameters():
+            weights *= 1.01
+    moved.save_pretrained(policy)
+    found = Evaluator(run, OwnWeights()).evaluate(5, str(policy))
+    prompts = read_prompts(run.evaluate.prompts, "prompt", load_row_tokenizer(str(policy)), limit=run.evaluate.limit)
+    drawn = OwnWeights().sample(str(policy), prompts, run.evaluate.decoding, n=1, seed=0)
+    with torch.no_grad():
+        for sample, prompt, [completion] in zip(found.samples, prompts, drawn, strict=True):
+            row = make_row(prompt.ids, completion.ids)
+            [p], [q] = exact_logps(exact(moved), row), exact_logps(exact(ref), row)
+            assert sample.summed_kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=0.01)

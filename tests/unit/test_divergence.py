@@ -1,4 +1,4 @@
-"""Laws of the sequence KL."""
+"""Laws of the KL along completions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from raydpo.data.tokens import TokenRow
 from raydpo.model import divergence
-from raydpo.model.divergence import sequence_kl
+from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.score import ScoringModel
 from tests.models import exact, exact_logps, make_batch, make_row, random_rows, tiny_llama
 
@@ -18,18 +18,34 @@ pytestmark = pytest.mark.unit
 SHORT = [make_row([5], [7], [8]), make_row([5, 6], [9, 10, 11], [12])]
 
 
-def _moved(by: float) -> LlamaForCausalLM:
+def _moved(by: float, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     """The tiny model with every weight moved by a normal draw of this standard deviation."""
-    lm = tiny_llama()
+    lm = tiny_llama(dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in lm.parameters():
-            p += by * torch.randn(p.shape, generator=generator)
+            p += (by * torch.randn(p.shape, generator=generator)).to(dtype)
     return lm
 
 
-def _kl(policy: LlamaForCausalLM, ref: LlamaForCausalLM, n: int = 2) -> Tensor:
-    return sequence_kl(ScoringModel(policy), ScoringModel(ref), make_batch(random_rows(6, seed=3, completions=n)))
+def _of_rows(policy: LlamaForCausalLM, ref: LlamaForCausalLM, rows: list[TokenRow]) -> Tensor:
+    batches = [make_batch(rows)]
+    [kl] = summed_kl(predict(ScoringModel(policy), batches), predict(ScoringModel(ref), batches), batches)
+    return kl
+
+
+def _kl(policy: LlamaForCausalLM, ref: LlamaForCausalLM) -> Tensor:
+    return _of_rows(policy, ref, random_rows(6, seed=3))
+
+
+def _exact_kl(policy: LlamaForCausalLM, ref: LlamaForCausalLM, rows: list[TokenRow]) -> Tensor:
+    """The same in float64, a completion at a time, by transformers' own forward pass."""
+    expected = torch.zeros(len(rows), len(rows[0].completions), dtype=torch.float64)
+    with torch.no_grad():
+        for i, row in enumerate(rows):
+            both = zip(exact_logps(exact(policy), row), exact_logps(exact(ref), row), strict=True)
+            expected[i] = torch.stack([(p.exp() * (p - q)).sum() for p, q in both])
+    return expected
 
 
 def test_a_model_does_not_diverge_from_itself() -> None:
@@ -39,13 +55,26 @@ def test_a_model_does_not_diverge_from_itself() -> None:
 @pytest.mark.parametrize("rows", [SHORT, random_rows(6, 3, 1), random_rows(4, 3, 4)], ids=["short", "1", "4"])
 def test_the_kl_is_the_sum_over_steps_of_the_kl_over_the_vocabulary(rows: list[TokenRow]) -> None:
     policy, ref = _moved(0.05), tiny_llama()
-    actual = sequence_kl(ScoringModel(policy), ScoringModel(ref), make_batch(rows))
-    expected = torch.zeros(len(rows), len(rows[0].completions), dtype=torch.float64)
-    with torch.no_grad():
-        for i, row in enumerate(rows):
-            both = zip(exact_logps(exact(policy), row), exact_logps(exact(ref), row), strict=True)
-            expected[i] = torch.stack([(p.exp() * (p - q)).sum() for p, q in both])
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(_of_rows(policy, ref, rows).double(), _exact_kl(policy, ref, rows), rtol=1e-4, atol=1e-5)
+
+
+def test_float32_gives_the_kl_of_bfloat16_weights_where_bfloat16_gives_its_own_rounding() -> None:
+    """As small as after a few steps of training."""
+    rows = random_rows(6, seed=3)
+    ref = tiny_llama(dtype=torch.bfloat16)
+    policy = _moved(1e-4, torch.bfloat16)
+    expected = _exact_kl(policy, ref, rows).mean()
+    assert 0 < expected < 1e-3, "no test of a small KL"
+    assert _of_rows(policy, ref, rows).mean() > 3 * expected, "which is why it is not made in bfloat16"
+    in_float32 = _of_rows(policy.float(), ref.float(), rows).double().mean()
+    torch.testing.assert_close(in_float32, expected, rtol=0.01, atol=0)
+
+
+def test_batches_are_taken_one_by_one() -> None:
+    policy, ref, rows = ScoringModel(_moved(0.05)), ScoringModel(tiny_llama()), random_rows(6, seed=3)
+    batches = [make_batch(rows[:2]), make_batch(rows[2:])]
+    parts = summed_kl(predict(policy, batches), predict(ref, batches), batches)
+    torch.testing.assert_close(torch.cat(parts), _of_rows(_moved(0.05), tiny_llama(), rows), rtol=1e-5, atol=1e-6)
 
 
 def test_the_kl_is_not_symmetric() -> None:
