@@ -75,7 +75,7 @@ def operations(lengths: Ints) -> NDArray[np.float64]:
     with torch.device("meta"):
         lm = LlamaForCausalLM(smollm_config())
     ends = np.cumsum(lengths, axis=1).tolist()
-    return np.asarray([forward_flops(lm, ((0, *row),)) for row in ends])
+    return np.asarray([forward_flops(lm, ((0, *row),)) for row in ends], dtype=np.float64)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ least arithmetic (raydpo.model.flops) and the matrix product measured in the sam
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def measure(model: Path, shape: Shape, dtype: str, *, pairs: int, rounds: int) -
         for name, work in works.items():
             times[name].append(busy_seconds(work))
     busy = {name: statistics.median(values) for name, values in times.items()}
-    flops = 3 * forward_flops(packed.lm, packed.bounds)
+    flops = 3 * (forward_flops(packed.lm, packed.bounds) or math.nan)
     mfu = flops / device_seconds(busy["packed"]) / statistics.median(ceilings)
     return (
         f"| {dtype} | {shape.title} | {busy['padded']:.1f} / {busy['packed']:.1f} "

@@ -9,6 +9,7 @@ of interleaved rounds, behind one round that warms up.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -48,7 +49,8 @@ def measure(shape: Shape, dtype: str, options: argparse.Namespace, scratch: Path
         vllm.close()
     busy = {name: statistics.median(a.busy for a in rounds[1:]) for name, rounds in answers.items()}
     ours = np.asarray(answers[PACKED][0].logps)
-    flops, ceiling, tokens = forward_flops(packed.lm, packed.bounds), statistics.median(ceilings), real_tokens(rows)
+    flops = forward_flops(packed.lm, packed.bounds) or math.nan
+    ceiling, tokens = statistics.median(ceilings), real_tokens(rows)
     lines = [
         f"{shape.title}, {dtype}: {len(rows)} pairs, {tokens} tokens with every prompt once",
         "",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -99,7 +100,8 @@ def compare(shape: Shape, dtype: str, options: argparse.Namespace, scratch: Path
     reference = write_other_weights(model, scratch / "reference", dtype=dtype)
     task = Task(str(scratch / "pairs.jsonl"), str(model), str(reference), dtype, scratch=str(scratch))
     with torch.device("meta"):
-        flops = 3 * forward_flops(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)), bounds)
+        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    flops = 3 * (forward_flops(lm, bounds) or math.nan)
     ceilings = []
     with ExitStack() as stack:
         contenders = _start(task, options.zero)

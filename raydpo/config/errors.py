@@ -14,3 +14,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return self._message
+
+
+def reason(error: Exception) -> str:
+    """What a library's exception says, on one line: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from raydpo.config.errors import UserError
 from raydpo.model.finite import check_finite
 
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # as architectures call it
 _TEXT_FILES = ["*token*", "vocab.*", "merges.txt", "*.jinja", "generation_config.json"]
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -40,12 +42,33 @@ def model_directory(path: str) -> Path:
 
 def model_config(path: str) -> dict[str, Any]:
     """config.json of a model. Raises UserError where it cannot be read."""
-    file = model_directory(path) / "config.json"
+    return read_json_object(model_directory(path) / "config.json")
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config.json that describes the language model; models of several kinds of input nest it."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def positions(config: Mapping[str, Any]) -> int | None:
+    """How many positions a config.json says the model has; None where it does not say."""
+    text = text_config(config)
+    known = [text[name] for name in _POSITIONS if isinstance(text.get(name), int)]
+    return min(known, default=None)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """A JSON object of a model's directory. Raises UserError where the file is none, or cannot be read."""
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); copy or export the model again, whole.") from error
-    return config
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or copy it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error}); copy it again, whole.") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} is not a JSON object; copy it again, whole.")
+    return tree
 
 
 def weights_digest(path: str) -> str:
@@ -72,7 +95,7 @@ def _version(file: Path) -> tuple[Path, int, int]:
 def _digest(versions: tuple[tuple[Path, int, int], ...]) -> str:
     """Of the configuration, which comes first, and the weight files."""
     configuration, *files = [file for file, *_ in versions]
-    config = json.loads(configuration.read_text())
+    config = read_json_object(configuration)
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
     for file in files:

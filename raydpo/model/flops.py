@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,16 +13,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 Bounds = tuple[tuple[int, ...], ...]
 
+# What families call the number of experts of a layer, and of those that a token goes to.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS_USED = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
 
-def forward_flops(lm: PreTrainedModel, bounds: Bounds) -> float:
-    """The least floating-point operations of one forward pass over packed rows.
+
+def forward_flops(lm: PreTrainedModel, bounds: Bounds) -> float | None:
+    """The least floating-point operations of one forward pass over packed rows; None where they are not known.
 
     Each prompt is read once and the head sees completion positions only; attention counts the pairs of positions that
-    the causal layout allows. A multiply-add is two operations. Training is three times this.
+    the causal layout allows; of experts only those count that a token goes to; a recurrence counts as its matrices. A
+    multiply-add is two operations. Training is three times this. Not known: layers or experts that the configuration
+    describes in words of its own (RWKV, xLSTM, DBRX).
     """
-    head = lm.get_output_embeddings().weight
-    apart = {id(head), *(id(m.weight) for m in lm.modules() if isinstance(m, nn.Embedding))}
-    matrices = sum(_numel(p) for p in lm.parameters() if p.dim() > 1 and id(p) not in apart)
+    config = lm.config.get_text_config()
+    matrices, attention = _active_weights(lm, config), _attention_widths(config)
+    if matrices is None or attention is None:
+        return None
     tokens = attended = completion = 0
     for prompt, first, *later in bounds:
         p, starts = first - prompt, (first, *later)
@@ -29,18 +38,59 @@ def forward_flops(lm: PreTrainedModel, bounds: Bounds) -> float:
         attended += p * (p + 1) // 2
         for length in (b - a for a, b in pairwise(starts)):
             attended += length * p + length * (length + 1) // 2
-    attention = 2.0 * lm.config.num_hidden_layers * _attention_width(lm.config) * attended  # scores, and sums of values
-    return 2.0 * (matrices * tokens + _numel(head) * completion + attention)
+    head = math.prod(_shape(lm.get_output_embeddings().weight))
+    return 2.0 * (matrices * tokens + head * completion + 2.0 * attention * attended)  # scores, and sums of values
 
 
-def _attention_width(config: PreTrainedConfig) -> int:
+def _active_weights(lm: PreTrainedModel, config: PreTrainedConfig) -> float | None:
+    """Elements of the matrices that one token is multiplied by, without embeddings and head."""
+    decoder = lm.get_decoder()  # the layers that see text; a model may have others, for images
+    apart = {id(lm.get_output_embeddings().weight)}
+    apart |= {id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)}
+    shapes = {name: _shape(p) for name, p in decoder.named_parameters() if id(p) not in apart}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
+    routed = sum(size for name, size in sizes.items() if "experts" in name.split("."))
+    if routed == 0:
+        return sum(sizes.values())
+    used, experts = _number(config, EXPERTS_USED), _number(config, EXPERTS)
+    if used is None or experts is None:
+        return None
+    return sum(sizes.values()) - routed + routed * used / experts
+
+
+def _attention_widths(config: PreTrainedConfig) -> float | None:
+    """Query heads times head size, summed over the layers that compare positions with each other."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    layers = _number(config, ["num_hidden_layers"]) if kinds is None else sum(map(_compares_positions, kinds))
+    if layers == 0:
+        return 0.0
+    width = _attention_width(config)
+    return None if layers is None or width is None else layers * width
+
+
+def _compares_positions(kind: str) -> bool:
+    return kind.startswith("hybrid") or ("attention" in kind and kind != "linear_attention")
+
+
+def _attention_width(config: PreTrainedConfig) -> float | None:
     """Query heads times head size, which some models choose apart from the hidden size."""
-    heads = int(config.num_attention_heads)
-    return heads * int(config.to_dict().get("head_dim") or config.hidden_size // heads)
+    heads, hidden = _number(config, ["num_attention_heads"]), _number(config, ["hidden_size"])
+    if heads is None or hidden is None:
+        return None
+    keys, values = _number(config, ["qk_head_dim"]), _number(config, ["v_head_dim"])
+    if keys and values:  # DeepSeek's latent attention has heads of two sizes
+        return heads * (keys + values) / 2
+    return float(heads * (_number(config, ["head_dim"]) or hidden // heads))
 
 
-def _numel(parameter: nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor in its place
+def _number(config: PreTrainedConfig, names: Sequence[str]) -> int | None:
+    """The first of these settings that is there and is one number for all layers."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor in its place
 
 
 def matmul_ceiling(dtype: torch.dtype, device: torch.device | str) -> float:

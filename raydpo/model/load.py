@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from raydpo.config.errors import UserError
+from raydpo.config.errors import UserError, reason
 from raydpo.model.directory import model_directory
 from raydpo.model.trial import choose_layout
 
@@ -24,21 +24,29 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """A causal language model with every dropout off, and packed attention where that is exact.
 
-    Dropout is off because policy and reference must be the same function at step 0. Raises UserError when weights are
-    missing from the checkpoint (they would be random) or no layout gives the model's own log-probs.
+    Dropout is off because policy and reference must be the same function at step 0. Raises UserError when no model can
+    be made of the directory, when weights are missing from the checkpoint or have other shapes (they would be random),
+    or when no layout gives the model's own log-probs.
     """
     model_directory(path)
-    config = AutoConfig.from_pretrained(path)
+    config = _read_config(path)
     _refuse_batch_dependent_rope(path, config)
     # Before the modules are made: some keep the probability as a number of their own.
     for name in [key for key in config.to_dict() if key.endswith(("dropout", "drop"))]:
         setattr(config, name, 0.0)
     try:
         lm, info = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=DTYPES[dtype], output_loading_info=True
+            path, config=config, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"model {path!r} has no readable weights; export it again, whole ({error}).") from error
+    except Exception as error:  # a configuration of other people's, to code of other people's: anything may come out
+        raise _unusable(path, error) from error
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"model {path!r}: {name} has the shape {tuple(found)}, and by its config.json it should have "
+            f"{tuple(expected)}; copy or export the model again, whole."
+        )
     missing = set(info["missing_keys"])
     if missing:
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
@@ -46,6 +54,19 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return choose_layout(lm.to(device).eval(), name=path)
+
+
+def _read_config(path: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except Exception as error:  # transformers checks the values, each family in its own way
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str, error: Exception) -> UserError:
+    return UserError(
+        f"model {path!r} cannot be loaded as its config.json says ({reason(error)}); copy or export it again, whole."
+    )
 
 
 def _refuse_batch_dependent_rope(path: str, config: PreTrainedConfig) -> None:

@@ -6,7 +6,7 @@ from datetime import date
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from raydpo.config.errors import UserError
+from raydpo.config.errors import UserError, reason
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.model.tokenizer_files import check_tokenizer_files, stop_ids
 
@@ -18,7 +18,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # reads files of other people's making, in Rust and Python: anything may come out
         raise UserError(
-            f"model {path!r}: its tokenizer cannot be loaded ({type(error).__name__}: {_first_line(error)}); save it "
+            f"model {path!r}: its tokenizer cannot be loaded ({reason(error)}); save it "
             "again with save_pretrained of the transformers that can load it."
         ) from error
 
@@ -30,7 +30,3 @@ def load_row_tokenizer(path: str, day: date | None = None) -> RowTokenizer:
         return RowTokenizer(tokenizer, stop_ids=stop_ids(path), day=day)
     except UserError as error:
         raise UserError(f"model {path!r}: {error}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

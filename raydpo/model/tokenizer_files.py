@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from raydpo.config.errors import UserError
-from raydpo.model.directory import model_directory
+from raydpo.model.directory import model_directory, read_json_object, text_config
 
 # Each of these alone makes a tokenizer; the rest are settings beside it.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
@@ -34,7 +33,7 @@ def check_tokenizer_files(path: str, *, needs_eos: bool = False) -> None:
             f"model {path!r} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy the tokenizer's files beside "
             "its config.json, or save it there with save_pretrained."
         )
-    trees = {file.name: _json_object(file) for file in _matching(directory, (*_VOCABULARIES, *_SETTINGS), ".json")}
+    trees = {file.name: read_json_object(file) for file in _matching(directory, (*_VOCABULARIES, *_SETTINGS), ".json")}
     whole = trees.get("tokenizer.json")
     if whole is not None and not isinstance(whole.get("model"), dict):
         raise UserError(f"{directory / 'tokenizer.json'} describes no tokenizer; save it again with save_pretrained.")
@@ -58,7 +57,7 @@ def tokenizer_digest(path: str) -> str:
     for file in _matching(directory, (*_VOCABULARIES, *_SETTINGS)):
         content = file.read_bytes()
         if file.name == "tokenizer_config.json":
-            tree = _json_object(file)
+            tree = read_json_object(file)
             kept = {key: value for key, value in tree.items() if key not in _VOLATILE}
             content = json.dumps(kept, sort_keys=True).encode()
         digest.update(f"{file.relative_to(directory)} {len(content)} ".encode())
@@ -77,8 +76,8 @@ def stop_ids(path: str) -> list[int]:
         file = directory / name
         if not file.is_file():
             continue
-        tree = _json_object(file)
-        said = tree.get("eos_token_id", (tree.get("text_config") or {}).get("eos_token_id"))
+        tree = read_json_object(file)
+        said = tree.get("eos_token_id", text_config(tree).get("eos_token_id"))
         if said is None:
             continue
         ids = said if isinstance(said, list) else [said]
@@ -91,13 +90,3 @@ def stop_ids(path: str) -> list[int]:
 def _matching(directory: Path, patterns: tuple[str, ...], suffix: str = "") -> list[Path]:
     found = {file for pattern in patterns for file in directory.glob(pattern) if file.is_file()}
     return sorted(file for file in found if file.name.endswith(suffix))
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); copy it again, whole.") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} is not a JSON object; copy it again, whole.")
-    return tree

@@ -28,7 +28,7 @@ class Scores:
 
     table: pa.Table  # reference.shard.SCHEMA
     tokens: int
-    flops: float  # that the tokens need at least
+    flops: float | None  # that the tokens need at least; None where that is not known
 
 
 class ReferenceModel:

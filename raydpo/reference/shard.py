@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -35,7 +37,8 @@ SCHEMA = pa.schema(
 )
 SUMS = ["row_id", "chosen_logps", "rejected_logps"]
 
-_ATTEMPTS = 5
+_ATTEMPTS = 10
+_PAUSE_S = 0.01  # at most, before the first new attempt; then twice as long each time
 _BLOCK = 1 << 22
 
 # (address, size, time, sha256) of the shards that this process has found whole: hashing reads every byte, tokens
@@ -68,7 +71,8 @@ def commit_shard(place: Place, table: pa.Table, *, key: str, source: Source) -> 
 
     Two writers of the same rows may hold different bytes (another machine rounds differently, another setting keeps no
     tokens), and one's marker may land beside the other's shard. So each goes on until a whole shard reads back: the
-    last to write sees the mixture, if there is one, and ends it.
+    last to write sees the mixture, if there is one, and ends it. Many writers in step would go on disturbing each
+    other, so each waits for a random moment before it writes again.
 
     ValueError for a value that is missing or not finite, never a 0. OSError when the place cannot be written.
     """
@@ -82,11 +86,13 @@ def commit_shard(place: Place, table: pa.Table, *, key: str, source: Source) -> 
     sha256 = hashlib.sha256(content).hexdigest()
     marker = Marker(key, table.num_rows, content.size, sha256, source, verified=source == "computed")
     name = shard_name(table["row_id"], source)
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         try:
             check_shard(place, name, key=key)
             return name
         except Damage:
+            if attempt:
+                time.sleep(random.uniform(0, _PAUSE_S * 2**attempt))
             place.write(f"{name}.parquet", content)
             write_marker(place, name, marker)
     check_shard(place, name, key=key)

@@ -2,47 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
+from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
-from raydpo.model.directory import model_config, model_directory
+from raydpo.model.directory import model_config
+from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
 from raydpo.runtime.provenance import check_prepared
 from raydpo.sample.limits import check_positions
 
+Check = Callable[[], object]
+
 
 def check_inputs(run: RunFile, stage: str) -> None:
-    """Raise UserError for anything a stage reads that is missing or of no use, before anything heavy is imported."""
-    model_directory(run.model.path)
-    refuse_own_output(run, "model.path", [run.model.path])
-    if stage != "report":
-        check_tokenizer_files(run.model.path, needs_eos=run.data.append_eos)
-    if run.reference.model:
-        model_directory(run.reference.model)
-        if run.reference.model != str(Layout(run).sft_export):  # which is the default, too
-            refuse_own_output(run, "reference.model", [run.reference.model])
+    """Raise UserError for the first thing that a stage reads and that is missing or of no use."""
+    for check in input_checks(run, stage):
+        check()
+
+
+def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
+    """All that must hold of what a stage reads. Each raises UserError, and needs none of the others to have passed."""
+    yield from _model_checks(run, stage)
     if stage in ("sft", "run") and run.sft:
-        _check_files(run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
+        yield partial(_check_files, run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
-        check_scorer(run.sample.scorer)
-        _check_files(run, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
+        yield partial(check_scorer, run.sample.scorer)
+        yield partial(_check_files, run, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
     if stage in ("evaluate", "train", "run") and run.evaluate:
-        check_scorer(run.evaluate.scorer)
-        _check_files(run, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
+        yield partial(check_scorer, run.evaluate.scorer)
+        yield partial(_check_files, run, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("prepare", "run") and run.data.train:
         columns = run.data.columns
         fields = pair_fields(columns.prompt, columns.chosen, columns.rejected)
-        _check_files(run, "data.train", run.data.train, fields)
-        _check_files(run, "data.held_out", run.data.held_out, fields)
+        yield partial(_check_files, run, "data.train", run.data.train, fields)
+        yield partial(_check_files, run, "data.held_out", run.data.held_out, fields)
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
-        check_positions(run.model.path, model_config(run.model.path), run.sampler)
+        yield partial(_check_positions, run)
     if stage in ("precompute", "train"):
-        check_prepared(run)
+        yield partial(check_prepared, run)
+
+
+def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
+    start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
+    if stage == "report":  # it loads no model, and may be asked for where there is none any more
+        return
+    yield partial(refuse_own_output, run, "model.path", [start])
+    yield partial(check_model_files, start)
+    yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
+    if reference and reference != export:
+        yield partial(refuse_own_output, run, "reference.model", [reference])
+        yield partial(check_model_files, reference)
+    if run.sft and stage not in ("sft", "run"):
+        yield partial(_check_sft_export, export)
+
+
+def _check_sft_export(path: str) -> None:
+    if not Path(path).exists():
+        raise UserError(f"{path} is not there: the sft stage makes the model that others start from; run it first.")
+    check_model_files(path)
+
+
+def _check_positions(run: RunFile) -> None:
+    check_positions(run.model.path, model_config(run.model.path), run.sampler)
 
 
 def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequence[Field]) -> None:

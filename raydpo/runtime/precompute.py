@@ -36,7 +36,7 @@ def precompute(run: RunFile) -> dict[str, Any]:
     return {**score_missing(run, store, directories), "store": store.address}
 
 
-def score_missing(run: RunFile, store: Store, directories: Sequence[Path]) -> dict[str, float]:
+def score_missing(run: RunFile, store: Store, directories: Sequence[Path]) -> dict[str, float | None]:
     """Have the pool score what the store lacks of prepared rows. The driver's memory does not grow with them."""
     pool = ScorerPool(run, store)
     rows = sum(TokenManifest.read(directory / MANIFEST).rows for directory in directories)

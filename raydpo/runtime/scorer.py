@@ -29,7 +29,7 @@ class Scored:
 
     sums: NDArray[np.float32]  # [N, 2], as the store holds them, in nats
     tokens: int  # 0 when the store had the shard already
-    flops: float  # that the tokens need at least
+    flops: float | None  # that the tokens need at least; None where that is not known
     seconds: float  # from the call to the commit
     ceiling: float  # FLOP/s that this scorer's device can do
 
@@ -63,7 +63,8 @@ class ReferenceScorer:
         """Score the unit's rows and commit them, unless another scorer or another job already has."""
         begin, settings = perf_counter(), self._run.reference
         table = pa.concat_tables([read_shard(path).take(pa.array(offsets)) for path, offsets in unit])
-        shard, tokens, flops = self._store.shard_of(table["row_id"]), 0, 0.0
+        shard, tokens = self._store.shard_of(table["row_id"]), 0
+        flops: float | None = 0.0
         if shard is None:
             found = self._model.score(
                 to_rows(table), budget=settings.tokens_per_batch, keep_token_logps=settings.keep_token_logps

@@ -15,7 +15,8 @@ class Tally:
     def __init__(self, what: str, rows: int, pool: ScorerPool) -> None:
         self._progress, self._pool = Progress(what, total=rows, unit="pairs"), pool
         self._rows = self._found = self._tokens = 0
-        self._flops = self._possible = self._seconds = 0.0
+        self._possible = self._seconds = 0.0
+        self._flops: float | None = 0.0
 
     def skip(self, rows: int) -> None:
         """Count rows that need no scoring."""
@@ -28,14 +29,19 @@ class Tally:
         self._rows += scored
         self._found += len(found.sums) - scored
         self._tokens += found.tokens
-        self._flops += found.flops
+        self._flops = None if self._flops is None or found.flops is None else self._flops + found.flops
         self._possible += found.seconds * found.ceiling if found.tokens else 0
         self._seconds += found.seconds
-        shown = {"tokens/s": self._tokens / self._progress.elapsed, "MFU": self._mfu}
+        shown = {"tokens/s": self._tokens / self._progress.elapsed}
+        if self._mfu is not None:
+            shown["MFU"] = self._mfu
         self._progress.advance(len(found.sums), **shown, scorers=self._pool.size, lost=self._pool.lost)
 
-    def result(self) -> dict[str, float]:
-        """found: rows that the store had; lost: scorers; retried: units that a lost scorer had in flight."""
+    def result(self) -> dict[str, float | None]:
+        """found: rows that the store had; lost: scorers; retried: units that a lost scorer had in flight.
+
+        mfu is None for models whose arithmetic is not known.
+        """
         elapsed = self._progress.elapsed
         return {
             "rows": self._rows + self._found,
@@ -51,7 +57,9 @@ class Tally:
         }
 
     @property
-    def _mfu(self) -> float:
+    def _mfu(self) -> float | None:
+        if self._flops is None:
+            return None
         return self._flops / self._possible if self._possible else 0.0
 
     def __enter__(self) -> Tally:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -241,12 +242,13 @@ def _finished(plan: Plan) -> Commit | None:
 
 def _outcome(job: Job, plan: Plan, last: Commit) -> dict[str, Any]:
     lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text().splitlines()]
+    known = [line["mfu"] for line in lines if line["mfu"] is not None]
     return {
         "steps": last.cursor.step,
         "rows": len(plan.dataset),
         "left_over": plan.order.left_over,
         "first_loss": lines[0]["loss"],
         "last_loss": lines[-1]["loss"],
-        "mfu": sum(line["mfu"] for line in lines) / len(lines),
+        "mfu": fmean(known) if known else None,
         "export": str(last_export(job, last)),
     }

@@ -36,6 +36,9 @@ from raydpo.train.room import room_for
 from raydpo.train.schedule import learning_rate
 from raydpo.train.step import Share, reduce_sums
 
+Line = dict[str, float | None]
+"""A line of metrics.jsonl; mfu is None for models whose arithmetic is not known."""
+
 
 def run_worker(job: Job) -> None:
     """A UserError on any rank ends the run, see raydpo.runtime.failures; other errors start the group again."""
@@ -135,7 +138,7 @@ class Desk:
         job, step = self._job, share.step + 1
         totals = self._totals(share)
         self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
-        metrics = {"step": step, **metrics, **_speed(totals, share, metrics["seconds"])}
+        line: Line = {"step": step, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps
         export = job.exports_at(step)
         if export:
@@ -143,13 +146,13 @@ class Desk:
         if notice:
             self._say(f"step {step}: a node is about to be taken away; saving")
         save = last or self._stop or notice or step % job.training.checkpoint_every == 0
-        metrics["checkpoint_stall_seconds"] = self._saver.copy(step) if save else 0.0
+        line["checkpoint_stall_seconds"] = self._saver.copy(step) if save else 0.0
         if self._policy.rank == 0:
-            self._record(metrics)
+            self._record(line, step)
         if save:
             self._saver.commit()  # after export and record: a run whose last step is committed is whole
         if export:
-            self._report(metrics)
+            self._report(line, step)
 
     def _check_first(self, share: Share, tolerance: float) -> None:
         """The run's very first share must satisfy the step-0 law."""
@@ -171,41 +174,44 @@ class Desk:
 
     def _totals(self, share: Share) -> Metrics:
         """Of the whole group: the step's tokens and FLOPs, all ranks' ceilings, and what rank 0 is asked to do."""
-        flops = 3 * sum(forward_flops(self._policy.lm, batch.bounds) for batch in share.micro_batches)
         tokens = sum(batch.input_ids.numel() for batch in share.micro_batches)
-        mine = {"tokens": tokens, "flops": flops, "ceiling": self._ceiling, **self._requests.poll()}
+        mine = {"tokens": tokens, "ceiling": self._ceiling, **self._requests.poll()}
+        bounds = tuple(row for batch in share.micro_batches for row in batch.bounds)
+        forward = forward_flops(self._policy.lm, bounds)
+        if forward is not None:  # all ranks have the same model, so they agree
+            mine["flops"] = 3 * forward
         return reduce_sums({name: torch.tensor(float(value)) for name, value in mine.items()})
 
-    def _record(self, metrics: Metrics) -> None:
-        line = json.dumps(metrics, allow_nan=False) + "\n"
-        with room_for(len(line), self._metrics), self._metrics.open("a") as stream:
-            stream.write(line)
-        shown = {name: metrics[name] for name in ("loss", "rewards/accuracies", "mfu") if name in metrics}
+    def _record(self, line: Line, step: int) -> None:
+        text = json.dumps(line, allow_nan=False) + "\n"
+        with room_for(len(text), self._metrics), self._metrics.open("a") as stream:
+            stream.write(text)
+        figures = ("loss", "rewards/accuracies", "mfu")
+        shown = {name: value for name in figures if (value := line.get(name)) is not None}
         self._progress.advance(1, **shown)
         if self._job.reached:
-            self._job.reached(int(metrics["step"]))
+            self._job.reached(step)
 
-    def _report(self, metrics: Metrics) -> None:
+    def _report(self, line: Line, step: int) -> None:
         """Tell Ray Train, which starts the evaluation beside training. The checkpoint it gets is a pointer."""
         if self._policy.rank:
-            ray.train.report(metrics)
+            ray.train.report(line)
             return
-        step = int(metrics["step"])
         export = {"step": step, "path": str(self._job.export(step))}
         with tempfile.TemporaryDirectory() as pointer:  # report copies it before it returns
             write_json(Path(pointer) / "export.json", export)
             checkpoint = ray.train.Checkpoint.from_directory(pointer)
-            ray.train.report(metrics, checkpoint=checkpoint, validation=self._job.evaluated)
+            ray.train.report(line, checkpoint=checkpoint, validation=self._job.evaluated)
 
     def _say(self, text: str) -> None:
         if self._policy.rank == 0:
             print(text, flush=True)
 
 
-def _speed(totals: Metrics, share: Share, seconds: float) -> Metrics:
-    """Tokens and pairs per second of the whole group, and its use of its own matmul ceiling."""
+def _speed(totals: Metrics, share: Share, seconds: float) -> Line:
+    """Tokens and pairs per second of the whole group, and its use of its own matmul ceiling where that is known."""
     return {
         "tokens_per_second": totals["tokens"] / seconds,
         "pairs_per_second": share.num_rows / seconds,
-        "mfu": totals["flops"] / seconds / totals["ceiling"],
+        "mfu": totals["flops"] / seconds / totals["ceiling"] if "flops" in totals else None,
     }

@@ -8,21 +8,20 @@ from typing import Any
 from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding, Sampler
 from raydpo.data.prompts import Prompt
-
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # as architectures call it
+from raydpo.model.directory import positions, text_config
 
 
 def check_positions(model: str, config: Mapping[str, Any], settings: Sampler) -> None:
     """Raise UserError where the engine would have to read beyond the model's positions. config: its config.json."""
-    text = config.get("text_config") or config
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
+    text = text_config(config)
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default":
         return  # stretched positions: how far is vLLM's to say
-    known = [text[name] for name in _POSITIONS if isinstance(text.get(name), int)]
-    if known and settings.max_model_len > min(known):
+    known = positions(config)
+    if known is not None and settings.max_model_len > known:
         raise UserError(
-            f"sampler.max_model_len={settings.max_model_len} is more than the {min(known)} positions of model "
-            f"{model!r}; set it to {min(known)} or less."
+            f"sampler.max_model_len={settings.max_model_len} is more than the {known} positions of model {model!r}; "
+            f"set it to {known} or less."
         )
 
 

@@ -23,13 +23,14 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.config.errors import UserError
 from raydpo.train import commits
+from raydpo.train.buffers import copy_buffers, load_buffers
 from raydpo.train.commits import Commit, Cursor
 from raydpo.train.diverged import diverged
 from raydpo.train.engine import COLLECTIVE_TIMEOUT, Policy
 from raydpo.train.fragments import held, owned, spread_masters, torch_optimizer
 from raydpo.train.retention import Retention
 from raydpo.train.room import room_for
-from raydpo.train.state import WEIGHT, SavedState, Stretch, write_state
+from raydpo.train.state import WEIGHT, Buffer, SavedState, Stretch, write_state
 
 T = TypeVar("T")
 
@@ -42,11 +43,12 @@ class Snapshot:
     cursor: Cursor
     stretches: list[Stretch]
     scalars: dict[str, float]
+    buffers: list[Buffer]  # rank 0's alone
 
     @property
     def size(self) -> int:
         """Bytes of the rank's file, but for its header."""
-        return sum(stretch.size for stretch in self.stretches)
+        return sum(stretch.size for stretch in self.stretches) + sum(each.values.nbytes for each in self.buffers)
 
 
 class Saver:
@@ -81,7 +83,8 @@ class Saver:
         _refuse_not_finite(step, stretches)
         cursor = Cursor(step, self._identity, policy.world_size, policy.engine.zero_optimization_stage())
         path = self._directory / f"step-{step:06d}.attempt-{self._attempt}"
-        self._copied = Snapshot(path, cursor, stretches, scalars)
+        buffers = copy_buffers(policy.lm) if policy.rank == 0 else []
+        self._copied = Snapshot(path, cursor, stretches, scalars, buffers)
         return perf_counter() - begin
 
     def commit(self) -> None:
@@ -119,7 +122,7 @@ class Saver:
         path, rank = snapshot.path, self._policy.rank
         with room_for(snapshot.size, path):
             files = [path / f"rank-{rank:05d}.safetensors"]
-            write_state(files[0], snapshot.stretches, snapshot.scalars)
+            write_state(files[0], snapshot.stretches, snapshot.scalars, snapshot.buffers)
             if rank == 0:
                 files += _write_model(path / "model", self._policy, self._tokenizer)
             commits.write_part(path, rank, files)
@@ -176,7 +179,10 @@ def _refuse_not_finite(step: int, stretches: Sequence[Stretch]) -> None:
 
 @torch.no_grad()
 def _load_state(policy: Policy, saved: SavedState) -> None:
-    """Fill masters and optimizer state of this rank, whoever saved them, and the weights of the forward pass."""
+    """Fill masters and optimizer state of this rank, whoever saved them, and the weights of the forward pass.
+
+    Buffers too, which are whole on every rank.
+    """
     optimizer = torch_optimizer(policy)
     for each in held(policy):
         state: dict[str, Tensor] = optimizer.state[each.master]
@@ -187,6 +193,7 @@ def _load_state(policy: Policy, saved: SavedState) -> None:
             each.of(each.master if kind == WEIGHT else state[kind]).copy_(torch.from_numpy(values))
         state |= {name: torch.tensor(value) for name, value in saved.scalars.items()}
     spread_masters(policy)
+    load_buffers(policy.lm, saved)
 
 
 def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> list[Path]:

@@ -14,6 +14,7 @@ from raydpo.config.files import tree_to_disk
 from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.train.buffers import kept_buffers
 from raydpo.train.diverged import diverged
 from raydpo.train.engine import Policy
 from raydpo.train.mark import mark_export, remove_export
@@ -64,6 +65,8 @@ def _gather(policy: Policy) -> dict[str, Tensor]:
         with deepspeed.zero.GatheredParameters([parameter], enabled=policy.engine.zero_optimization_stage() == 3):
             if policy.rank == 0:
                 whole[name] = parameter.detach().to("cpu", copy=True)
+    if policy.rank == 0:
+        whole |= {name: buffer.to("cpu", copy=True) for name, buffer in kept_buffers(policy.lm).items()}
     return whole
 
 

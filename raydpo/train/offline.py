@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import tree_to_disk
 from raydpo.model.load import load_model
+from raydpo.train.buffers import as_tensor, kept_buffers
 from raydpo.train.commits import Commit
 from raydpo.train.mark import mark_export
 from raydpo.train.state import WEIGHT, SavedState
@@ -20,7 +21,8 @@ from raydpo.train.state import WEIGHT, SavedState
 def export_commit(commit: Commit, directory: Path) -> Path:
     """Write a verified commit's weights as safetensors with configuration and tokenizer, for transformers and vLLM.
 
-    The directory gets its name when the model has been reloaded and every weight compared. UserError when it exists.
+    The directory gets its name when the model has been reloaded and every weight compared. UserError when it exists, or
+    when the commit lacks a buffer of the model.
     """
     if directory.exists():
         raise UserError(f"{directory} exists already; name a directory that does not.")
@@ -33,22 +35,34 @@ def export_commit(commit: Commit, directory: Path) -> Path:
     try:
         with torch.device("meta"):  # its shape is needed, its numbers are not
             lm = AutoModelForCausalLM.from_config(config)
+        weights |= _buffers(lm, saved, commit)
         if (model / "generation_config.json").exists():
             lm.generation_config = GenerationConfig.from_pretrained(model)
         lm.save_pretrained(temporary, state_dict=dict(weights))  # it empties what it is given
         AutoTokenizer.from_pretrained(model).save_pretrained(temporary)
         mark_export(temporary, identity=commit.cursor.identity, step=commit.cursor.step)
         tree_to_disk(temporary)
-        _compare(temporary, weights)
+        _compare(temporary, weights, dtype=config.dtype)
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
-def _compare(path: Path, weights: dict[str, Tensor]) -> None:
-    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    reloaded = dict(load_model(str(path), dtype=dtype).named_parameters())
+def _buffers(lm: PreTrainedModel, saved: SavedState, commit: Commit) -> dict[str, Tensor]:
+    lacking = sorted(kept_buffers(lm).keys() - saved.buffers.keys())
+    if lacking:
+        raise UserError(
+            f"{commit.path} does not hold {lacking[:5]}, which are part of the model: an older version of raydpo saved "
+            "it. Run the training's command again; where it goes on, the next commit and the exports hold them."
+        )
+    return {name: as_tensor(buffer) for name, buffer in saved.buffers.items()}
+
+
+def _compare(path: Path, weights: dict[str, Tensor], *, dtype: torch.dtype) -> None:
+    lm = load_model(str(path), dtype=str(dtype).removeprefix("torch."))
+    reloaded = dict(lm.named_parameters()) | kept_buffers(lm)
     for name, weight in weights.items():
-        if not torch.equal(reloaded[name], weight):
+        # Some models have a few weights in float32 whatever they are asked for.
+        if not torch.equal(reloaded[name].to(weight.dtype), weight):
             raise RuntimeError(f"{name} of the export at {path} is not the commit's.")

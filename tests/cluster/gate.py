@@ -5,7 +5,7 @@ Legend: G rows of a global batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Literal
@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run a problem on two ranks."""
+    """One way to run a problem on so many ranks."""
 
     stage: Literal[0, 1, 2, 3]
     micro_batches: int  # of each rank, in each step
@@ -59,12 +59,14 @@ class Case:
     offload: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     by_tokens: bool = False  # through log-probs that can be differentiated, instead of the head's one pass
+    world: int = WORLD
 
     def __str__(self) -> str:
         problem = self.problem
         words = [f"zero{self.stage}", f"{self.micro_batches}micro", problem.objective, problem.optimizer]
         words += ["tied" if problem.tied else "untied", self.dtype]
         words += [word for word, said in (("offload", self.offload), ("by_tokens", self.by_tokens)) if said]
+        words += [f"{self.world}ranks"] if self.world != WORLD else []
         return "-".join(words)
 
     @property
@@ -87,6 +89,19 @@ FLOAT32 = [
     *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, OTHER_OBJECTIVES)),
 ]
 BFLOAT16 = [Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)]
+WORLDS = (1, 2, 4)
+DEALT = 4  # micro-batches of a step that every world computes alike
+
+
+def dealt(stage: Literal[1, 2, 3], world: int) -> Case:
+    """The same micro-batches in bfloat16 whatever the number of ranks: only where they are added up differs."""
+    return Case(stage, DEALT // world, dtype="bfloat16", world=world)
+
+
+def cases_of(world: int) -> list[Case]:
+    """What a group of so many ranks runs."""
+    across = [dealt(stage, world) for stage in STAGES[1:]]
+    return FLOAT32 + BFLOAT16 + across if world == WORLD else across
 
 
 @cache
@@ -116,7 +131,14 @@ def normaliser(problem: Problem, step: int) -> int:
 
 @cache
 def split(case: Case, step: int) -> list[list[list[int]]]:
-    """Rows by rank and micro-batch, under the largest token budget that gives this many micro-batches."""
+    """Rows by rank and micro-batch, under the largest token budget that gives this many micro-batches.
+
+    Other worlds than two ranks get the micro-batches of two, dealt out anew.
+    """
+    if case.world != WORLD:
+        of_two = split(replace(case, world=WORLD, micro_batches=DEALT // WORLD), step)
+        every = [micro for rank in of_two for micro in rank]
+        return [every[first : first + case.micro_batches] for first in range(0, DEALT, case.micro_batches)]
     data = rows(case.problem)
     tokens = np.asarray([len(data[i].prompt_ids) + sum(map(len, data[i].completions)) for i in global_batch(step)])
     for budget in range(int(tokens.sum()), int(tokens.max()) - 1, -1):

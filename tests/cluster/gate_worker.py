@@ -22,22 +22,23 @@ from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
 from raydpo.train.step import train_step
-from tests.cluster.gate import BFLOAT16, FLOAT32, LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, share
+from tests.cluster.gate import LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, cases_of, share
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows, tiny_llama
 
 
-def run_rank(rank: int, out: Path) -> None:
-    """Entry point of each of the two processes."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+def run_rank(rank: int, out: Path, world: int) -> None:
+    """Entry point of each process of a group."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{out}/rendezvous", rank=rank, world_size=WORLD)
-    init_distributed(WORLD)
-    for case in FLOAT32 + BFLOAT16:
+    rendezvous = f"file://{out}/rendezvous-{world}"
+    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=world)
+    init_distributed(world)
+    for case in cases_of(world):
         policy = _policy(case)
         metrics = [_step(policy, case, step) for step in range(STEPS)]
         torch.save({"metrics": metrics, "weights": _weights(policy)}, out / f"{case}.rank{rank}.pt")
-    for stage in STAGES:
+    for stage in STAGES if world == WORLD else ():
         directory = out / f"zero{stage}"
         torch.save(_life_of_a_run(Case(stage, 4), directory), directory / f"life.rank{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -12,6 +12,7 @@ import pytest
 from raydpo.cli import STAGES, main
 from raydpo.config.schema import RunFile
 from raydpo.runtime import stages
+from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
 
@@ -21,9 +22,7 @@ JOBS = sorted(path.stem for path in (CHECKOUT / "jobs").glob("*.py") if path.ste
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
-    (tmp_path / "model/tokenizer.json").write_text('{"model": {}}')
+    save_tiny_model(tmp_path / "model")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
     path = tmp_path / "run.yaml"
     path.write_text(

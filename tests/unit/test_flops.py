@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from raydpo.data.pack import Pack, pack_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.model.flops import forward_flops
+from tests.families import FAMILIES, GEMMA, GROUPED, SMALL
 from tests.models import make_row, random_rows, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -28,7 +39,15 @@ def _allowed_pairs(row: TokenRow) -> int:
 
 
 def _flops(lm: PreTrainedModel, pack: Pack) -> float:
-    return forward_flops(lm, pack.bounds)
+    flops = forward_flops(lm, pack.bounds)
+    assert flops is not None
+    return flops
+
+
+def _family(name: str, **settings: object) -> PreTrainedModel:
+    """Without weights: shapes are all that is counted."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**settings))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -65,3 +84,46 @@ def test_rows_of_a_pack_add_up() -> None:
     rows = random_rows(5, seed=0)
     apart = sum(_flops(MODELS["untied"], pack_rows([row])) for row in rows)
     assert _flops(MODELS["untied"], pack_rows(rows)) == apart
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_a_count_or_none_and_never_an_error(name: str) -> None:
+    flops = forward_flops(_family(name, **FAMILIES[name]), pack_rows(random_rows(2, seed=0)).bounds)
+    assert flops is None if name in {"rwkv", "xlstm", "dbrx"} else flops is not None and flops > 0
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_of_experts_only_those_count_that_a_token_goes_to(name: str) -> None:
+    pack, experts = pack_rows(random_rows(2, seed=0)), {"num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8}
+    latent = {
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+        "topk_group": 1,
+        "n_group": 1,
+        "first_k_dense_replace": 0,
+    }
+    one, two, four = (
+        _flops(_family(name, **GROUPED, **experts, **latent, num_experts_per_tok=k), pack) for k in (1, 2, 4)
+    )
+    assert one < two < four
+    assert four - two == pytest.approx(2 * (two - one))
+
+
+def test_of_a_model_for_images_too_only_the_layers_for_text_count() -> None:
+    pack, vision = (
+        pack_rows(random_rows(2, seed=0)),
+        {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2},
+    )
+    text = CONFIG_MAPPING["gemma3_text"](**GEMMA)
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text.to_dict(), vision_config=vision))
+    assert _flops(whole, pack) == _flops(_family("gemma3_text", **GEMMA), pack)
+
+
+def test_a_recurrence_counts_as_its_matrices() -> None:
+    sizes = {**SMALL, "hidden_size": 64, "state_size": 8}
+    shallow, deep = (_family("mamba", **sizes, num_hidden_layers=n) for n in (1, 2))
+    matrices = sum(p.numel() for p in shallow.backbone.layers.parameters() if p.dim() > 1)
+    row = make_row([1] * 10, [2] * 4, [3] * 5)
+    assert _flops(deep, pack_rows([row])) - _flops(shallow, pack_rows([row])) == 2 * matrices * 19

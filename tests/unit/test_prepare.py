@@ -24,7 +24,7 @@ from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.own_files import clear_ray_files
 from raydpo.runtime.prepare import Source, Tokeniser, check_something_is_left, clear_tokens
 from raydpo.runtime.readers import never_ends_the_data, read_files
-from tests.helpers import tiny_tokenizer
+from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
 
@@ -164,10 +164,10 @@ def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
     output = tmp_path / "out"
     folder = output / below
     folder.mkdir(parents=True)
-    for name in ("pairs.jsonl", "config.json"):
-        (folder / name).write_text(json.dumps(PAIR) + "\n")
-        (tmp_path / name).write_text(json.dumps(PAIR) + "\n")
-    tiny_tokenizer().save_pretrained(tmp_path)
+    for place in (folder, tmp_path):
+        (place / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
+        (place / "config.json").write_text("{}")
+    save_tiny_model(tmp_path)
     if link:
         (tmp_path / "elsewhere").symlink_to(folder)
         folder = tmp_path / "elsewhere"
@@ -177,6 +177,7 @@ def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
         "model": {"path": str(tmp_path)},
         "data": {"train": [str(tmp_path / "pairs.jsonl")]},
         "evaluate": {"prompts": [str(tmp_path / "pairs.jsonl")]},
+        "sampler": {"max_model_len": 256},
     }
     check_inputs(RunFile.model_validate(tree), "run")
     section, name = key.split(".")
@@ -187,9 +188,9 @@ def test_an_input_among_the_own_output_is_refused_before_anything_is_removed(
 
 
 def test_a_file_without_rows_among_others_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in (("config.json", "{}"), ("a.jsonl", json.dumps(PAIR)), ("b.jsonl", "")):
+    for name, text in (("a.jsonl", json.dumps(PAIR)), ("b.jsonl", "")):
         (tmp_path / name).write_text(text)
-    tiny_tokenizer().save_pretrained(tmp_path)
+    save_tiny_model(tmp_path)
     tree = {"name": "a", "output_dir": str(tmp_path / "out"), "model": {"path": str(tmp_path)}}
     check_inputs(RunFile.model_validate(tree | {"data": {"train": [f"{tmp_path}/*.jsonl"]}}), "prepare")
     assert capsys.readouterr().out == f"data.train: {tmp_path}/b.jsonl holds no rows and is left out\n"
