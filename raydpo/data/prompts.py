@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from raydpo.config.errors import UserError
-from raydpo.data.formats import prompt_fields, read_chunks
+from raydpo.data.formats import Value, prompt_fields, read_chunks
 from raydpo.data.paths import expand_paths
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import row_id, tokenize_prompt
@@ -33,14 +33,8 @@ def read_prompts(
     ignore: Sequence[str] = (),
 ) -> list[Prompt]:
     """The first `limit` prompts of the files, in order. UserError names file and row."""
-    rows = (
-        (row["prompt"], f"{path} row {number}")
-        for path in expand_paths(patterns)
-        for chunk in read_chunks(path, prompt_fields(column), 256, ignore)
-        for number, row in enumerate(chunk.rows, start=chunk.first_row)
-    )
     prompts = []
-    for value, where in islice(rows, limit):
+    for value, where in _values(patterns, column, limit, ignore):
         try:
             ids = tokenize_prompt(value, tokenizer)
         except UserError as error:
@@ -52,11 +46,29 @@ def read_prompts(
     return prompts
 
 
+def contents_hash(patterns: Sequence[str], column: str, *, limit: int | None, ignore: Sequence[str] = ()) -> str:
+    """A name for what `read_prompts` would read, before any tokenizer has seen it. Raises UserError as it does."""
+    return texts_hash([value for value, _ in _values(patterns, column, limit, ignore)])
+
+
 def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
     """A name for token ids of prompts in their order."""
     return row_id([], prompts).hex()
 
 
-def texts_hash(texts: Sequence[str]) -> str:
-    """A name for texts in their order."""
+def texts_hash(texts: Sequence[Value]) -> str:
+    """A name for texts, or lists of messages, in their order."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
+
+
+def _values(
+    patterns: Sequence[str], column: str, limit: int | None, ignore: Sequence[str]
+) -> Iterator[tuple[Value, str]]:
+    """Each prompt as its file has it, and where that is."""
+    rows = (
+        (row["prompt"], f"{path} row {number}")
+        for path in expand_paths(patterns)
+        for chunk in read_chunks(path, prompt_fields(column), 256, ignore)
+        for number, row in enumerate(chunk.rows, start=chunk.first_row)
+    )
+    return islice(rows, limit)

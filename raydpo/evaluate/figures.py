@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval
+from raydpo.evaluate.summary import kl_name
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8F98", "#2B2F36"
 HALF, FULL = 5.0, 10.0  # widths in inches: half a page and a whole one, so that type has one size in both
@@ -50,31 +51,35 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def reward_and_kl(evaluations: Sequence[Evaluation]) -> Figure:
-    """Reward and sequence KL of every evaluation by step, with 95 % bands."""
+    """Reward and KL of every evaluation by step, with 95 % bands."""
     figure = Figure(figsize=(FULL, 3.6), layout="constrained")
     reward, kl = figure.subplots(1, 2)
     steps = [evaluation.step for evaluation in evaluations]
     _band(reward, steps, [evaluation.reward for evaluation in evaluations], BLUE)
-    _band(kl, steps, [evaluation.kl for evaluation in evaluations], ORANGE)
+    _band(kl, steps, [evaluation.summed_kl for evaluation in evaluations], ORANGE)
     _dress(reward, "Reward on held-out prompts", y="scorer's reward")
-    _dress(kl, "Distance from the reference", y="sequence KL (nats)")
+    _dress(kl, "Distance from the reference", y=kl_name(evaluations))
     for axes in (reward, kl):
         _by_step(axes)
     return figure
 
 
-def frontier(evaluations: Sequence[Evaluation]) -> Figure:
-    """Reward against sequence KL: one point an evaluation, in the order of the steps, with 95 % intervals."""
+def frontier(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """Reward against sequence KL: one point an evaluation, in the order of the steps, with 95 % intervals.
+
+    None unless every evaluation has a sequence KL.
+    """
+    kls = [evaluation.sequence_kl for evaluation in evaluations if evaluation.sequence_kl]
+    if len(kls) < len(evaluations):
+        return None
     figure = Figure(figsize=(HALF, 3.7), layout="constrained")
     axes = figure.subplots()
-    kls = [evaluation.kl for evaluation in evaluations]
     rewards = [evaluation.reward for evaluation in evaluations]
     x, y = [kl.mean for kl in kls], [reward.mean for reward in rewards]
     axes.plot(x, y, color=GREY, linewidth=1, zorder=1)
     axes.errorbar(x, y, xerr=_errors(kls), yerr=_errors(rewards), fmt="o", color=BLUE, elinewidth=1, markersize=6)
-    for evaluation in evaluations:
+    for evaluation, at in zip(evaluations, zip(x, y, strict=True), strict=True):
         label = f"step {evaluation.step}" if evaluation.step else "reference"
-        at = (evaluation.kl.mean, evaluation.reward.mean)
         axes.annotate(label, at, xytext=(7, -12), textcoords="offset points", fontsize=9, color=INK)
     axes.margins(x=0.15, y=0.15)
     _dress(axes, "Reward against distance", x="sequence KL to the reference (nats)", y="scorer's reward")

@@ -12,19 +12,17 @@ from typing import Any
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
-from raydpo.evaluate.records import Evaluation, read_evaluations
 
 PLOTTED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Everything that a report shows."""
+    """Everything that a report shows besides the evaluations."""
 
     run: RunFile
     config: str  # run.yaml as it was written: resolved, secrets redacted
     metrics: list[dict[str, Any]]  # one a step, by rising step
-    evaluations: list[Evaluation]
     stages: dict[str, float]  # seconds
     data_counts: dict[str, dict[str, int]]  # dataset -> what became of its rows; empty without token manifests
 
@@ -35,7 +33,6 @@ def read_output(output_dir: Path) -> RunOutput:
         config=_text(output_dir / "run.yaml", "run"),
         run=load_run_file(output_dir / "run.yaml"),
         metrics=_metrics(output_dir / "train" / "metrics.jsonl"),
-        evaluations=read_evaluations(output_dir / "evaluations"),
         stages=_stages(output_dir / "timings.json"),
         data_counts=_data_counts(output_dir / "tokens"),
     )

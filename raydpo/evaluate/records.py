@@ -1,32 +1,45 @@
-"""What one evaluation found, as a value and as a JSON file."""
+"""What one evaluation found, as a value and as a JSON file, and which of the files answer what is asked today."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_file
+from raydpo.evaluate.origin import VERSION, Origin
 from raydpo.evaluate.stats import Interval, mean_interval, share_interval
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sample:
     """One sampled completion of one held-out prompt.
 
-    kl is its sequence log-ratio log π(y|x) - log π_ref(y|x) in nats, whose mean over samples of π estimates the
-    sequence KL; a single one may be negative. length counts tokens. finish_reason is vLLM's: "stop" or "length".
+    summed_kl is Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)) over the completion's tokens, in nats; never negative. length
+    counts tokens, with the one that ended the completion. finish_reason is vLLM's: "stop", or "length" for a completion
+    that was cut at max_tokens.
     """
 
     prompt: str
     completion: str
     reward: float
-    kl: float
+    summed_kl: float
     length: int
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class RankedPair:
+    """A held-out pair: whether its chosen has the higher implicit reward (a tie has not), and whose prompt it is of."""
+
+    prompt: Hashable
+    right: bool
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,23 @@ class Evaluation:
 
     step: int
     model: str
+    made_from: Origin
     reward: Interval
-    kl: Interval  # nats per sequence
-    length: Interval  # tokens
+    summed_kl: Interval  # nats per completion
+    length: Interval  # tokens, of what max_tokens let stand
+    cut: Interval  # share of completions that reached max_tokens
     pair_accuracy: Interval | None  # share of held-out pairs whose chosen has the higher implicit reward
     samples: list[Sample]  # in the order of the prompts
     seconds: dict[str, float]  # where the time went
+
+    @property
+    def sequence_kl(self) -> Interval | None:
+        """KL(π ‖ π_ref) of completions up to max_tokens, in nats; None where the samples do not come from π.
+
+        Over samples of π the summed KLs have the sequence KL for their mean. Over samples that temperature or top_p
+        have changed they are an average along other texts, which is a divergence of no two distributions.
+        """
+        return self.summed_kl if self.made_from.draws_policy else None
 
 
 def summarise(
@@ -48,29 +72,51 @@ def summarise(
     model: str,
     samples: Sequence[Sample],
     *,
+    made_from: Origin,
     seconds: Mapping[str, float],
-    pairs_ranked_right: Sequence[bool] | None = None,
+    pairs: Sequence[RankedPair] = (),
 ) -> Evaluation:
-    """The evaluation of a model: 95 % intervals over its samples, one a prompt.
+    """The evaluation of a model, with 95 % intervals; a prompt that comes twice is one group of two samples.
 
-    pairs_ranked_right holds one entry a held-out pair; without pairs the accuracy is None. Raises UserError for fewer
-    than two samples, ValueError for a number that is not finite and for a reference that has left itself.
+    Without pairs the accuracy is None. Raises UserError for fewer than two prompts, ValueError for a number that is
+    not finite and for a reference that has left itself.
     """
-    if len(samples) < 2:
-        raise UserError(f"{len(samples)} samples at step {step} give no interval: evaluate at least 2 prompts")
-    moved = next((sample for sample in samples if step == 0 and sample.kl != 0), None)
+    prompts = [sample.prompt for sample in samples]
+    if len(set(prompts)) < 2:
+        raise UserError(f"{len(set(prompts))} prompts at step {step} give no interval: evaluate at least 2")
+    moved = next((sample for sample in samples if step == 0 and sample.summed_kl != 0), None)
     if moved:
-        raise ValueError(f"step 0 is the reference and its KL is 0, but {moved.prompt!r} has {moved.kl}")
+        raise ValueError(f"step 0 is the reference and its KL is 0, but {moved.prompt!r} has {moved.summed_kl}")
     return Evaluation(
         step=step,
         model=model,
-        reward=mean_interval([sample.reward for sample in samples]),
-        kl=mean_interval([sample.kl for sample in samples]),
-        length=mean_interval([sample.length for sample in samples]),
-        pair_accuracy=share_interval(pairs_ranked_right) if pairs_ranked_right else None,
+        made_from=made_from,
+        reward=mean_interval([sample.reward for sample in samples], prompts),
+        summed_kl=mean_interval([sample.summed_kl for sample in samples], prompts),
+        length=mean_interval([sample.length for sample in samples], prompts),
+        cut=share_interval([sample.finish_reason == "length" for sample in samples], prompts),
+        pair_accuracy=share_interval([p.right for p in pairs], [p.prompt for p in pairs]) if pairs else None,
         samples=list(samples),
         seconds=dict(seconds),
     )
+
+
+@dataclass(frozen=True)
+class Records:
+    """The evaluations of a run that answer what is asked of it, by rising step, and why the others do not."""
+
+    valid: list[Evaluation]
+    left_out: dict[int, list[str]]  # step -> the parts of its origin that differ
+
+    def notice(self) -> str:
+        """One line on what is left out; empty where nothing is."""
+        if not self.left_out:
+            return ""
+        steps = [f"step {step} ({', '.join(parts)})" for step, parts in self.left_out.items()]
+        return (
+            f"evaluations left out, made from something else than the run file says now: {'; '.join(steps)}. "
+            "`raydpo evaluate` makes those anew whose exports are there."
+        )
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
@@ -81,14 +127,37 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
     return path
 
 
-def read_evaluations(directory: Path) -> list[Evaluation]:
-    """All evaluations of a directory by rising step; none for a directory that is not there.
+def read_records(directory: Path, asked: Callable[[int], Mapping[str, Any]]) -> Records:
+    """The evaluations of a directory, held against what is asked of each step; none for one that is not there.
 
-    Raises UserError naming the file that is not an evaluation.
+    asked gives the parts of an Origin that are to be compared. Raises UserError naming the file that is not an
+    evaluation.
     """
-    return sorted((_read(path) for path in directory.glob("*.json")), key=lambda evaluation: evaluation.step)
+    valid: list[Evaluation] = []
+    left_out: dict[int, list[str]] = {}
+    for step, found in sorted(map(_read, directory.glob("*.json")), key=lambda item: item[0]):
+        parts = found.made_from.differences(asked(step)) if found else ["another version of raydpo"]
+        if parts:
+            left_out[step] = parts
+        elif found:
+            valid.append(found)
+    return Records(valid, left_out)
 
 
+@dataclass(frozen=True)
+class _Version:
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What records of every version have."""
+
+    step: int
+    made_from: _Version = _Version()
+
+
+_HEAD = TypeAdapter(_Head)
 _JSON = TypeAdapter(Evaluation)
 
 
@@ -96,14 +165,19 @@ def _file_name(step: int) -> str:
     return f"step-{step:06d}.json"
 
 
-def _read(path: Path) -> Evaluation:
+def _read(path: Path) -> tuple[int, Evaluation | None]:
+    """The step of a record, and the record unless it is of another version."""
+    head = _validated(_HEAD, path)
+    if path.name != _file_name(head.step):
+        raise UserError(f"{path} holds step {head.step}; name it {_file_name(head.step)} or delete it")
+    return head.step, _validated(_JSON, path) if head.made_from.version == VERSION else None
+
+
+def _validated(adapter: TypeAdapter[T], path: Path) -> T:
     try:
-        evaluation = _JSON.validate_json(path.read_bytes())
+        return adapter.validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         what = f"{where}: {first['msg']}" if where else first["msg"]
         raise UserError(f"{path} is not an evaluation ({what}); delete it and evaluate again") from error
-    if path.name != _file_name(evaluation.step):
-        raise UserError(f"{path} holds step {evaluation.step}; name it {_file_name(evaluation.step)} or delete it")
-    return evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -16,12 +16,20 @@ from matplotlib.figure import Figure
 from raydpo.config.files import whole_file, write_text
 from raydpo.evaluate import figures
 from raydpo.evaluate.inputs import RunOutput, read_output
-from raydpo.evaluate.records import Evaluation, Sample
-from raydpo.evaluate.summary import format_gain, reference_and_policy, reward_gain, summary_rows, summary_table
-
-__all__ = ["summary_table", "write_report"]
+from raydpo.evaluate.origin import Origin
+from raydpo.evaluate.records import Evaluation, Records, Sample
+from raydpo.evaluate.summary import (
+    DIGITS,
+    basis,
+    format_change,
+    kl_name,
+    reference_and_policy,
+    reward_gain,
+    summary_rows,
+)
 
 DOTS_PER_INCH = 150
+PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths")  # all that a report may have
 
 
 @dataclass(frozen=True)
@@ -47,19 +55,24 @@ class SideBySide:
     policy: Sample | None
 
 
-def write_report(output_dir: Path) -> Path:
+def write_report(output_dir: Path, records: Records) -> Path:
     """Write `report.html` and `figures/*.png` into the output directory and return the report's path.
 
-    A run without evaluations gets a report that says so. Raises UserError naming any other input that is missing or
-    broken and the stage that makes it.
+    Figures are of the valid records; of the others the report says that they are left out. A run without evaluations
+    gets a report that says so. Raises UserError naming any other input that is missing or broken and the stage that
+    makes it.
     """
     output = read_output(output_dir)
-    pictures = {picture.name: picture for picture in _pictures(output)}
-    for picture in pictures.values():
-        with whole_file(output_dir / "figures" / f"{picture.name}.png") as temporary:
-            temporary.write_bytes(picture.png)
+    pictures = {picture.name: picture for picture in _pictures(output, records.valid)}
+    for name in PICTURES:
+        path = output_dir / "figures" / f"{name}.png"
+        if name not in pictures:
+            path.unlink(missing_ok=True)  # an earlier report's
+            continue
+        with whole_file(path) as temporary:
+            temporary.write_bytes(pictures[name].png)
     report = output_dir / "report.html"
-    write_text(report, _render(output, pictures))
+    write_text(report, _render(output, records, pictures))
     return report
 
 
@@ -80,13 +93,14 @@ def _by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
     return first
 
 
-def _pictures(output: RunOutput) -> Iterator[Picture]:
+def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
     yield _picture("training", "Loss, margin, accuracy and rewards by step", figures.training_curves(output.metrics))
     yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
-    evaluations = output.evaluations
     if evaluations:
-        yield _picture("reward_kl", "Reward and sequence KL by step", figures.reward_and_kl(evaluations))
-        yield _picture("frontier", "Reward against sequence KL", figures.frontier(evaluations))
+        name = kl_name(evaluations)
+        yield _picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))
+        if frontier := figures.frontier(evaluations):
+            yield _picture("frontier", f"Reward against {name}", frontier)
         yield _picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
         yield _picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
 
@@ -97,7 +111,7 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
     return Picture(name, alt, buffer.getvalue())
 
 
-def _render(output: RunOutput, pictures: dict[str, Picture]) -> str:
+def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -> str:
     # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
     environment = Environment(
         loader=PackageLoader("raydpo.evaluate"),
@@ -106,21 +120,34 @@ def _render(output: RunOutput, pictures: dict[str, Picture]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    run, (before, after) = output.run, reference_and_policy(output.evaluations)
-    gain = reward_gain(output.evaluations)
+    run, evaluations = output.run, records.valid
+    before, after = reference_and_policy(evaluations)
+    gain = reward_gain(evaluations)
     return environment.get_template("report.html.j2").render(
         run=run,
         config=output.config,
         pictures=pictures,
-        rows=summary_rows(output.evaluations),
-        gain=format_gain(gain) if gain else "",
+        rows=summary_rows(evaluations),
+        gain=format_change(gain, DIGITS["reward"]) if gain else "",
         before=before,
         after=after,
-        evaluations=output.evaluations,
-        samples=side_by_side(output.evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
+        evaluations=evaluations,
+        left_out=records.notice(),
+        basis=basis(evaluations[-1]) if evaluations else "",
+        origin=_origin(evaluations[-1].made_from) if evaluations else {},
+        samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
         training=_training(output.metrics),
         data_counts=output.data_counts,
     )
+
+
+def _origin(origin: Origin) -> dict[str, str]:
+    """What the figures were made from, but for what belongs to one model."""
+    return {
+        field.name.replace("_", " "): str(getattr(origin, field.name))
+        for field in fields(origin)
+        if field.name != "weights"
+    }
 
 
 def _training(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:

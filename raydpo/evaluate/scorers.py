@@ -66,7 +66,11 @@ def rate_groups(name: str, scorer: Scorer, groups: Sequence[tuple[int, str, Sequ
 
 
 def scorer_source(name: str) -> str:
-    """A name for the code behind a scorer: the hash of the file that defines it. What that imports is not seen."""
+    """A name for the code behind a scorer: the hash of the file that defines it. What that imports is not seen.
+
+    Raises UserError for a scorer that cannot be there.
+    """
+    check_scorer(name)
     module = name.partition(":")[0] if ":" in name else __name__
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():  # built in, or in an archive

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydpo.evaluate.records import Evaluation
-from raydpo.evaluate.stats import Interval, overlap, paired_difference
+from raydpo.evaluate.records import Evaluation, Sample
+from raydpo.evaluate.stats import Interval, paired_difference
 
-DIGITS = {"reward": 3, "sequence KL (nats)": 2, "length (tokens)": 1, "pair accuracy": 3}  # the table's rows
+DIGITS = {"reward": 3, "summed_kl": 2, "length": 1, "cut": 3, "pair_accuracy": 3}  # the table's rows
+NAMES = {
+    "reward": "reward",
+    "length": "length (tokens)",
+    "cut": "cut at max_tokens (share)",
+    "pair_accuracy": "pair accuracy",
+}
+COMPARED = ("reward", "length")  # not the KL: the reference's is 0 by definition, so any interval excludes it
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class SummaryRow:
     name: str
     before: str
     after: str
-    verdict: str  # whether the two intervals overlap; empty where there are not two
+    change: str  # from prompt to prompt, and whether it may be none; empty for what is not compared
 
 
 def reference_and_policy(evaluations: Sequence[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
@@ -28,37 +35,65 @@ def reference_and_policy(evaluations: Sequence[Evaluation]) -> tuple[Evaluation 
     return before, after
 
 
+def kl_name(evaluations: Sequence[Evaluation]) -> str:
+    """What the summed KLs are: the sequence KL where all samples come from π, else no more than what they are."""
+    exact = all(evaluation.sequence_kl for evaluation in evaluations)
+    return "sequence KL (nats)" if exact else "summed token KL (nats)"
+
+
 def summary_rows(evaluations: Sequence[Evaluation]) -> list[SummaryRow]:
-    """Reward, sequence KL, length and pair accuracy, in this order."""
-    before, after = (_measured(evaluation) for evaluation in reference_and_policy(evaluations))
-    return [_row(name, before.get(name), after.get(name), digits) for name, digits in DIGITS.items()]
+    """Reward, KL, length, completions that were cut and pair accuracy, in this order."""
+    before, after = reference_and_policy(evaluations)
+    names = NAMES | {"summed_kl": kl_name(evaluations)}
+    return [
+        SummaryRow(
+            name=names[quantity],
+            before=format_interval(_interval(before, quantity), digits),
+            after=format_interval(_interval(after, quantity), digits),
+            change=_change(before, after, quantity) if before and after and quantity in COMPARED else "",
+        )
+        for quantity, digits in DIGITS.items()
+    ]
 
 
 def reward_gain(evaluations: Sequence[Evaluation]) -> Interval | None:
     """Interval of the reward's change, prompt by prompt; None unless both ends saw the same prompts."""
     before, after = reference_and_policy(evaluations)
-    if before is None or after is None:
+    return difference(before, after, "reward") if before and after else None
+
+
+def difference(before: Evaluation, after: Evaluation, quantity: str) -> Interval | None:
+    """Interval of the mean change of a quantity of the samples, prompt by prompt; None where the prompts differ."""
+    prompts = [sample.prompt for sample in before.samples]
+    if prompts != [sample.prompt for sample in after.samples]:
         return None
-    if [sample.prompt for sample in before.samples] != [sample.prompt for sample in after.samples]:
-        return None
-    return paired_difference(_rewards(before), _rewards(after))
+    return paired_difference(_values(before.samples, quantity), _values(after.samples, quantity), prompts)
 
 
 def summary_table(evaluations: Sequence[Evaluation]) -> str:
     """The table that the terminal shows, one quantity a line, with 95 % intervals in brackets."""
     if not evaluations:
-        return "No evaluations: the run file has no evaluate section, or its stage has not run."
+        return "No evaluations: the run file has no evaluate section, its stage has not run, or all are left out."
     before, after = reference_and_policy(evaluations)
-    head = SummaryRow("", "reference", f"policy, step {after.step}" if after else "policy", "95 % intervals")
+    head = SummaryRow(
+        "", "reference", f"policy, step {after.step}" if after else "policy", "change on the same prompts"
+    )
     rows = [head, *summary_rows(evaluations)]
     width = [max(len(text) for text in column) for column in zip(*map(_cells, rows), strict=True)]
     lines = [
         "  ".join(cell.ljust(size) for cell, size in zip(_cells(row), width, strict=True)).rstrip() for row in rows
     ]
-    samples = (after or before or evaluations[0]).reward.n
-    gain = reward_gain(evaluations)
-    change = f"; reward on the same prompts {format_gain(gain)}" if gain else ""
-    return "\n".join([*lines, f"{samples} samples{change}"])
+    return "\n".join([*lines, basis(after or before or evaluations[0])])
+
+
+def basis(evaluation: Evaluation) -> str:
+    """What the intervals of an evaluation rest on, in half a sentence."""
+    pairs = evaluation.pair_accuracy
+    held_out = f", {pairs.n} held-out pairs of {pairs.groups} prompts" if pairs else ""
+    reward = evaluation.reward
+    return (
+        f"95 % intervals over {reward.n} samples of {reward.groups} prompts{held_out}; {evaluation.made_from.decoding}"
+    )
 
 
 def format_interval(interval: Interval | None, digits: int) -> str:
@@ -69,28 +104,27 @@ def format_interval(interval: Interval | None, digits: int) -> str:
     return mean if interval.low == interval.high else f"{mean} [{low}, {high}]"
 
 
-def format_gain(gain: Interval) -> str:
+def format_change(change: Interval, digits: int) -> str:
     """`+0.319 [+0.281, +0.357]`."""
-    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    mean, low, high = (f"{value:+.{digits}f}" for value in (change.mean, change.low, change.high))
+    return f"{mean} [{low}, {high}]"
 
 
-def _measured(evaluation: Evaluation | None) -> dict[str, Interval | None]:
-    """The intervals of an evaluation under the names of DIGITS; none of them for no evaluation."""
-    if evaluation is None:
-        return {}
-    values = evaluation.reward, evaluation.kl, evaluation.length, evaluation.pair_accuracy
-    return dict(zip(DIGITS, values, strict=True))
+def _change(before: Evaluation, after: Evaluation, quantity: str) -> str:
+    change = difference(before, after, quantity)
+    if change is None:
+        return "other prompts: not compared"
+    certain = change.low > 0 or change.high < 0
+    return f"{format_change(change, DIGITS[quantity])}: {'not 0' if certain else 'may be 0'}"
 
 
-def _rewards(evaluation: Evaluation) -> list[float]:
-    return [sample.reward for sample in evaluation.samples]
+def _interval(evaluation: Evaluation | None, quantity: str) -> Interval | None:
+    interval: Interval | None = getattr(evaluation, quantity) if evaluation else None
+    return interval
 
 
-def _row(name: str, before: Interval | None, after: Interval | None, digits: int) -> SummaryRow:
-    verdict = ""
-    if before and after:
-        verdict = "overlap" if overlap(before, after) else "do not overlap"
-    return SummaryRow(name, format_interval(before, digits), format_interval(after, digits), verdict)
+def _values(samples: Sequence[Sample], quantity: str) -> list[float]:
+    return [getattr(sample, quantity) for sample in samples]
 
 
 def _number(value: float, digits: int) -> str:
@@ -99,4 +133,4 @@ def _number(value: float, digits: int) -> str:
 
 def _cells(row: SummaryRow) -> tuple[str, str, str, str]:
     arrow = "→ " if row.name else "  "
-    return row.name, row.before, arrow + row.after, row.verdict
+    return row.name, row.before, arrow + row.after, row.change

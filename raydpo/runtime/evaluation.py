@@ -20,7 +20,8 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
-from raydpo.evaluate.records import Evaluation, Sample, read_evaluations, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
+from raydpo.evaluate.summary import reference_and_policy
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import sequence_kl
 from raydpo.model.load import load_model
@@ -30,6 +31,7 @@ from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.exports import exports_of_run
 from raydpo.runtime.layout import Layout, reference_store
+from raydpo.runtime.origin import Asked, origin_of
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.probing import confirm_sampler
 from raydpo.runtime.provenance import check_same_tokenizer
@@ -52,7 +54,7 @@ class Evaluator:
     def reference_beside(self) -> Iterator[None]:
         """Evaluate the reference while the block runs, unless that is done already; training never waits for it."""
         layout = Layout(self._run)
-        if any(found.step == 0 for found in read_evaluations(layout.evaluations)):
+        if any(found.step == 0 for found in Asked(self._run).records().valid):
             yield
             return
         pending = self.start(0, layout.reference_model)
@@ -64,13 +66,14 @@ class Evaluator:
         with checkpoint.as_directory() as path:
             pointer = json.loads((Path(path) / "export.json").read_text())
         found = self.evaluate(pointer["step"], pointer["path"])
-        return {"evaluated_step": found.step, "reward": found.reward.mean, "kl": found.kl.mean}
+        return {"evaluated_step": found.step, "reward": found.reward.mean}
 
     def evaluate(self, step: int, model: str) -> Evaluation:
         """Evaluate one model and write its record; step 0 is the reference itself."""
         run, layout = self._run, Layout(self._run)
         assert run.evaluate
         timer = _Timer()
+        made_from = origin_of(run, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
         asked = run.evaluate
@@ -82,14 +85,14 @@ class Evaluator:
         with timer("score"):
             scoring = _Scoring(run, model)
             scoring.confirm_sampler(model, prompts, drawn)
-            kl, right = np.zeros(len(prompts)), None
+            kl, pairs = np.zeros(len(prompts)), list[RankedPair]()
             if step:
-                kl, right = scoring.kl(prompts, drawn), scoring.pairs_ranked_right()
+                kl, pairs = scoring.summed_kl(prompts, drawn), scoring.ranked_pairs()
         samples = [
             Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
             for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
         ]
-        found = summarise(step, model, samples, seconds=timer.seconds, pairs_ranked_right=right)
+        found = summarise(step, model, samples, made_from=made_from, seconds=timer.seconds, pairs=pairs)
         write_evaluation(found, layout.evaluations)
         return found
 
@@ -111,8 +114,8 @@ class _Scoring:
         """Raise UserError unless the samples come from the policy's weights."""
         confirm_sampler(self._run, self._policy, model, prompts, drawn)
 
-    def kl(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
-        """Sequence KL to the reference of every sample, shape [prompts], in nats."""
+    def summed_kl(self, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
+        """The KL to the reference, summed over the tokens of every sample, shape [prompts], in nats."""
         ref = self._load(Layout(self._run).reference_model)
         rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
         lengths = np.asarray([len(r.prompt_ids) + len(r.completions[0]) for r in rows])
@@ -123,11 +126,11 @@ class _Scoring:
             values[members] = sequence_kl(self._policy, ref, batch)[:, 0].cpu().numpy()
         return values
 
-    def pairs_ranked_right(self) -> list[bool] | None:
-        """Per held-out pair, whether chosen has the higher implicit reward; None without held-out pairs."""
+    def ranked_pairs(self) -> list[RankedPair]:
+        """Every held-out pair; none without held-out pairs."""
         directory = Layout(self._run).held_out_tokens
         if not (directory / MANIFEST).exists():
-            return None
+            return []
         check_same_tokenizer(self._run, "held_out", directory)
         dataset = open_dataset(directory).with_reference(reference_store(self._run))
         assert dataset.ref_logps is not None
@@ -135,7 +138,10 @@ class _Scoring:
         scored, _ = score_rows(self._policy, rows, budget=self._budget, device=self._device)
         logps = np.asarray([[values.sum(dtype=np.float64) for values in row] for row in scored])
         gains = logps - dataset.ref_logps
-        return [bool(chosen > rejected) for chosen, rejected in gains]
+        return [
+            RankedPair(tuple(row.prompt_ids), bool(chosen > rejected))
+            for row, (chosen, rejected) in zip(rows, gains, strict=True)
+        ]
 
 
 class _Timer:
@@ -157,29 +163,31 @@ def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
 
 
 def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
-    """Evaluate the reference and every export of the run's own that has no record yet."""
+    """Evaluate the reference and every export of the run's own without a record that answers what is asked now."""
     layout = Layout(run)
-    done = {evaluation.step for evaluation in read_evaluations(layout.evaluations)}
+    asked = Asked(run)
+    found = asked.records()
+    if found.left_out:
+        print(found.notice(), flush=True)
+    done = {evaluation.step for evaluation in found.valid}
     models = {0: layout.reference_model} | {step: str(path) for step, path in exports_of_run(run).items()}
     evaluator = Evaluator(run, engines)
     for step in sorted(models.keys() - done):
         print(f"evaluating step {step}: {models[step]}", flush=True)
         ray.get(evaluator.start(step, models[step]))
-    return summary(read_evaluations(layout.evaluations))
+    return summary(asked.records().valid)
 
 
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """First and last evaluation, for a job's result."""
-    if not evaluations:
-        return {}
-    first, last = evaluations[0], evaluations[-1]
-    accuracy = last.pair_accuracy
+    """The reference's evaluation and the last one, for a job's result; null for what was not measured."""
+    before, after = reference_and_policy(evaluations)
+    kl, accuracy = after and after.sequence_kl, after and after.pair_accuracy
     return {
-        "reward_before": [first.reward.mean, first.reward.low, first.reward.high],
-        "reward_after": [last.reward.mean, last.reward.low, last.reward.high],
-        "kl": last.kl.mean,
-        "length_before": first.length.mean,
-        "length_after": last.length.mean,
-        "pair_accuracy": accuracy.mean if accuracy else None,
-        "step": last.step,
+        "reward_before": before and [before.reward.mean, before.reward.low, before.reward.high],
+        "reward_after": after and [after.reward.mean, after.reward.low, after.reward.high],
+        "kl": kl and kl.mean,
+        "length_before": before and before.length.mean,
+        "length_after": after and after.length.mean,
+        "pair_accuracy": accuracy and accuracy.mean,
+        "step": after and after.step,
     }

@@ -69,14 +69,16 @@ def evaluate(run: RunFile) -> Result:
 
 def report(run: RunFile) -> Result:
     """report.html and its figures, from what the other stages wrote."""
-    from raydpo.evaluate.records import read_evaluations
     from raydpo.evaluate.report import write_report
     from raydpo.evaluate.summary import summary_table
     from raydpo.runtime.layout import Layout
+    from raydpo.runtime.origin import Asked
 
-    layout = Layout(run)
-    path = write_report(layout.root)
-    print(summary_table(read_evaluations(layout.evaluations)), flush=True)
+    records = Asked(run).records()
+    path = write_report(Layout(run).root, records)
+    print(summary_table(records.valid), flush=True)
+    if records.left_out:
+        print(records.notice(), flush=True)
     print(f"report: {path}", flush=True)
     return {"report": str(path)}
 

@@ -18,9 +18,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile, Timeouts, Train, Training
+from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
-from raydpo.evaluate.records import read_evaluations
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.exports import check_room_for_exports, last_export, own_exports
@@ -38,6 +37,7 @@ from raydpo.runtime.identity import (
 from raydpo.runtime.job import Job, work_on
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.lock import claim
+from raydpo.runtime.origin import Asked
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.own_files import clear_ray_files
@@ -77,7 +77,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         model=layout.start_model,
         objective=objective,
         directory=layout.train,
-        retention=checkpoint_retention(run.train, layout, identity.digest),
+        retention=checkpoint_retention(run, identity.digest),
         export=layout.export,
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
@@ -139,18 +139,19 @@ def _job(run: RunFile, training: Training, plan: Plan, identity: Identity, **res
     )
 
 
-def checkpoint_retention(train: Train, layout: Layout, identity: str) -> Retention:
+def checkpoint_retention(run: RunFile, identity: str) -> Retention:
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
+    train = run.train
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, layout, identity, train.keep_best)
+    scores = partial(_scores, Asked(run), Layout(run).exports, identity, train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
-def _scores(layout: Layout, identity: str, metric: str) -> dict[int, float]:
+def _scores(asked: Asked, exports: Path, identity: str, metric: str) -> dict[int, float]:
     """The figure of each export of the run that has been evaluated; records of other runs' exports say nothing."""
-    own = own_exports(layout.exports, identity)
-    intervals = {found.step: getattr(found, metric) for found in read_evaluations(layout.evaluations)}
+    own = own_exports(exports, identity)
+    intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
     return {step: interval.mean for step, interval in intervals.items() if interval and step in own}
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from raydpo.evaluate.records import read_evaluations
+from raydpo.config.load import load_run_file
+from raydpo.evaluate.records import Evaluation
+from raydpo.runtime.origin import Asked
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
@@ -39,6 +41,12 @@ HH = DATA / "hh_helpful-base_test.jsonl.gz"
 
 def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / "train" / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluations_of(run: Run) -> list[Evaluation]:
+    records = Asked(load_run_file(run.run_file)).records()
+    assert records.left_out == {}
+    return records.valid
 
 
 def test_the_last_line_is_the_status_and_result_json_holds_the_same(whole: Run) -> None:
@@ -69,22 +77,22 @@ def test_every_step_is_recorded_once_with_every_metric(whole: Run) -> None:
 
 
 def test_reference_and_checkpoints_are_evaluated_and_only_the_policy_has_moved(whole: Run) -> None:
-    evaluations = read_evaluations(whole.output_dir / "evaluations")
+    evaluations = evaluations_of(whole)
     assert [evaluation.step for evaluation in evaluations] == [0, 4, 8, 10]
     reference, *policies = evaluations
-    assert {sample.kl for sample in reference.samples} == {0.0}
+    assert {sample.summed_kl for sample in reference.samples} == {0.0}
     assert reference.pair_accuracy is None
     for policy in policies:
-        assert any(sample.kl != 0 for sample in policy.samples)
+        assert any(sample.summed_kl != 0 for sample in policy.samples)
         assert policy.pair_accuracy is not None
     for evaluation in evaluations:
         assert len(evaluation.samples) == 24
-        for interval in (evaluation.reward, evaluation.kl, evaluation.length):
+        for interval in (evaluation.reward, evaluation.summed_kl, evaluation.length):
             assert interval.low <= interval.mean <= interval.high
 
 
 def test_a_reward_is_what_the_scorer_of_the_run_file_says(whole: Run) -> None:
-    for evaluation in read_evaluations(whole.output_dir / "evaluations"):
+    for evaluation in evaluations_of(whole):
         assert [sample.reward for sample in evaluation.samples] == [s.completion.count("e") for s in evaluation.samples]
 
 

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from raydpo.config.errors import UserError
+from raydpo.config.schema import Decoding
 from raydpo.evaluate import figures
-from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
-from raydpo.evaluate.report import side_by_side, summary_table, write_report
+from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, summarise
+from raydpo.evaluate.report import side_by_side, write_report
+from raydpo.evaluate.summary import summary_rows, summary_table
+from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
 
@@ -46,7 +49,7 @@ def metrics_row(step: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def evaluation(step: int, prompts: int = 64) -> Evaluation:
+def evaluation(step: int, prompts: int = 64, **parts: Any) -> Evaluation:
     rng = random.Random(step)
     lift = 0.35 * (1 - math.exp(-step / 40))
     samples = [
@@ -54,17 +57,25 @@ def evaluation(step: int, prompts: int = 64) -> Evaluation:
             prompt=f"The film number {i} is",
             completion=" " + " ".join(rng.choices(WORDS, k=rng.randint(6, 24))) + ".",
             reward=max(-1.0, min(1.0, rng.gauss(0.18 + lift, 0.45))),
-            kl=rng.gauss(6 * lift, 2) if step else 0.0,
+            summed_kl=abs(rng.gauss(6 * lift, 2)) if step else 0.0,
             length=int(rng.gauss(22 + 12 * lift, 6)),
             finish_reason=rng.choice(["stop", "length"]),
         )
         for i in range(prompts)
     ]
-    ranked_right = [rng.random() < 0.68 for _ in range(200)] if step else None
-    return summarise(step, "policy", samples, seconds={"sample": 8.1, "score": 0.4}, pairs_ranked_right=ranked_right)
+    pairs = [RankedPair(i // 4, rng.random() < 0.68) for i in range(200)] if step else []
+    seconds = {"sample": 8.1, "score": 0.4}
+    return summarise(step, "policy", samples, made_from=origin(**parts), seconds=seconds, pairs=pairs)
 
 
-def make_output(path: Path, *, train_steps: int = 101, evaluated: tuple[int, ...] = (0, 50, 101)) -> Path:
+def records(*steps: int, **parts: Any) -> Records:
+    return Records([evaluation(step, **parts) for step in steps], {})
+
+
+WHOLE = records(0, 50, 101)
+
+
+def make_output(path: Path, *, train_steps: int = 101) -> Path:
     """A finished run as the other stages leave it."""
     rng = random.Random(0)
     (path / "train").mkdir(parents=True)
@@ -76,13 +87,11 @@ def make_output(path: Path, *, train_steps: int = 101, evaluated: tuple[int, ...
     (path / "timings.json").write_text(json.dumps({"stages": stages}))
     counts = {"rows_read": 7228, "kept": 7228, "truncated_prompt": 0}
     (path / "tokens" / "train" / "manifest.json").write_text(json.dumps({"counts": counts}))
-    for step in evaluated:
-        write_evaluation(evaluation(step), path / "evaluations")
     return path
 
 
 def test_the_report_loads_nothing_from_outside(tmp_path: Path) -> None:
-    html = write_report(make_output(tmp_path)).read_text(encoding="utf-8")
+    html = write_report(make_output(tmp_path), WHOLE).read_text(encoding="utf-8")
     sources = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"'>)\s]+)", html)
     assert len(sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -90,18 +99,16 @@ def test_the_report_loads_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_every_picture_is_also_a_png_file(tmp_path: Path) -> None:
-    write_report(make_output(tmp_path))
+    write_report(make_output(tmp_path), WHOLE)
     names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert names == {"training", "timings", "reward_kl", "frontier", "rewards", "lengths"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").iterdir())
 
 
 def test_hostile_samples_are_shown_as_text(tmp_path: Path) -> None:
-    make_output(tmp_path)
     first = evaluation(101)
     hostile = replace(first, samples=[replace(first.samples[0], completion=HOSTILE), *first.samples[1:]])
-    write_evaluation(hostile, tmp_path / "evaluations")
-    html = write_report(tmp_path).read_text(encoding="utf-8")
+    html = write_report(make_output(tmp_path), Records([evaluation(0), hostile], {})).read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(&#39;x&#39;)" in html
     assert "<script" not in html
     assert "<img src=x" not in html
@@ -113,7 +120,7 @@ def test_hostile_samples_are_shown_as_text(tmp_path: Path) -> None:
 def test_a_missing_input_names_the_file_and_its_stage(tmp_path: Path, missing: str, stage: str) -> None:
     (make_output(tmp_path) / missing).unlink()
     with pytest.raises(UserError, match=rf"{missing} is missing: `raydpo {stage}`"):
-        write_report(tmp_path)
+        write_report(tmp_path, WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -130,29 +137,33 @@ def test_a_missing_input_names_the_file_and_its_stage(tmp_path: Path, missing: s
 def test_a_broken_metrics_file_names_its_line(tmp_path: Path, content: str, complaint: str) -> None:
     (make_output(tmp_path) / "train" / "metrics.jsonl").write_text(content)
     with pytest.raises(UserError, match=complaint):
-        write_report(tmp_path)
+        write_report(tmp_path, WHOLE)
 
 
 @pytest.mark.parametrize(
     ("evaluated", "notice"),
-    [((), "No evaluation was found"), ((0,), "Only the reference"), ((50, 101), "The reference was not evaluated")],
+    [
+        ((), "There is no evaluation to show"),
+        ((0,), "Only the reference"),
+        ((50, 101), "The reference was not evaluated"),
+    ],
 )
 def test_missing_evaluations_are_said_not_hidden(tmp_path: Path, evaluated: tuple[int, ...], notice: str) -> None:
-    html = write_report(make_output(tmp_path, evaluated=evaluated)).read_text(encoding="utf-8")
+    html = write_report(make_output(tmp_path), records(*evaluated)).read_text(encoding="utf-8")
     assert notice in html
     assert "the reward changed by" not in html
 
 
 @pytest.mark.parametrize("train_steps", [1, 2])
 def test_a_very_short_run_still_has_a_report(tmp_path: Path, train_steps: int) -> None:
-    assert write_report(make_output(tmp_path, train_steps=train_steps, evaluated=(0, 2))).exists()
+    assert write_report(make_output(tmp_path, train_steps=train_steps), records(0, 2)).exists()
 
 
 def test_steps_repeated_by_a_resumed_run_count_once(tmp_path: Path) -> None:
     path = make_output(tmp_path, train_steps=3) / "train" / "metrics.jsonl"
     again = {**metrics_row(2, random.Random(1)), "loss": 0.1234}
     path.write_text(path.read_text() + json.dumps(again) + "\n")
-    facts = re.sub(r"\s+", " ", write_report(tmp_path).read_text(encoding="utf-8"))
+    facts = re.sub(r"\s+", " ", write_report(tmp_path, WHOLE).read_text(encoding="utf-8"))
     assert "<dt>loss, last tenth</dt><dd>0.1234</dd>" in facts
 
 
@@ -162,12 +173,35 @@ def test_samples_are_shown_in_prompt_order_whatever_their_reward() -> None:
     assert all(row.reference and row.policy and row.reference.prompt == row.policy.prompt for row in rows)
 
 
-def test_the_terminal_table_says_whether_the_intervals_overlap() -> None:
-    far = summary_table([evaluation(0, prompts=256), evaluation(101, prompts=256)])
-    near = summary_table([evaluation(0, prompts=256), evaluation(1, prompts=256)])
-    assert "do not overlap" in next(line for line in far.splitlines() if line.startswith("reward"))
-    assert "do not overlap" not in next(line for line in near.splitlines() if line.startswith("reward"))
-    assert "256 samples; reward on the same prompts +" in far
+def test_the_terminal_table_says_how_reward_and_length_changed_on_the_same_prompts() -> None:
+    far = summary_table([evaluation(0, prompts=256), evaluation(101, prompts=256)]).splitlines()
+    near = summary_table([evaluation(0, prompts=256), evaluation(1, prompts=256)]).splitlines()
+    reward, kl, length, cut, accuracy, basis = far[1:]
+    assert re.search(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]: not 0$", reward)
+    assert near[1].endswith(": may be 0")
+    assert length.endswith(": not 0")
+    assert not [row for row in (kl, cut, accuracy) if row.endswith("0") and ": " in row]
+    assert basis == (
+        "95 % intervals over 256 samples of 256 prompts, 200 held-out pairs of 50 prompts; "
+        "temperature=1.0 top_p=1.0 max_tokens=64"
+    )
+
+
+def test_the_paired_difference_finds_what_overlapping_intervals_hide() -> None:
+    """Prompts that differ by more than training moves them."""
+    rng = random.Random(0)
+    base = [rng.gauss(0, 1) for _ in range(64)]
+
+    def rewarded(step: int, by: float) -> Evaluation:
+        shifted = [
+            replace(sample, reward=reward + by + rng.gauss(0, 0.1))
+            for sample, reward in zip(evaluation(0).samples, base, strict=True)
+        ]
+        return summarise(step, "policy", shifted, made_from=origin(), seconds={})
+
+    before, after = rewarded(0, 0.0), rewarded(5, 0.15)
+    assert before.reward.high > after.reward.low, "the intervals overlap"
+    assert summary_rows([before, after])[0].change.endswith("not 0")
 
 
 def test_the_terminal_table_without_evaluations_says_so() -> None:
@@ -175,7 +209,9 @@ def test_the_terminal_table_without_evaluations_says_so() -> None:
 
 
 def test_the_reward_axis_shows_every_evaluation() -> None:
-    axes = figures.frontier([evaluation(0), evaluation(50), evaluation(101)]).axes[0]
+    figure = figures.frontier(WHOLE.valid)
+    assert figure
+    axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["reference", "step 50", "step 101"]
 
 
@@ -185,11 +221,41 @@ def test_histogram_shares_add_up_to_one() -> None:
     assert [sum(bar.get_height() for bar in bars) for bars in filled] == pytest.approx([1.0, 1.0])
 
 
-def test_different_prompts_are_not_paired() -> None:
-    assert "same prompts" not in summary_table([evaluation(0, prompts=40), evaluation(101, prompts=64)])
+def test_different_prompts_are_not_compared_and_that_is_said() -> None:
+    rows = summary_table([evaluation(0, prompts=40), evaluation(101, prompts=64)]).splitlines()
+    assert rows[1].endswith("other prompts: not compared")
+    assert rows[3].endswith("other prompts: not compared")
+
+
+def test_samples_that_are_not_the_policys_have_no_sequence_kl_and_no_frontier(tmp_path: Path) -> None:
+    make_output(tmp_path)
+    write_report(tmp_path, WHOLE)
+    assert (tmp_path / "figures" / "frontier.png").exists()
+    sharpened = records(0, 50, 101, decoding=Decoding(temperature=0.7))
+    html = write_report(tmp_path, sharpened).read_text(encoding="utf-8")
+    assert "<td>summed token KL (nats)</td>" in html
+    assert "<td>sequence KL" not in html
+    assert 'alt="Reward and summed token KL (nats) by step"' in html
+    assert "not the policy" in html
+    assert not (tmp_path / "figures" / "frontier.png").exists(), "an earlier report's"
+    assert figures.reward_and_kl(sharpened.valid).axes[1].get_ylabel() == "summed token KL (nats)"
+    assert figures.reward_and_kl(WHOLE.valid).axes[1].get_ylabel() == "sequence KL (nats)"
+    assert "sequence KL" not in summary_table(sharpened.valid)
+
+
+def test_the_report_says_what_the_figures_were_made_from(tmp_path: Path) -> None:
+    made_from = {"scorer": "my.rewards:kind", "scorer_source": "digest-of-source", "decoding": Decoding(top_p=0.5)}
+    html = write_report(make_output(tmp_path), records(0, 101, **made_from)).read_text(encoding="utf-8")
+    for words in ("my.rewards:kind", "digest-of-source", "top_p=0.5", "200 held-out pairs of 50 prompts"):
+        assert words in html
+
+
+def test_records_that_are_left_out_are_said_in_the_report(tmp_path: Path) -> None:
+    stale = Records([evaluation(0)], {101: ["scorer", "prompts"]})
+    assert "step 101 (scorer, prompts)" in write_report(make_output(tmp_path), stale).read_text(encoding="utf-8")
 
 
 def test_the_report_shows_what_became_of_the_rows(tmp_path: Path) -> None:
-    html = re.sub(r"\s+", " ", write_report(make_output(tmp_path)).read_text(encoding="utf-8"))
+    html = re.sub(r"\s+", " ", write_report(make_output(tmp_path), WHOLE).read_text(encoding="utf-8"))
     assert "<h3>train</h3>" in html
     assert "<dt>rows read</dt><dd>7,228</dd>" in html

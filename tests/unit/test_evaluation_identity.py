@@ -1,0 +1,184 @@
+"""Laws of what evaluations are kept under: a figure of something else is never shown as one of this run file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raydpo.config.errors import UserError
+from raydpo.config.schema import RunFile
+from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
+from raydpo.runtime import stages
+from raydpo.runtime.inputs import check_inputs
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.origin import Asked, origin_of
+from tests.models import save_tiny_model, tiny_llama
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    save_tiny_model(tmp_path / "model")
+    write_prompts(tmp_path, "a film", "a story")
+    return {
+        "name": "x",
+        "output_dir": str(tmp_path / "out"),
+        "model": {"path": str(tmp_path / "model"), "dtype": "float32"},
+        "data": {"train": ["pairs.jsonl"]},
+        "evaluate": {"prompts": [str(tmp_path / "prompts.jsonl")], "scorer": "length"},
+    }
+
+
+def write_prompts(directory: Path, *texts: str) -> None:
+    (directory / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+
+
+def move_weights(model: Path) -> None:
+    lm = tiny_llama(vocab_size=json.loads((model / "config.json").read_text())["vocab_size"])
+    with torch.no_grad():
+        lm.model.norm.weight += 0.1
+    lm.save_pretrained(model)
+
+
+def evaluated(tree: dict[str, Any], *steps: int) -> None:
+    """Leave records of the reference and of exports, as the evaluate stage does."""
+    run = RunFile.model_validate(tree)
+    layout = Layout(run)
+    for step in steps:
+        model = layout.export(step) if step else Path(layout.reference_model)
+        if step:
+            shutil.copytree(run.model.path, model)
+        samples = [Sample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
+        found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, str(model)), seconds={})
+        write_evaluation(found, layout.evaluations)
+
+
+def left_out(tree: dict[str, Any]) -> dict[int, list[str]]:
+    return Asked(RunFile.model_validate(tree)).records().left_out
+
+
+def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Path) -> None:
+    evaluated(tree, 0, 5)
+    cheaper = {"actors": 3, "cpus": 2, "max_num_seqs": 4, "max_model_len": 600}
+    tree |= {"sampler": cheaper, "train": {"objective": {"beta": 0.5}}}
+    tree["evaluate"]["samples_in_report"] = 3
+    shutil.move(tmp_path / "prompts.jsonl", tmp_path / "elsewhere.jsonl")
+    tree["evaluate"]["prompts"] = [str(tmp_path / "elsewhere.jsonl")]
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    tree["model"]["path"] = str(tmp_path / "moved")
+    assert left_out(tree) == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "parts"),
+    [
+        ("model", {"dtype": "bfloat16"}, ["dtype"]),
+        ("model", {"fp32_head": True}, ["fp32_head"]),
+        ("sampler", {"gpus": 1}, ["device"]),
+        ("data", {"date": "2026-11-27"}, ["date"]),
+        ("evaluate", {"decoding": {"temperature": 0.5}}, ["decoding"]),
+        ("evaluate", {"decoding": {"max_tokens": 5}}, ["decoding"]),
+        ("evaluate", {"limit": 1}, ["prompts"]),
+        ("evaluate", {"scorer": "tests.cluster.rewards:takes_long"}, ["scorer", "scorer_source"]),
+    ],
+)
+def test_another_setting_that_decides_a_figure_is_named(
+    tree: dict[str, Any], section: str, change: dict[str, Any], parts: list[str]
+) -> None:
+    evaluated(tree, 0, 5)
+    tree[section] = tree.get(section, {}) | change
+    assert left_out(tree) == {0: parts, 5: parts}
+
+
+def test_another_seed_is_named(tree: dict[str, Any]) -> None:
+    evaluated(tree, 0)
+    assert left_out(tree | {"seed": 1}) == {0: ["seed"]}
+
+
+def test_prompts_that_changed_in_the_same_file_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    evaluated(tree, 0)
+    write_prompts(tmp_path, "a film", "another story")
+    assert left_out(tree) == {0: ["prompts"]}
+
+
+def test_weights_that_changed_in_the_same_directory_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    evaluated(tree, 0, 5)
+    move_weights(Layout(RunFile.model_validate(tree)).export(5))
+    assert left_out(tree) == {5: ["weights"]}
+    move_weights(tmp_path / "model")
+    assert left_out(tree) == {0: ["weights", "reference"], 5: ["weights", "reference"]}
+
+
+def test_a_tokenizer_that_changed_in_the_same_directory_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    evaluated(tree, 0)
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_by_the_test": 1}))
+    assert left_out(tree) == {0: ["tokenizer"]}
+
+
+def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
+    evaluated(tree, 0)
+    tree["data"]["held_out_fraction"] = 0.5
+    assert left_out(tree) == {}, "there are no tokens to tell"
+    leave_held_out_tokens(tree)
+    assert left_out(tree) == {0: ["held_out"]}
+
+
+def leave_held_out_tokens(tree: dict[str, Any]) -> None:
+    from raydpo.data.shards import Counts, TokenManifest
+    from raydpo.runtime.dataset import MANIFEST
+
+    directory = Layout(RunFile.model_validate(tree)).held_out_tokens
+    TokenManifest("pair", [], Counts()).write(directory / MANIFEST)
+
+
+def test_what_has_gone_since_is_not_held_against_the_records(tree: dict[str, Any], tmp_path: Path) -> None:
+    leave_held_out_tokens(tree)
+    tree["data"]["held_out_fraction"] = 0.5
+    evaluated(tree, 0, 5)
+    layout = Layout(RunFile.model_validate(tree))
+    for directory in (tmp_path / "model", layout.exports, layout.root / "tokens"):
+        shutil.rmtree(directory)
+    (tmp_path / "prompts.jsonl").unlink()
+    assert left_out(tree) == {}
+    tree["evaluate"]["scorer"] = "vader"
+    assert left_out(tree) == {0: ["scorer"], 5: ["scorer"]}
+
+
+def test_without_an_evaluate_section_the_records_still_show_what_was_measured(tree: dict[str, Any]) -> None:
+    evaluated(tree, 0, 5)
+    del tree["evaluate"]
+    assert left_out(tree) == {}
+
+
+def test_an_evaluation_cannot_begin_without_knowing_what_it_is_made_from(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").unlink()
+    with pytest.raises(UserError, match=r"prompts\.jsonl"):
+        origin_of(RunFile.model_validate(tree), str(tmp_path / "model"))
+
+
+def test_a_report_needs_no_model_and_says_what_it_leaves_out(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(tree, 0, 5)
+    output = tmp_path / "out"
+    shutil.rmtree(tmp_path / "model")
+    (output / "train").mkdir()
+    rewards = {f"rewards/{name}": 0.0 for name in ("chosen", "rejected", "margins", "accuracies")}
+    (output / "train" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.69, **rewards}))
+    (output / "timings.json").write_text('{"stages": {"train": 1.0}}')
+    run = RunFile.model_validate(tree)
+    (output / "run.yaml").write_text(run.model_dump_json())
+    check_inputs(run, "report")
+    stages.report(run)
+    assert "policy, step 5" in capsys.readouterr().out
+    stages.report(run.model_copy(update={"seed": 1}))
+    told = capsys.readouterr().out
+    assert "policy, step 5" not in told
+    assert "step 0 (seed); step 5 (seed)" in told
