@@ -163,7 +163,8 @@ def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig 
     if finished := _finished(plan):
         print(f"{job.directory.name}: {finished.cursor.step} steps are done already", flush=True)
         return _outcome(job, plan, finished)
-    check_room_for_exports(job)
+    begun = latest(plan.checkpoints)
+    check_room_for_exports(job, done=begun.cursor.step if begun else 0)
     write_identity(job.directory, identity)
     trainer = _trainer(job, plan, validation)
     try:
