@@ -17,14 +17,18 @@ _EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F32": (np.uint32, 0x7F80_0000),
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
 }
+NOT_FINITE = (
+    "holds numbers that are not finite (NaN or infinity); whatever made the model went wrong there: take an earlier "
+    "checkpoint of it, or another model."
+)
 _BLOCK = 1 << 22  # numbers looked at together
 
 
 def check_finite(file: Path) -> None:
     """Raise UserError for a safetensors file that holds a NaN or an infinity, with the tensor's name.
 
-    Raises it for a file that is cut short too. Tensors of other types than floating point of 16 to 64 bits are not
-    looked at.
+    Raises it for a file that is cut short too. Not looked at are tensors of other types than floating point of 16 to
+    64 bits, and single numbers: such may be bounds that nothing reaches, as in Gemma 4's vision tower.
     """
     header, offset = _header(file)
     size = file.stat().st_size - offset
@@ -32,13 +36,10 @@ def check_finite(file: Path) -> None:
         begin, end = about["data_offsets"]
         if end > size:
             raise UserError(f"the weights in {file} are cut short; copy or export the model again, whole.")
-        if about["dtype"] in _EXPONENT and end > begin:
+        if about["dtype"] in _EXPONENT and about["shape"] and end > begin:
             content = np.memmap(file, np.uint8, "r", offset=offset + begin, shape=end - begin)
             if not _finite(content, *_EXPONENT[about["dtype"]]):
-                raise UserError(
-                    f"{file}: the weight {name} holds numbers that are not finite (NaN or infinity); whatever made the "
-                    "model went wrong there: take an earlier checkpoint of it, or another model."
-                )
+                raise UserError(f"{file}: the weight {name} {NOT_FINITE}")
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:

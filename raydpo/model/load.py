@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -14,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from raydpo.config.errors import UserError, reason
 from raydpo.model.directory import model_directory
+from raydpo.model.finite import NOT_FINITE
 from raydpo.model.trial import choose_layout, switch_off_dropout
 
 disable_progress_bar()
@@ -25,7 +28,7 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
 
     Dropout is off because policy and reference must be the same function at step 0. Raises UserError when no model can
     be made of the directory, when weights are missing from the checkpoint or have other shapes (they would be random),
-    and for what the trial finds (raydpo.model.trial).
+    when a pickled one is not finite, and for what the trial finds (raydpo.model.trial).
     """
     model_directory(path)
     config = _read_config(path)
@@ -47,6 +50,8 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
     missing = set(info["missing_keys"])
     if missing:
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
+    if not any(Path(path).glob("*.safetensors")):  # weights_digest looks at those, before anything is loaded
+        _refuse_not_finite(path, lm)
     return choose_layout(switch_off_dropout(lm.to(device).eval()), name=path)
 
 
@@ -69,6 +74,12 @@ def _unusable(path: str, error: Exception) -> UserError:
     return UserError(
         f"model {path!r} cannot be loaded as its config.json says ({reason(error)}); copy or export it again, whole."
     )
+
+
+def _refuse_not_finite(path: str, lm: PreTrainedModel) -> None:
+    for name, weight in lm.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(f"model {path!r}: the weight {name} {NOT_FINITE}")
 
 
 def _refuse_batch_dependent_rope(path: str, config: PreTrainedConfig) -> None:

@@ -31,9 +31,9 @@ def exports_of_run(run: RunFile) -> dict[int, Path]:
     return own
 
 
-def check_room_for_exports(job: Job) -> None:
-    """Raise UserError where an export would replace files that are no export's."""
-    for step in filter(job.exports_at, range(1, job.num_steps + 1)):
+def check_room_for_exports(job: Job, *, done: int) -> None:
+    """Raise UserError where an export of the steps after those `done` would replace files that are no export's."""
+    for step in filter(job.exports_at, range(done + 1, job.num_steps + 1)):
         check_replaceable(job.export(step))
 
 

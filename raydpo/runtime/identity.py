@@ -77,17 +77,26 @@ def train_identity_now(run: RunFile) -> Identity | None:
     Where the tokens have been removed since, what the training has kept is all that can be said.
     """
     layout = Layout(run)
-    manifest = layout.train_tokens / MANIFEST
-    if not manifest.exists():
-        return read_identity(layout.train)
-    tokens = TokenManifest.read(manifest)
-    return train_identity(run, order_of(run.train, seed=run.seed, num_rows=tokens.rows, digest=tokens.digest))
+    order = _order_now(run, run.train, layout.train_tokens)
+    return train_identity(run, order) if order else read_identity(layout.train)
 
 
 def sft_identity(run: RunFile, order: Order) -> Identity:
     """The identity of the supervised fine-tuning. Raises UserError for weights that cannot be used."""
     assert run.sft
     return _identity(run, run.sft, order, objective=None, model=run.model.path, reference=None)
+
+
+def check_sft_resumable(run: RunFile) -> None:
+    """Raise UserError where the sft stage would refuse to go on from what it has left, and with it its export.
+
+    Where its tokens have been removed since, nothing can be said.
+    """
+    layout = Layout(run)
+    assert run.sft
+    order = _order_now(run, run.sft, layout.sft_tokens)
+    if order:
+        check_resumable(layout.sft, sft_identity(run, order))
 
 
 def _identity(
@@ -126,6 +135,14 @@ def order_of(training: Training, *, seed: int, num_rows: int, digest: str) -> Or
         digest=digest,
         tail=training.tail,
     )
+
+
+def _order_now(run: RunFile, training: Training, tokens: Path) -> Order | None:
+    """The order of the rows that a stage has prepared; None where there are none."""
+    if not (tokens / MANIFEST).exists():
+        return None
+    found = TokenManifest.read(tokens / MANIFEST)
+    return order_of(training, seed=run.seed, num_rows=found.rows, digest=found.digest)
 
 
 def steps_of(training: Training, order: Order) -> int:

@@ -1,4 +1,7 @@
-"""What a stage reads, checked in about a second: nothing here loads torch, Ray or a model."""
+"""What a stage reads, checked before its work: nothing here loads torch, Ray or a model.
+
+It takes about a second, and the time to read the weights of the models once where the stage uses them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
-from raydpo.model.directory import model_config
+from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
+from raydpo.runtime.identity import check_sft_resumable
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
 from raydpo.runtime.provenance import check_prepared
@@ -54,20 +58,27 @@ def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
     start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
     if stage == "report":  # it loads no model, and may be asked for where there is none any more
         return
+    check = check_model_files if stage == "prepare" else _check_model  # which uses the tokenizer alone
     yield partial(refuse_own_output, run, "model.path", [start])
-    yield partial(check_model_files, start)
+    yield partial(check, start)
     yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
     if reference and reference != export:
         yield partial(refuse_own_output, run, "reference.model", [reference])
-        yield partial(check_model_files, reference)
+        yield partial(check, reference)
     if run.sft and stage not in ("sft", "run"):
-        yield partial(_check_sft_export, export)
+        yield partial(_check_sft_export, run, export)
 
 
-def _check_sft_export(path: str) -> None:
+def _check_model(path: str) -> None:
+    check_model_files(path)
+    weights_digest(path)  # reads every number, and is asked for again when the run is named
+
+
+def _check_sft_export(run: RunFile, path: str) -> None:
     if not Path(path).exists():
         raise UserError(f"{path} is not there: the sft stage makes the model that others start from; run it first.")
     check_model_files(path)
+    check_sft_resumable(run)
 
 
 def _check_positions(run: RunFile) -> None:

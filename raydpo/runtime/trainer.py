@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from raydpo.config.errors import UserError
+from raydpo.config.files import whole_lines
 from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
 from raydpo.objective import objectives
@@ -162,7 +163,8 @@ def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig 
     if finished := _finished(plan):
         print(f"{job.directory.name}: {finished.cursor.step} steps are done already", flush=True)
         return _outcome(job, plan, finished)
-    check_room_for_exports(job)
+    begun = latest(plan.checkpoints)
+    check_room_for_exports(job, done=begun.cursor.step if begun else 0)
     write_identity(job.directory, identity)
     trainer = _trainer(job, plan, validation)
     try:
@@ -242,14 +244,16 @@ def _finished(plan: Plan) -> Commit | None:
 
 
 def _outcome(job: Job, plan: Plan, last: Commit) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text().splitlines()]
+    """A job's result; null for what metrics.jsonl does not say (any more)."""
+    lines = [json.loads(line) for line in whole_lines(job.directory / "metrics.jsonl")]
+    losses = {line["step"]: line["loss"] for line in lines}
     known = [line["mfu"] for line in lines if line["mfu"] is not None]
     return {
         "steps": last.cursor.step,
         "rows": len(plan.dataset),
         "left_over": plan.order.left_over,
-        "first_loss": lines[0]["loss"],
-        "last_loss": lines[-1]["loss"],
+        "first_loss": losses.get(1),
+        "last_loss": losses.get(last.cursor.step),
         "mfu": fmean(known) if known else None,
         "export": str(last_export(job, last)),
     }

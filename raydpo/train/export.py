@@ -39,14 +39,16 @@ def export_policy(
     UserError, on rank 0 alone, for weights that are not finite, when there is no room, or where something stands that
     is no export.
     """
-    state = _gather(policy)
+    weights = _gather(policy)
     expected = policy.engine.module.token_logps(probe)
     if policy.rank == 0:
-        if broken := next((name for name, weight in state.items() if not weight.isfinite().all()), None):
+        if broken := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
             raise diverged(step, broken)
+        buffers = {name: buffer.to("cpu", copy=True) for name, buffer in kept_buffers(policy.lm).items()}
+        state = weights | buffers  # buffers may be infinite: bounds that nothing reaches
         temporary = directory.with_name(f".{directory.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        with room_for(sum(weight.nbytes for weight in state.values()), temporary):
+        with room_for(sum(tensor.nbytes for tensor in state.values()), temporary):
             policy.lm.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
             mark_export(temporary, identity=identity, step=step)
@@ -59,14 +61,12 @@ def export_policy(
 
 
 def _gather(policy: Policy) -> dict[str, Tensor]:
-    """The whole state dict on rank 0's CPU, empty elsewhere; parameter by parameter, so no rank holds two models."""
+    """The whole weights on rank 0's CPU, empty elsewhere; parameter by parameter, so no rank holds two models."""
     whole: dict[str, Tensor] = {}
     for name, parameter in policy.lm.named_parameters(remove_duplicate=True):
         with deepspeed.zero.GatheredParameters([parameter], enabled=policy.engine.zero_optimization_stage() == 3):
             if policy.rank == 0:
                 whole[name] = parameter.detach().to("cpu", copy=True)
-    if policy.rank == 0:
-        whole |= {name: buffer.to("cpu", copy=True) for name, buffer in kept_buffers(policy.lm).items()}
     return whole
 
 

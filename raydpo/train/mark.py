@@ -42,7 +42,7 @@ def check_replaceable(directory: Path) -> None:
     if foreign:
         raise UserError(
             f"{directory} is where an export goes, and holds {', '.join(foreign[:3])}, which no {MARK} there names as "
-            "part of an earlier export; move it away."
+            "part of an earlier export; move it away, or remove it."
         )
 
 

@@ -6,6 +6,7 @@ import errno
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,6 +91,10 @@ def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
     directory.mkdir(exist_ok=True)
     policy = make_tiny_policy(Problem(), Zero(stage=stage))
     train_one(policy, 0)
+    probe = make_batch(random_rows(2, seed=0))
+    export = partial(export_policy, policy, tiny_tokenizer(), probe=probe, identity="run", step=1)
+    policy.lm.model.register_buffer("bound", torch.tensor(float("inf")))  # no weight, and of no harm
+    export(directory / "bounded")
     with make_saver(policy, directory) as saver:
         save(saver, 1)
         step = told(lambda: train_one(policy, 1, reference=float("nan") if policy.rank else -50.0))
@@ -100,14 +105,10 @@ def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
         commit = told(lambda: saver.copy(2))
     weights_of = {name: parameter.detach() for name, parameter in policy.lm.named_parameters()}
     weights_of["model.norm.weight"][0] = float("nan")
-    probe = make_batch(random_rows(2, seed=0))
-    export = None
-    if policy.rank == 0:  # which raises before the barrier that the others would wait at
-        export = told(
-            lambda: export_policy(policy, tiny_tokenizer(), directory / "export", probe=probe, identity="run", step=2)
-        )
+    # Rank 0 alone: it raises before the barrier that the others would wait at.
+    exported = told(partial(export, directory / "export", step=2)) if policy.rank == 0 else None
     left = sorted(path.name for path in directory.glob("*export*"))
-    return {"step": step, "commit": commit, "export": export, "left": left, "newest": newest(directory)}
+    return {"step": step, "commit": commit, "export": exported, "left": left, "newest": newest(directory)}
 
 
 def told(work: Callable[[], Any]) -> str:

@@ -83,9 +83,12 @@ def test_a_finished_run_whose_export_is_gone_exports_its_last_commit_again(
 ) -> None:
     output_dir = shutil.copytree(small.output_dir, tmp_path / "out")
     shutil.rmtree(output_dir / "exports")
+    (output_dir / "train" / "metrics.jsonl").unlink()
     done = raydpo("train", write_run_file(tmp_path / "run.yaml", small_run(inputs, output_dir))).succeeded()
     assert "48 steps are done already" in done.stdout
     export = output_dir / "exports" / "step-000048"
-    assert done.status["result"]["export"] == str(export)
+    result = done.status["result"]
+    assert result["export"] == str(export)
+    assert (result["first_loss"], result["last_loss"]) == (None, None), "nothing is left that says them"
     weights = "model.safetensors"
     assert (export / weights).read_bytes() == (small.output_dir / "exports" / export.name / weights).read_bytes()

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
+from raydpo.objective import objectives
 from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.exports import exports_of_run, own_exports
+from raydpo.runtime.exports import check_room_for_exports, exports_of_run, own_exports
 from raydpo.runtime.identity import train_identity_now, write_identity
+from raydpo.runtime.job import Job
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.lock import Claim
 from raydpo.train.mark import MARK, check_replaceable, mark_export, read_mark, remove_export
+from raydpo.train.retention import Retention
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -108,6 +112,38 @@ def test_a_file_that_is_no_exports_is_named_and_stays(tmp_path: Path, notes: str
         with pytest.raises(UserError, match=f"{directory} is where an export goes, and holds {named}"):
             refuse(directory)
     assert sorted(directory.rglob("*")) == files
+
+
+def job(layout: Layout) -> Job:
+    """A training of six steps that exports every second one."""
+    return Job(
+        model="model",
+        dtype="float32",
+        fp32_head=False,
+        training=Training(),
+        objective=objectives.dpo(beta=0.1),
+        num_steps=6,
+        identity="mine",
+        directory=layout.train,
+        claim=Claim(layout.root, "token"),
+        timeouts=Timeouts(),
+        retention=Retention(1),
+        export=layout.export,
+        evaluated=False,
+        evaluate_every=2,
+        step0_tolerance=None,
+        confirm_imported=None,
+    )
+
+
+def test_a_foreign_file_counts_where_an_export_is_still_to_come(run: RunFile) -> None:
+    layout = Layout(run)
+    for step in (1, 4):
+        layout.export(step).mkdir(parents=True)
+        (layout.export(step) / "notes.txt").write_text("mine")
+    check_room_for_exports(job(layout), done=4)
+    with pytest.raises(UserError, match=f"{layout.export(4)} is where an export goes, and holds notes.txt"):
+        check_room_for_exports(job(layout), done=3)
 
 
 def test_a_removal_that_is_killed_can_be_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

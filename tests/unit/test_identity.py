@@ -15,16 +15,20 @@ from safetensors.torch import load_file, save_file
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.shards import Counts, ShardInfo, TokenManifest
+from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.identity import (
     FILE,
     Identity,
     check_resumable,
+    check_sft_resumable,
     order_of,
     read_identity,
     sft_identity,
     train_identity,
     write_identity,
 )
+from raydpo.runtime.layout import Layout
 from tests.commits import save
 from tests.models import save_tiny_model
 
@@ -131,6 +135,21 @@ def test_workers_sharding_and_micro_batches_may_change_on_the_way(tree: Tree) ->
     assert of_train(other).digest == of_train(RunFile.model_validate(tree)).digest
 
 
+def test_what_stands_behind_an_sft_that_is_another_now_is_refused(tree: Tree, tmp_path: Path) -> None:
+    run = RunFile.model_validate(tree)
+    layout = Layout(run)
+    check_sft_resumable(run)
+    TokenManifest("sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts()).write(layout.sft_tokens / MANIFEST)
+    identity = of_sft(run, TokenManifest.read(layout.sft_tokens / MANIFEST).digest)
+    write_identity(committed(layout.sft, identity), identity)
+    check_sft_resumable(run)
+    with pytest.raises(UserError, match=r"out/sft has committed step 7 of another run: epochs was 1 and is 2\. Set"):
+        check_sft_resumable(changed(tree, "sft", epochs=2))
+    move_a_weight(tmp_path / "model")
+    with pytest.raises(UserError, match="another run: model_weights was "):
+        check_sft_resumable(run)
+
+
 @pytest.fixture
 def identity(tree: Tree) -> Identity:
     return of_train(RunFile.model_validate(tree))
@@ -209,6 +228,12 @@ def test_a_weight_that_is_not_finite_is_named_with_its_file(
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(UserError, match=rf"{file}: the weight model.layers.1.mlp.up_proj.weight .*not finite"):
         of_train(RunFile.model_validate(tree))
+
+
+def test_a_bound_that_is_infinite_is_no_weight(tree: Tree, tmp_path: Path) -> None:
+    file = tmp_path / "reference" / "model.safetensors"
+    save_file(load_file(file) | {"vision.input_min": torch.tensor(float("-inf"))}, file, {"format": "pt"})
+    of_train(RunFile.model_validate(tree))
 
 
 @pytest.mark.parametrize("left", [0, 5, 100, 0.5, 0.99])

@@ -146,6 +146,18 @@ def test_a_model_that_lacks_a_weight_is_refused_and_never_random(model: Path) ->
         load_model(str(model), dtype="float32")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_pickled_weight_that_is_not_finite_is_named(model: Path, value: float) -> None:
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(weights, model / "pytorch_model.bin")
+    load_model(str(model), dtype="float32")
+    weights["model.embed_tokens.weight"][-1, 0] = value  # of a token that no trial meets
+    torch.save(weights, model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=f"{model}.*: the weight model.embed_tokens.weight holds .* not finite"):
+        load_model(str(model), dtype="float32")
+
+
 def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     tiny_llama(tied=True).save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")

@@ -193,18 +193,32 @@ def run_with(tmp_path: Path, **sections: Any) -> RunFile:
     return RunFile.model_validate(tree | sections)
 
 
+def run_of_stage(stage: str, tmp_path: Path, *, model: Path, reference: Path) -> RunFile:
+    rows = [str(tmp_path / "rows.jsonl")]
+    pairs = {"sample": {"prompts": rows}} if stage == "sample" else {"data": {"train": rows}}
+    return run_with(tmp_path, model={"path": str(model)}, reference={"model": str(reference)}, **pairs)
+
+
 @pytest.mark.parametrize("stage", ["prepare", "sft", "precompute", "train", "sample", "evaluate", "run"])
 @pytest.mark.parametrize("key", ["model", "reference"])
 def test_every_stage_that_loads_a_model_looks_at_it_first(
     stage: str, key: str, good: Path, model: Path, tmp_path: Path
 ) -> None:
-    rows = [str(tmp_path / "rows.jsonl")]
-    pairs = {"sample": {"prompts": rows}} if stage == "sample" else {"data": {"train": rows}}
-    models = {"model": {"path": str(good)}, "reference": {"model": str(good)}}
-    models[key] = {{"model": "path", "reference": "model"}[key]: str(model)}
     (model / WEIGHTS).unlink()
     with pytest.raises(UserError, match=f"{model}.* has no .* weights"):
-        check_inputs(run_with(tmp_path, **pairs, **models), stage)
+        check_inputs(run_of_stage(stage, tmp_path, **({"model": good, "reference": good} | {key: model})), stage)
+
+
+@pytest.mark.parametrize("stage", ["sft", "precompute", "train", "sample", "evaluate", "run"])
+@pytest.mark.parametrize("key", ["model", "reference"])
+def test_a_weight_that_is_not_finite_is_named_before_any_work(
+    stage: str, key: str, good: Path, model: Path, tmp_path: Path
+) -> None:
+    weights = load_file(model / WEIGHTS)
+    weights["model.norm.weight"][0] = np.nan
+    save_file(weights, model / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{model / WEIGHTS}: the weight model.norm.weight holds .* not finite"):
+        check_inputs(run_of_stage(stage, tmp_path, **({"model": good, "reference": good} | {key: model})), stage)
 
 
 @pytest.mark.parametrize("stage", ["prepare", "precompute", "train", "evaluate"])
