@@ -70,18 +70,17 @@ class Evaluator:
 
     def evaluate(self, step: int, model: str) -> Evaluation:
         """Evaluate one model and write its record; step 0 is the reference itself."""
-        run, layout = self._run, Layout(self._run)
-        assert run.evaluate
+        run, layout, asked = self._run, Layout(self._run), self._run.evaluate
+        assert asked
         timer = _Timer()
         made_from = origin_of(run, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
-        asked = run.evaluate
         prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=run.data.ignore)
         with timer("sample"):
-            drawn = [c for [c] in self._engines.sample(model, prompts, run.evaluate.decoding, n=1, seed=run.seed)]
+            drawn = [c for [c] in self._engines.sample(model, prompts, asked.decoding, n=1, seed=run.seed)]
         with timer("reward"):
-            rewards = rate_each(run.evaluate.scorer, [p.text for p in prompts], [c.text for c in drawn])
+            rewards = rate_each(asked.scorer, [p.text for p in prompts], [c.text for c in drawn])
         with timer("score"):
             pairs = _confirmed_and_ranked(run, step, model, prompts, drawn)
         with timer("kl"):

@@ -18,6 +18,7 @@ from raydpo.evaluate import figures
 from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, summarise
 from raydpo.evaluate.report import side_by_side, write_report
 from raydpo.evaluate.summary import summary_rows, summary_table
+from raydpo.runtime.evaluation import summary
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -259,3 +260,21 @@ def test_the_report_shows_what_became_of_the_rows(tmp_path: Path) -> None:
     html = re.sub(r"\s+", " ", write_report(make_output(tmp_path), WHOLE).read_text(encoding="utf-8"))
     assert "<h3>train</h3>" in html
     assert "<dt>rows read</dt><dd>7,228</dd>" in html
+
+
+def test_a_jobs_result_calls_nothing_the_reference_that_is_not_and_nothing_a_kl_that_is_none() -> None:
+    before, after = evaluation(0), evaluation(101)
+    assert after.pair_accuracy
+    assert summary([before, after]) == {
+        "reward_before": [before.reward.mean, before.reward.low, before.reward.high],
+        "reward_after": [after.reward.mean, after.reward.low, after.reward.high],
+        "kl": after.summed_kl.mean,
+        "length_before": before.length.mean,
+        "length_after": after.length.mean,
+        "pair_accuracy": after.pair_accuracy.mean,
+        "step": 101,
+    }
+    only_policies = summary([evaluation(50), evaluation(101, decoding=Decoding(top_p=0.9))])
+    assert only_policies["reward_before"] is only_policies["length_before"] is only_policies["kl"] is None
+    assert only_policies["reward_after"][0] == after.reward.mean
+    assert {*summary([]).values()} == {None}
