@@ -39,12 +39,17 @@ A plain tuple, because DeepSpeed hangs its ZeRO-3 hooks on tensors in tuples, li
 class _Form:
     """How logits are made of hidden states."""
 
+    scale: float
     softcap: float | None
     fp32: bool
 
     def dtype(self, weight: Tensor) -> torch.dtype:
         """What the product with the vocabulary matrix is made in."""
         return _summing(weight.dtype) if self.fp32 else weight.dtype
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What is multiplied by the vocabulary matrix: there are fewer hidden numbers to scale than logits."""
+        return hidden if self.scale == 1 else hidden * self.scale
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,9 @@ class _Sweep:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, form: _Form) -> None:
         dtype = form.dtype(weight)
-        self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
+        self.hidden, self.weight = form.scaled(hidden.to(dtype)), weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
-        self.target, self.softcap = batch.target, form.softcap
+        self.target, self.form = batch.target, form
         self.chunks = list(_chunks(batch.token_counts, 2 * CHUNK_POSITIONS // dtype.itemsize))
         self.buffer = self.weight.new_empty(max(chunk.size for chunk in self.chunks), len(weight))
         self.grad_hidden = torch.empty_like(hidden)
@@ -127,14 +132,14 @@ class _Sweep:
             torch.addmm(self.bias, h, self.weight.t(), out=self.residual)
         tile = max(1, TILE_LOGITS // len(self.weight)) if h.device.type == "cpu" else chunk.size
         tiles = zip(self.residual.split(tile), self.target[chunk.positions].split(tile), strict=True)
-        logps, sums = zip(*(_normalise(logits, target, self.softcap) for logits, target in tiles), strict=True)
+        logps, sums = zip(*(_normalise(logits, target, self.form.softcap) for logits, target in tiles), strict=True)
         self.sums = torch.cat(sums)
         return torch.cat(logps)
 
     def add_gradients(self, chunk: _Chunk, slopes: Tensor) -> None:
         """Chain rule through the chunk scored last, from the derivatives [m] with respect to its log-probs."""
         scale = (-slopes / self.sums)[:, None]
-        self.grad_hidden[chunk.positions] = (self.residual @ self.weight) * scale
+        self.grad_hidden[chunk.positions] = (self.residual @ self.weight) * self.form.scaled(scale)
         h, dtype = self.hidden[chunk.positions] * scale, self.residual.dtype
         self.grad_weight = _add_product(self.grad_weight, self.residual.t(), h.to(dtype))
         if self.bias is not None:
@@ -216,15 +221,18 @@ class _TokenLogps(torch.autograd.Function):
 class CompletionHead(nn.Module):
     """A module of its own, so that ZeRO-3's hooks gather the (possibly tied) weight around forward and backward.
 
-    softcap: c of c tanh(logits / c), Gemma 2's final_logit_softcapping. fp32: multiply by the vocabulary matrix in
-    float32 although the model is bfloat16, for log-probs that are nearer the exact ones at about twice the cost.
+    scale: a factor of the logits before a bias is added (Granite, Cohere). softcap: c of c tanh(logits / c), Gemma 2's
+    final_logit_softcapping. fp32: multiply by the vocabulary matrix in float32 although the model is bfloat16, for
+    log-probs that are nearer the exact ones at about twice the cost.
     """
 
-    def __init__(self, lm_head: nn.Linear, *, softcap: float | None = None, fp32: bool = False) -> None:
+    def __init__(
+        self, lm_head: nn.Linear, *, scale: float = 1.0, softcap: float | None = None, fp32: bool = False
+    ) -> None:
         super().__init__()
         self.weight = lm_head.weight
         self.bias = lm_head.bias
-        self.form = _Form(softcap, fp32)
+        self.form = _Form(scale, softcap, fp32)
 
     def forward(self, hidden: Tensor, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
         """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32."""
@@ -234,8 +242,9 @@ class CompletionHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, D] -> [m, V] in float32."""
-        dtype, bias = self.form.dtype(self.weight), self.bias
-        logits = nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype))
+        dtype = self.form.dtype(self.weight)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        logits = nn.functional.linear(self.form.scaled(hidden.to(dtype)), self.weight.to(dtype), bias)
         logits = logits.to(_summing(dtype))
         cap = self.form.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead, Loss, Scored
@@ -24,8 +24,13 @@ class ScoringModel(nn.Module):
     def __init__(self, lm: PreTrainedModel, *, fp32_head: bool = False) -> None:
         super().__init__()
         self.backbone = backbone(lm)
-        softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
-        self.head = CompletionHead(lm.get_output_embeddings(), softcap=softcap, fp32=fp32_head)
+        config = lm.config.get_text_config()
+        self.head = CompletionHead(
+            lm.get_output_embeddings(),
+            scale=_logit_scale(config),
+            softcap=getattr(config, "final_logit_softcapping", None),
+            fp32=fp32_head,
+        )
         self._states = packed_states if is_packed(lm) else padded_states
 
     def forward(self, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
@@ -45,6 +50,14 @@ class ScoringModel(nn.Module):
         """Hidden states [M, D] that predict the completion tokens."""
         states = self._states(self.backbone, batch)
         return states.to(self.head.weight.dtype)  # some backbones (Mamba) keep a wider residual stream
+
+
+def _logit_scale(config: PreTrainedConfig) -> float:
+    """The factor between hidden states times the vocabulary matrix and a model's logits, in the families' own words."""
+    multipliers = [getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")]  # Cohere, Falcon-H1
+    scale = next((float(each) for each in multipliers if each), 1.0)
+    scaling = float(getattr(config, "logits_scaling", None) or 1.0)  # Granite divides by it, HyperCLOVA X multiplies
+    return scale * scaling if config.model_type == "hyperclovax" else scale / scaling
 
 
 def sequence_logps(token_logps: Tensor, batch: Batch) -> Tensor:

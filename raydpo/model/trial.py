@@ -26,12 +26,13 @@ from raydpo.model.version import backend_for
 
 # The largest |Δ logp| of a token, in nats, that rounding explains in any model. It explains more in one that is easily
 # moved: so many times what a single rounding of the embeddings does to the model's own log-probs.
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
+TOLERANCE = {torch.float64: 5e-3, torch.float32: 5e-3, torch.bfloat16: 0.2}
 ROUNDINGS = 4
 
 # How far a position sees, or how many it sees, in the words of the families. The trial's rows are longer than REACH.
 REACHES = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "index_topk")
 REACH = 4
+ANOTHER = "Use another model, or another version of transformers."
 SIZES = (7, 5, 3), (1, 2, 6), (13, 8, 5)  # tokens of each row's prompt and completions
 
 
@@ -74,7 +75,11 @@ class Trial:
     def __init__(self, lm: PreTrainedModel, name: str) -> None:
         self._lm, self._name = lm, name
         self._batch = _trial_batch(int(lm.config.get_text_config().vocab_size), lm.device)
-        self._own = _own_token_logps(lm, self._batch)
+        try:
+            self._own = _own_token_logps(lm, self._batch)
+        except Exception as error:  # what a model of any make may raise
+            reason = f"a text of a few tokens ends it with {_first_line(error)}. {ANOTHER}"
+            raise self._refusal(reason) from error
         if not self._own.isfinite().all():
             raise self._refusal(f"its log-probs are not finite; {_weights_not_finite(lm)}. Export it again.")
         with _rounded_once_more(lm):
@@ -110,7 +115,7 @@ class Trial:
         try:
             gap = self._gap()
         except Exception as error:
-            reason = f"padded sequences end it with {_first_line(error)}. Use another model, or another transformers."
+            reason = f"padded sequences end it with {_first_line(error)}. {ANOTHER}"
             raise self._refusal(reason) from error
         if not gap <= self._limit:
             raise self._refusal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 2  # raise it whenever a change in attention, flex, head or score moves a number
+VERSION = 3  # raise it whenever a change in attention, flex, head or score moves a number
 SEGMENTS = "raydpo_segments"  # raydpo.model.attention
 FLEX = "raydpo_flex"  # raydpo.model.flex
 

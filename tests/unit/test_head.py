@@ -22,6 +22,7 @@ from tests.models import VOCAB_SIZE, make_batch, random_rows
 pytestmark = pytest.mark.unit
 
 HIDDEN_SIZE, ROWS = 16, 5
+SCALE = 0.3
 SOFTCAP = 2.0  # about the spread of the logits, so that it bends them
 
 
@@ -37,6 +38,7 @@ class Variant:
 
     n: int = 2
     bias: bool = True
+    scale: float = 1.0
     softcap: float | None = None
     fp32: bool = False
 
@@ -54,13 +56,14 @@ class Variant:
         return linear.to(dtype)
 
     def head(self, linear: nn.Linear) -> CompletionHead:
-        return CompletionHead(linear, softcap=self.softcap, fp32=self.fp32)
+        return CompletionHead(linear, scale=self.scale, softcap=self.softcap, fp32=self.fp32)
 
 
 variants = st.builds(
     Variant,
     n=st.sampled_from([1, 2, 4]),
     bias=st.booleans(),
+    scale=st.sampled_from([1.0, SCALE]),
     softcap=st.sampled_from([None, SOFTCAP]),
     fp32=st.booleans(),
 )
@@ -79,9 +82,9 @@ def states(batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(len(batch.target), HIDDEN_SIZE, generator=drawn).to(dtype).requires_grad_()
 
 
-def oracle(hidden: Tensor, linear: nn.Linear, batch: Batch, softcap: float | None) -> Tensor:
+def oracle(hidden: Tensor, linear: nn.Linear, batch: Batch, softcap: float | None = None, scale: float = 1.0) -> Tensor:
     """Per-token log-probs [M] from all logits at once."""
-    logits: Tensor = linear(hidden)
+    logits: Tensor = linear(scale * hidden)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return logits.log_softmax(dim=1).gather(1, batch.target[:, None]).squeeze(1)
@@ -95,7 +98,7 @@ def exact(variant: Variant, weights: Tensor | None = None) -> tuple[Tensor, Tens
     """Log-probs [M], the weighted sum of them (by default the losses' total) and its gradients, in float64."""
     batch, linear = variant.batch(), variant.linear(torch.float64)
     hidden = states(batch, torch.float64)
-    logps = oracle(hidden, linear, batch, variant.softcap)
+    logps = oracle(hidden, linear, batch, variant.softcap, variant.scale)
     losses = bending(sequence_logps(logps, batch), batch.ref_logps) if weights is None else weights * logps
     return logps, losses.sum(), gradients(losses.sum(), hidden, linear)
 
@@ -147,15 +150,25 @@ def test_every_token_may_have_a_weight_of_its_own(variant: Variant, seed: int) -
     assert max(distances(found, expected)) <= 1e-5
 
 
+@pytest.mark.parametrize("scale", [1.0, SCALE])
 @pytest.mark.parametrize("softcap", [None, SOFTCAP])
-def test_the_derivatives_of_a_log_prob_are_those_of_finite_differences(softcap: float | None) -> None:
+def test_the_derivatives_of_a_log_prob_are_those_of_finite_differences(softcap: float | None, scale: float) -> None:
     batch = make_batch(random_rows(2, seed=0))
     batch.target.remainder_(11)
     linear = nn.Linear(3, 11).double()
-    model = CompletionHead(linear, softcap=softcap)
+    model = CompletionHead(linear, scale=scale, softcap=softcap)
     hidden = torch.randn(len(batch.target), 3, dtype=torch.float64, requires_grad=True)
     # gradcheck moves the parameters in place.
     torch.autograd.gradcheck(lambda *_: model(hidden, batch), (hidden, linear.weight, linear.bias))
+
+
+def test_the_logits_of_a_scaled_head_are_those_that_are_scored() -> None:
+    variant = Variant(scale=SCALE)
+    batch, linear = variant.batch(), variant.linear()
+    model, hidden = variant.head(linear), states(variant.batch())
+    scored = model.logits(hidden).log_softmax(dim=1).gather(1, batch.target[:, None]).squeeze(1)
+    torch.testing.assert_close(model(hidden, batch), scored, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scored, oracle(hidden, linear, batch, scale=SCALE), rtol=0, atol=1e-5)
 
 
 def test_softcapped_logits_stay_below_the_cap_and_are_those_that_are_scored() -> None:
