@@ -14,9 +14,9 @@ from raydpo.config.files import tree_to_disk
 from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
-from raydpo.train.buffers import kept_buffers
 from raydpo.train.engine import Policy
 from raydpo.train.room import room_for
+from raydpo.train.untrained import untrained_tensors
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wrong weight costs far more
 
@@ -51,7 +51,8 @@ def _gather(policy: Policy) -> dict[str, Tensor]:
             if policy.rank == 0:
                 whole[name] = parameter.detach().to("cpu", copy=True)
     if policy.rank == 0:
-        whole |= {name: buffer.to("cpu", copy=True) for name, buffer in kept_buffers(policy.lm).items()}
+        untrained = untrained_tensors(policy.lm)
+        whole |= {name: tensor.to("cpu", copy=True) for name, tensor in untrained.items() if name not in whole}
     return whole
 
 
