@@ -28,7 +28,7 @@ class ScoringModel(nn.Module):
         self.head = CompletionHead(
             lm.get_output_embeddings(),
             scale=_logit_scale(config),
-            softcap=getattr(config, "final_logit_softcapping", None),
+            softcap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
             fp32=fp32_head,
         )
         self._states = packed_states if is_packed(lm) else padded_states

@@ -17,20 +17,21 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, TypeVar
 
+import deepspeed
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.config.errors import UserError
 from raydpo.train import commits
-from raydpo.train.buffers import copy_buffers, load_buffers
 from raydpo.train.commits import Commit, Cursor
 from raydpo.train.diverged import diverged
 from raydpo.train.engine import COLLECTIVE_TIMEOUT, Policy
 from raydpo.train.fragments import held, owned, spread_masters, torch_optimizer
 from raydpo.train.retention import Retention
 from raydpo.train.room import room_for
-from raydpo.train.state import WEIGHT, Buffer, SavedState, Stretch, write_state
+from raydpo.train.state import WEIGHT, SavedState, Stretch, Untrained, write_state
+from raydpo.train.untrained import copy_untrained, load_buffers
 
 T = TypeVar("T")
 
@@ -43,12 +44,12 @@ class Snapshot:
     cursor: Cursor
     stretches: list[Stretch]
     scalars: dict[str, float]
-    buffers: list[Buffer]  # rank 0's alone
+    untrained: list[Untrained]  # rank 0's alone
 
     @property
     def size(self) -> int:
         """Bytes of the rank's file, but for its header."""
-        return sum(stretch.size for stretch in self.stretches) + sum(each.values.nbytes for each in self.buffers)
+        return sum(stretch.size for stretch in self.stretches) + sum(each.values.nbytes for each in self.untrained)
 
 
 class Saver:
@@ -83,8 +84,7 @@ class Saver:
         _refuse_not_finite(step, stretches)
         cursor = Cursor(step, self._identity, policy.world_size, policy.engine.zero_optimization_stage())
         path = self._directory / f"step-{step:06d}.attempt-{self._attempt}"
-        buffers = copy_buffers(policy.lm) if policy.rank == 0 else []
-        self._copied = Snapshot(path, cursor, stretches, scalars, buffers)
+        self._copied = Snapshot(path, cursor, stretches, scalars, _copy_untrained(policy))
         return perf_counter() - begin
 
     def commit(self) -> None:
@@ -122,7 +122,7 @@ class Saver:
         path, rank = snapshot.path, self._policy.rank
         with room_for(snapshot.size, path):
             files = [path / f"rank-{rank:05d}.safetensors"]
-            write_state(files[0], snapshot.stretches, snapshot.scalars, snapshot.buffers)
+            write_state(files[0], snapshot.stretches, snapshot.scalars, snapshot.untrained)
             if rank == 0:
                 files += _write_model(path / "model", self._policy, self._tokenizer)
             commits.write_part(path, rank, files)
@@ -175,6 +175,13 @@ def _refuse_not_finite(step: int, stretches: Sequence[Stretch]) -> None:
     mine = next((found for stretch in stretches if (found := stretch.first_not_finite())), None)
     if name := next(filter(None, _gather(mine)), None):
         raise diverged(step, name)
+
+
+def _copy_untrained(policy: Policy) -> list[Untrained]:
+    """On rank 0, what belongs to the model and is not trained; all ranks call it, because ZeRO-3 shards that too."""
+    frozen = [parameter for parameter in policy.lm.parameters() if not parameter.requires_grad]
+    with deepspeed.zero.GatheredParameters(frozen, enabled=policy.engine.zero_optimization_stage() == 3):
+        return copy_untrained(policy.lm) if policy.rank == 0 else []
 
 
 @torch.no_grad()

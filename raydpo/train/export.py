@@ -14,11 +14,11 @@ from raydpo.config.files import tree_to_disk
 from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
-from raydpo.train.buffers import kept_buffers
 from raydpo.train.diverged import diverged
 from raydpo.train.engine import Policy
 from raydpo.train.mark import mark_export, remove_export
 from raydpo.train.room import room_for
+from raydpo.train.untrained import untrained_tensors
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wrong weight costs far more
 
@@ -42,10 +42,11 @@ def export_policy(
     weights = _gather(policy)
     expected = policy.engine.module.token_logps(probe)
     if policy.rank == 0:
+        # Buffers are not looked at: they may be infinite, as bounds that nothing reaches.
         if broken := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
             raise diverged(step, broken)
-        buffers = {name: buffer.to("cpu", copy=True) for name, buffer in kept_buffers(policy.lm).items()}
-        state = weights | buffers  # buffers may be infinite: bounds that nothing reaches
+        buffers = {name: tensor for name, tensor in untrained_tensors(policy.lm).items() if name not in weights}
+        state = weights | {name: buffer.to("cpu", copy=True) for name, buffer in buffers.items()}
         temporary = directory.with_name(f".{directory.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         with room_for(sum(tensor.nbytes for tensor in state.values()), temporary):

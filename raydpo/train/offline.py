@@ -12,17 +12,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from raydpo.config.errors import UserError
 from raydpo.config.files import tree_to_disk
 from raydpo.model.load import load_model
-from raydpo.train.buffers import as_tensor, kept_buffers
 from raydpo.train.commits import Commit
 from raydpo.train.mark import mark_export
 from raydpo.train.state import WEIGHT, SavedState
+from raydpo.train.untrained import as_tensor, untrained_tensors
 
 
 def export_commit(commit: Commit, directory: Path) -> Path:
     """Write a verified commit's weights as safetensors with configuration and tokenizer, for transformers and vLLM.
 
     The directory gets its name when the model has been reloaded and every weight compared. UserError when it exists, or
-    when the commit lacks a buffer of the model.
+    when the commit lacks a tensor that belongs to the model and was not trained.
     """
     if directory.exists():
         raise UserError(f"{directory} exists already; name a directory that does not.")
@@ -35,7 +35,7 @@ def export_commit(commit: Commit, directory: Path) -> Path:
     try:
         with torch.device("meta"):  # its shape is needed, its numbers are not
             lm = AutoModelForCausalLM.from_config(config)
-        weights |= _buffers(lm, saved, commit)
+        weights |= _untrained(lm, saved, commit)
         if (model / "generation_config.json").exists():
             lm.generation_config = GenerationConfig.from_pretrained(model)
         lm.save_pretrained(temporary, state_dict=dict(weights))  # it empties what it is given
@@ -49,19 +49,19 @@ def export_commit(commit: Commit, directory: Path) -> Path:
     return directory
 
 
-def _buffers(lm: PreTrainedModel, saved: SavedState, commit: Commit) -> dict[str, Tensor]:
-    lacking = sorted(kept_buffers(lm).keys() - saved.buffers.keys())
+def _untrained(lm: PreTrainedModel, saved: SavedState, commit: Commit) -> dict[str, Tensor]:
+    lacking = sorted(untrained_tensors(lm).keys() - saved.untrained.keys() - saved.shapes.keys())
     if lacking:
         raise UserError(
             f"{commit.path} does not hold {lacking[:5]}, which are part of the model: an older version of raydpo saved "
             "it. Run the training's command again; where it goes on, the next commit and the exports hold them."
         )
-    return {name: as_tensor(buffer) for name, buffer in saved.buffers.items()}
+    return {name: as_tensor(tensor) for name, tensor in saved.untrained.items()}
 
 
 def _compare(path: Path, weights: dict[str, Tensor], *, dtype: torch.dtype) -> None:
     lm = load_model(str(path), dtype=str(dtype).removeprefix("torch."))
-    reloaded = dict(lm.named_parameters()) | kept_buffers(lm)
+    reloaded = dict(lm.named_parameters()) | untrained_tensors(lm)
     for name, weight in weights.items():
         # Some models have a few weights in float32 whatever they are asked for.
         if not torch.equal(reloaded[name].to(weight.dtype), weight):

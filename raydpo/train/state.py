@@ -2,8 +2,8 @@
 
 A stretch is a range of a flattened parameter: its float32 master weights ("weight") and the optimizer's tensors under
 their own names ("square_avg", ...). One rank's stretches are one safetensors file, whose tensors are called
-`<kind>/<parameter>`; rank 0's also holds the model's buffers, whole, as `buffer/<name>`. The files say nothing of how
-the optimizer lays its memory out, so every number of ranks and every ZeRO stage reads those of every other; and a
+`<kind>/<parameter>`; rank 0's also holds what is not trained, whole, as `untrained/<name>`. The files say nothing of
+how the optimizer lays its memory out, so every number of ranks and every ZeRO stage reads those of every other; and a
 reader never needs more than what it asks for.
 """
 
@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from raydpo.config.files import whole_file
 
 WEIGHT = "weight"
-BUFFER = "buffer"
+UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Buffer:
+class Untrained:
     """A tensor of the model that is saved with it and not trained."""
 
     name: str
@@ -57,14 +57,19 @@ class Buffer:
 
 
 def write_state(
-    path: Path, stretches: Sequence[Stretch], scalars: dict[str, float], buffers: Sequence[Buffer] = ()
+    path: Path, stretches: Sequence[Stretch], scalars: dict[str, float], untrained: Sequence[Untrained] = ()
 ) -> None:
     """Write one rank's file, whole or not at all. Scalars are state that all parameters share, as `step`."""
     tensors = {f"{kind}/{each.name}": values for each in stretches for kind, values in each.values.items()}
-    tensors |= {f"{BUFFER}/{each.name}": each.values for each in buffers}
+    tensors |= {f"{UNTRAINED}/{each.name}": each.values for each in untrained}
     places = {each.name: {"start": each.start, "shape": each.shape} for each in stretches}
     kinds = sorted({kind for each in stretches for kind in each.values})
-    about = {"places": places, "kinds": kinds, "scalars": scalars, "buffers": {b.name: b.dtype for b in buffers}}
+    about = {
+        "places": places,
+        "kinds": kinds,
+        "scalars": scalars,
+        "untrained": {each.name: each.dtype for each in untrained},
+    }
     with whole_file(path) as temporary:
         save_file(tensors, temporary, {name: json.dumps(value) for name, value in about.items()})
 
@@ -75,7 +80,7 @@ class SavedState:
     def __init__(self, directory: Path) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.scalars: dict[str, float] = {}
-        self.buffers: dict[str, Buffer] = {}
+        self.untrained: dict[str, Untrained] = {}
         self._places: dict[str, list[tuple[int, safe_open]]] = {}
         kinds: set[str] = set()
         for path in sorted(directory.glob("rank-*.safetensors")):
@@ -86,8 +91,8 @@ class SavedState:
                 self.shapes[name] = tuple(place["shape"])
                 self._places.setdefault(name, []).append((place["start"], file))
             kinds |= set(json.loads(metadata["kinds"]))
-            for name, dtype in json.loads(metadata.get("buffers", "{}")).items():  # older versions saved none
-                self.buffers[name] = Buffer(name, dtype, file.get_tensor(f"{BUFFER}/{name}"))
+            for name, dtype in json.loads(metadata.get("untrained", "{}")).items():  # older versions saved none
+                self.untrained[name] = Untrained(name, dtype, file.get_tensor(f"{UNTRAINED}/{name}"))
         self.kinds = sorted(kinds)
 
     def read(self, kind: str, name: str, start: int, stop: int) -> np.ndarray:
@@ -110,7 +115,7 @@ class SavedState:
 
 
 def largest_differences(first: SavedState, second: SavedState) -> dict[str, float]:
-    """max |Δ| by `<kind>/<parameter>` and `buffer/<name>`; infinity where the other has none or another shape."""
+    """max |Δ| by `<kind>/<parameter>` and `untrained/<name>`; infinity where the other has none or another shape."""
     found = {}
     for name in sorted(first.shapes.keys() | second.shapes.keys()):
         same_shape = first.shapes.get(name) == second.shapes.get(name)
@@ -118,12 +123,12 @@ def largest_differences(first: SavedState, second: SavedState) -> dict[str, floa
             comparable = same_shape and kind in first.kinds and kind in second.kinds
             gap = np.abs(first.whole(kind, name) - second.whole(kind, name)).max() if comparable else np.inf
             found[f"{kind}/{name}"] = float(gap)
-    for name in sorted(first.buffers.keys() | second.buffers.keys()):
-        found[f"{BUFFER}/{name}"] = _largest_difference(first.buffers.get(name), second.buffers.get(name))
+    for name in sorted(first.untrained.keys() | second.untrained.keys()):
+        found[f"{UNTRAINED}/{name}"] = _largest_difference(first.untrained.get(name), second.untrained.get(name))
     return found
 
 
-def _largest_difference(first: Buffer | None, second: Buffer | None) -> float:
+def _largest_difference(first: Untrained | None, second: Untrained | None) -> float:
     if first is None or second is None or first.values.shape != second.values.shape:
         return np.inf
     return float(np.abs(np.subtract(first.values, second.values, dtype=np.float64)).max())

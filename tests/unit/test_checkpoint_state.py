@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.train.state import WEIGHT, Buffer, SavedState, Stretch, largest_differences, write_state
+from raydpo.train.state import WEIGHT, SavedState, Stretch, Untrained, largest_differences, write_state
 
 pytestmark = pytest.mark.unit
 
@@ -61,20 +61,20 @@ def test_differences_are_the_largest_of_each_tensor(tmp_path: Path) -> None:
     assert largest_differences(first, without) == {"weight/w": 0.0, "exp_avg/w": np.inf}
 
 
-def test_buffers_come_back_as_they_were_and_count_as_differences(tmp_path: Path) -> None:
-    buffers = [Buffer("bias", "bfloat16", np.float32([0.5, -1.0])), Buffer("table", "int64", np.arange(3))]
-    moved = [Buffer("bias", "bfloat16", np.float32([0.5, -1.5])), buffers[1]]
-    first, second = (with_buffers(tmp_path / name, each) for name, each in (("a", buffers), ("b", moved)))
-    for buffer in buffers:
-        found = first.buffers[buffer.name]
-        assert (found.dtype, found.values.dtype) == (buffer.dtype, buffer.values.dtype)
-        assert np.array_equal(found.values, buffer.values)
-    assert largest_differences(first, second) == {"weight/w": 0.0, "buffer/bias": 0.5, "buffer/table": 0.0}
-    without = with_buffers(tmp_path / "c", [])
-    assert largest_differences(first, without)["buffer/bias"] == np.inf
+def test_what_is_not_trained_comes_back_as_it_was_and_counts_as_differences(tmp_path: Path) -> None:
+    tensors = [Untrained("bias", "bfloat16", np.float32([0.5, -1.0])), Untrained("table", "int64", np.arange(3))]
+    moved = [Untrained("bias", "bfloat16", np.float32([0.5, -1.5])), tensors[1]]
+    first, second = (beside(tmp_path / name, each) for name, each in (("a", tensors), ("b", moved)))
+    for tensor in tensors:
+        found = first.untrained[tensor.name]
+        assert (found.dtype, found.values.dtype) == (tensor.dtype, tensor.values.dtype)
+        assert np.array_equal(found.values, tensor.values)
+    assert largest_differences(first, second) == {"weight/w": 0.0, "untrained/bias": 0.5, "untrained/table": 0.0}
+    without = beside(tmp_path / "c", [])
+    assert largest_differences(first, without)["untrained/bias"] == np.inf
 
 
-def with_buffers(directory: Path, buffers: list[Buffer]) -> SavedState:
-    """The parameter "w" whole in the file of rank 0, beside these buffers."""
-    write_state(directory / "rank-00000.safetensors", [Stretch("w", (2,), 0, {WEIGHT: np.ones(2)})], {}, buffers)
+def beside(directory: Path, tensors: list[Untrained]) -> SavedState:
+    """The parameter "w" whole in the file of rank 0, beside these."""
+    write_state(directory / "rank-00000.safetensors", [Stretch("w", (2,), 0, {WEIGHT: np.ones(2)})], {}, tensors)
     return SavedState(directory)
