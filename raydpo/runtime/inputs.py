@@ -16,7 +16,7 @@ from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
-from raydpo.runtime.provenance import check_prepared
+from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
 from raydpo.sample.limits import check_positions
 
 Check = Callable[[], object]
@@ -47,7 +47,9 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run)
     if stage in ("precompute", "train"):
-        yield partial(check_prepared, run)
+        yield partial(check_pairs, run)
+    if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):
+        yield partial(check_trainable_pairs, run)
 
 
 def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:

@@ -32,6 +32,7 @@ from raydpo.runtime.lock import claim
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.prepared import check_budget
 from raydpo.runtime.provenance import check_made_from, check_prepared
 from raydpo.runtime.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
@@ -145,7 +146,7 @@ def _scores(evaluations: Path, metric: str) -> dict[int, float]:
 def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str, Any]:
     """Run the worker group to the end; UserError when a worker refused the run."""
     workers = job.training.workers
-    _check_budget(plan, elastic=workers.min_count is not None)
+    check_budget(int(plan.dataset.tokens.max()), job.training, job.directory.name)
     job.directory.mkdir(parents=True, exist_ok=True)
     if _all_done(job, plan):
         print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
@@ -162,17 +163,6 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
         step = found.cursor.step if found else 0
         raise Stopped(f"{job.directory.name} has committed step {step}; the same command goes on from there")
     return _outcome(job, plan)
-
-
-def _check_budget(plan: Plan, *, elastic: bool) -> None:
-    longest = int(plan.dataset.tokens.max())
-    need = 2 * longest if elastic else longest  # twice, so that any number of workers will do
-    if need > plan.budget:
-        raise UserError(
-            f"a row of {longest} tokens needs tokens_per_microbatch={need} or more"
-            f"{', twice its length for workers.min_count' if elastic else ''}, and it is {plan.budget}; raise it, or "
-            "lower data.max_length and prepare again."
-        )
 
 
 def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> TorchTrainer:
