@@ -17,6 +17,7 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
 from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
+from raydpo.runtime.temporary import check_temporary
 from raydpo.sample.limits import check_positions
 
 Check = Callable[[], object]
@@ -30,7 +31,9 @@ def check_inputs(run: RunFile, stage: str) -> None:
 
 def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     """All that must hold of what a stage reads. Each raises UserError, and needs none of the others to have passed."""
-    yield from _model_checks(run, stage)
+    if stage != "report":  # it starts nothing, loads no model, and may be asked for where there is none any more
+        yield check_temporary
+        yield from _model_checks(run, stage)
     if stage in ("sft", "run") and run.sft:
         yield partial(_check_files, run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
@@ -54,8 +57,6 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
 
 def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
     start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
-    if stage == "report":  # it loads no model, and may be asked for where there is none any more
-        return
     yield partial(refuse_own_output, run, "model.path", [start])
     yield partial(check_model_files, start)
     yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
