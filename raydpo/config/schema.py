@@ -7,6 +7,7 @@ fields in validators. Units are in the names or the comments: lengths in tokens,
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,12 @@ Cpus = Annotated[float, Field(ge=0)]
 
 def _absolute(path: str) -> str:
     """Workers run elsewhere, so a relative path is made absolute where the run file is read; a URI stays."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    if "://" in path:
+        return path
+    local = os.path.expanduser(path)
+    if local.startswith("~"):
+        raise ValueError(f"there is no user {local.split('/')[0][1:]!r}; write the directory out")
+    return str(Path(local).absolute())
 
 
 def _absolute_if_local(model: str) -> str:
@@ -278,7 +284,7 @@ class Cluster(Section):
     """How to reach Ray. num_cpus and object_store_gib apply only to a local cluster that the job starts itself."""
 
     num_cpus: PositiveInt | None = None
-    object_store_gib: float | None = Field(None, gt=0)
+    object_store_gib: float | None = Field(None, ge=0.0733)  # Ray's minimum is 75 MiB
     env: dict[str, str] = {}  # environment of every worker, and of a local cluster
 
 

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_file, write_json
 from raydpo.data.formats import Chunk
+from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, hash_fraction, tokenize_pair, tokenize_sft
 
@@ -69,6 +70,7 @@ class TokenManifest:
     shards: list[ShardInfo]
     counts: Counts
     quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
+    extent: Extent = field(default_factory=Extent)
     made_from: dict[str, Any] = field(default_factory=dict)  # what decided the ids, see raydpo.runtime.provenance
 
     @property
@@ -100,6 +102,7 @@ class TokenManifest:
                 shards=[ShardInfo(**shard) for shard in content["shards"]],
                 counts=Counts(**content["counts"]),
                 quantiles=content["quantiles"],
+                extent=Extent(**content.get("extent", {})),  # those of an earlier raydpo do not say
                 made_from=content.get("made_from", {}),
             )
         except FileNotFoundError as error:
@@ -147,14 +150,22 @@ def schema(kind: Kind) -> pa.Schema:
 
 
 def tokenize_chunk(
-    chunk: Chunk, tokenizer: RowTokenizer, settings: TokenSettings, kind: Kind
+    chunk: Chunk, tokenizer: RowTokenizer, settings: TokenSettings, kind: Kind, limits: Sequence[ModelLimits] = ()
 ) -> tuple[pa.Table, Counts]:
-    """One chunk of input becomes the table of one shard, rows in order. UserError names file and row."""
+    """One chunk of input becomes the table of one shard, rows in order.
+
+    limits: of the models that will read the rows. UserError names file and row.
+    """
     tokenize = tokenize_pair if kind == "pair" else tokenize_sft
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
         try:
-            outcomes.append(tokenize(row, tokenizer, settings))
+            outcome = tokenize(row, tokenizer, settings)
+            if outcome.row:
+                extent = Extent.of_row(outcome.row)
+                for each in limits:
+                    each.check(extent)
+            outcomes.append(outcome)
         except UserError as error:
             raise UserError(f"{chunk.path} row {number}: {error}") from error
     rows = [outcome.row for outcome in outcomes if outcome.row]
@@ -226,6 +237,22 @@ def length_quantiles(directory: Path, shards: Sequence[ShardInfo], kind: Kind) -
             values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
             quantiles[name.removesuffix("_ids")] = dict(zip(QUANTILES, map(int, values), strict=True))
     return quantiles
+
+
+def extent_of(directory: Path, shards: Sequence[ShardInfo]) -> Extent:
+    """How far the rows of all shards reach."""
+    found = [Extent()]
+    for shard in shards:
+        prompt, *completions = read_shard(directory / shard.path).columns[1:]
+        lengths = np.stack([_lengths(column) for column in completions])
+        found.append(
+            Extent(
+                longest=int((_lengths(prompt) + lengths.max(axis=0)).max()),
+                packed=int((_lengths(prompt) + lengths.sum(axis=0)).max()),
+                largest_id=max(pc.max(pc.list_flatten(column)).as_py() for column in (prompt, *completions)),
+            )
+        )
+    return Extent(*(max(getattr(each, f.name) for each in found) for f in fields(Extent)))
 
 
 def _lengths(ids: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

@@ -12,8 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from raydpo.config.errors import UserError
-from raydpo.model.directory import model_config, model_directory, read_json_object, text_config
-from raydpo.model.families import causal_models, known_types
+from raydpo.data.limits import ModelLimits
+from raydpo.model.directory import model_config, model_directory, positions, read_json_object, text_config
+from raydpo.model.families import TABLED_POSITIONS, causal_models, known_types
 
 Shapes = dict[str, list[int]]  # of the tensors of a model, by name
 
@@ -32,6 +33,18 @@ def check_model_files(path: str) -> None:
     config = model_config(path)
     _check_kind(path, config)
     _check_vocabulary(path, config, _check_weights(model_directory(path)))
+
+
+def model_limits(path: str) -> ModelLimits:
+    """What a model can read, by its config.json. Positions that are computed, such as rotary ones, bound nothing."""
+    config = model_config(path)
+    text = text_config(config)
+    vocabulary = text.get("vocab_size")
+    return ModelLimits(
+        model=path,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+        positions=positions(config) if text.get("model_type") in TABLED_POSITIONS else None,
+    )
 
 
 def _check_kind(path: str, config: Mapping[str, Any]) -> None:

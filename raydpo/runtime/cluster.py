@@ -7,17 +7,19 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc  # a part of ray[default]
 import ray
 import ray.data
+from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token, where it has them
 from ray._private.utils import read_ray_address  # what `ray start` leaves behind
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal
 from raydpo.config.schema import Cluster
+from raydpo.runtime.temporary import files_of_a_cluster
 
 CONNECT_S = 5.0
 
@@ -47,8 +49,7 @@ def connect(cluster: Cluster) -> Iterator[None]:
     try:
         with _sigterm_unchanged():
             if not _attach(env):
-                # Ray's unix sockets live below this directory, and their paths may have 107 bytes at most.
-                temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")
+                temporary = files_of_a_cluster()
                 _start(cluster, env, temporary)
         quieten_ray_data()
         yield
@@ -78,27 +79,39 @@ def _attach(env: dict[str, str]) -> bool:
     # Not "auto": that takes any cluster on this machine, such as the private one of another job, which ends with it.
     named = os.environ.get("RAY_ADDRESS")
     address = named or read_ray_address()
-    if address and _listens(address):
-        # Ray Train's helpers ask the state API, which would fail where a machine has more than one cluster.
-        runtime_env = {"env_vars": env | {"RAY_ADDRESS": address}}
-        ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
-        return True
     if named:
+        check_address(named)
+    elif not address or _nobody_at(address):
+        return False
+    # Ray Train's helpers ask the state API, which would fail where a machine has more than one cluster.
+    runtime_env = {"env_vars": env | {"RAY_ADDRESS": address}}
+    ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
+    return True
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where no head of a Ray cluster answers at host:port. Ray itself would try for minutes."""
+    if why := _nobody_at(address):
         raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={named}; start it and give its head as host:port, or unset "
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {why}. Start one and give its head as host:port (the "
+            "port of `ray start --head`, 6379 where none was asked for, and not that of its dashboard), or unset "
             "RAY_ADDRESS to run on a local cluster of this job's own."
         )
-    return False
 
 
-def _listens(address: str) -> bool:
-    """Whether anything listens at host:port. Ray itself would try for minutes."""
+def _nobody_at(address: str) -> str | None:
+    """Why there is no Ray at host:port; None where there is. A head speaks gRPC, which few other servers do."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError):
-        return False
-    return True
+    except (OSError, ValueError) as error:
+        return str(error)
+    with init_grpc_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
+        except grpc.FutureTimeoutError:
+            return "what listens there is no Ray"
+    return None
 
 
 def _start(cluster: Cluster, env: dict[str, str], temporary: str) -> None:

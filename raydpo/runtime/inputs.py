@@ -20,7 +20,8 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.identity import check_sft_resumable
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
-from raydpo.runtime.provenance import check_prepared
+from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
+from raydpo.runtime.temporary import check_temporary
 from raydpo.sample.limits import check_positions
 
 Check = Callable[[], object]
@@ -34,7 +35,9 @@ def check_inputs(run: RunFile, stage: str) -> None:
 
 def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     """All that must hold of what a stage reads. Each raises UserError, and needs none of the others to have passed."""
-    yield from _model_checks(run, stage)
+    if stage != "report":  # it starts nothing, loads no model, and may be asked for where there is none any more
+        yield check_temporary
+        yield from _model_checks(run, stage)
     if stage in ("sft", "run") and run.sft:
         yield partial(_check_files, run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
@@ -51,13 +54,13 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run)
     if stage in ("precompute", "train"):
-        yield partial(check_prepared, run)
+        yield partial(check_pairs, run)
+    if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):
+        yield partial(check_trainable_pairs, run)
 
 
 def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
     start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
-    if stage == "report":  # it loads no model, and may be asked for where there is none any more
-        return
     check = check_model_files if stage == "prepare" else _check_model  # which uses the tokenizer alone
     yield partial(refuse_own_output, run, "model.path", [start])
     yield partial(check, start)

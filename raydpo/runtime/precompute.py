@@ -18,7 +18,7 @@ from raydpo.reference.store import Store
 from raydpo.runtime.dataset import MANIFEST, windows
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.pool import ScorerPool
-from raydpo.runtime.provenance import check_prepared
+from raydpo.runtime.prepared import check_pairs
 from raydpo.runtime.tally import Tally
 
 WINDOW_ROWS = 1 << 20  # whose ids the driver holds at a time, at some 150 bytes each; the pool starts anew for each
@@ -32,7 +32,7 @@ def precompute(run: RunFile) -> dict[str, Any]:
         layout.train_tokens,
         *([layout.held_out_tokens] if (layout.held_out_tokens / MANIFEST).exists() else []),
     ]
-    check_prepared(run)
+    check_pairs(run)
     return {**score_missing(run, store, directories), "store": store.address}
 
 

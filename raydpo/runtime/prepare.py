@@ -24,12 +24,14 @@ from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk, Field, check_files, pair_fields, sft_fields
 from raydpo.data.ledger import RowLedger
+from raydpo.data.limits import ModelLimits
 from raydpo.data.paths import Found, find_files, share_out
 from raydpo.data.shards import (
     Counts,
     Kind,
     ShardInfo,
     TokenManifest,
+    extent_of,
     length_quantiles,
     read_shard,
     split_held_out,
@@ -37,9 +39,11 @@ from raydpo.data.shards import (
     write_shard,
 )
 from raydpo.data.tokens import TokenSettings
+from raydpo.model.model_files import model_limits
 from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.prepared import check_trainable, readers_of_pairs
 from raydpo.runtime.progress import Progress
 from raydpo.runtime.provenance import made_from
 from raydpo.runtime.readers import never_ends_the_data, read_files
@@ -64,18 +68,22 @@ class Source:
     held_out: Path
     held_out_fraction: float
     ignore: Sequence[str]
+    limits: Sequence[ModelLimits] = ()  # of the models that will read the rows
 
 
 def prepare_pairs(run: RunFile) -> dict[str, Any]:
     """Tokenise the preference pairs, and the held-out ones where the run file names some."""
     layout = Layout(run)
-    train = pair_source(run)
+    train = replace(pair_source(run), limits=readers_of_pairs(run))
     clear_tokens(layout.held_out_tokens)
-    result = {"train": asdict(_tokenise(train, made_from(run, "train")).counts)}
+    tokens = _tokenise(train, made_from(run, "train"))
+    result = {"train": asdict(tokens.counts)}
     if run.data.held_out:
         held_out = replace(train, files=find_files(run.data.held_out), train=layout.held_out_tokens)
         manifest = _tokenise(replace(held_out, held_out_fraction=0.0), made_from(run, "held_out"))
         result["held_out"] = asdict(manifest.counts)
+    if "train" in run.model_fields_set:  # else nobody has said how it is to be trained on
+        check_trainable(tokens, run.train, "train")
     return result
 
 
@@ -91,8 +99,11 @@ def prepare_sft(run: RunFile) -> dict[str, Any]:
         settings=TokenSettings(run.data.max_length, run.data.truncation, append_eos=run.data.append_eos),
         train=layout.sft_tokens,
         held_out_fraction=0.0,
+        limits=[model_limits(run.model.path)],
     )
-    return asdict(_tokenise(source, made_from(run, "sft")).counts)
+    tokens = _tokenise(source, made_from(run, "sft"))
+    check_trainable(tokens, run.sft, "sft")
+    return asdict(tokens.counts)
 
 
 def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
@@ -194,7 +205,8 @@ def _write_manifest(
 ) -> TokenManifest:
     row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
     counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
-    manifest = TokenManifest(kind, shards, counts, length_quantiles(directory, shards, kind), origin)
+    quantiles, extent = length_quantiles(directory, shards, kind), extent_of(directory, shards)
+    manifest = TokenManifest(kind, shards, counts, quantiles, extent, origin)
     manifest.write(directory / MANIFEST)
     return manifest
 
@@ -214,7 +226,7 @@ class Tokeniser:
         source = self._source
         name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
-        table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind)
+        table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind, source.limits)
         total = int(batch["total"][0])
         arrived = {
             "file": int(batch["file"][0]),

@@ -92,6 +92,8 @@ def doctor(run: RunFile) -> Result:
 
 def run(run: RunFile) -> Result:
     """All stages in order on one cluster, with one set of vLLM engines from the first sample to the last."""
+    from raydpo.runtime.prepared import check_trainable_pairs
+
     watch = _Watch(run)
     results: Result = {}
 
@@ -106,6 +108,7 @@ def run(run: RunFile) -> Result:
         if run.sample and engines:
             timed("sample", partial(_sample, run, engines))
         timed("prepare", lambda: prepare(run))
+        check_trainable_pairs(run)  # now, not when everything is scored
         if run.train.reference == "precompute":
             timed("precompute", lambda: precompute(run))
         timed("train", lambda: _train(run, engines))

@@ -17,7 +17,6 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from raydpo.config.errors import UserError
 from raydpo.config.files import whole_lines
 from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
@@ -43,6 +42,7 @@ from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.own_files import clear_ray_files
 from raydpo.runtime.preflight import EVALUATION_CPUS
+from raydpo.runtime.prepared import check_budget
 from raydpo.runtime.provenance import check_made_from, check_prepared
 from raydpo.runtime.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.stopping import stop_asked, stop_on_sigterm
@@ -159,7 +159,7 @@ def _scores(asked: Asked, exports: Path, identity: str, metric: str) -> dict[int
 def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig | None) -> dict[str, Any]:
     """Run the worker group to the end; UserError when a worker refused the run."""
     workers = job.training.workers
-    _check_budget(plan, elastic=workers.min_count is not None)
+    check_budget(int(plan.dataset.tokens.max()), job.training, job.directory.name)
     if finished := _finished(plan):
         print(f"{job.directory.name}: {finished.cursor.step} steps are done already", flush=True)
         return _outcome(job, plan, finished)
@@ -180,17 +180,6 @@ def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig 
     if found is None or step < plan.num_steps:
         raise RuntimeError(f"{job.directory.name} has ended after step {step} of {plan.num_steps}.")
     return _outcome(job, plan, found)
-
-
-def _check_budget(plan: Plan, *, elastic: bool) -> None:
-    longest = int(plan.dataset.tokens.max())
-    need = 2 * longest if elastic else longest  # twice, so that any number of workers will do
-    if need > plan.budget:
-        raise UserError(
-            f"a row of {longest} tokens needs tokens_per_microbatch={need} or more"
-            f"{', twice its length for workers.min_count' if elastic else ''}, and it is {plan.budget}; raise it, or "
-            "lower data.max_length and prepare again."
-        )
 
 
 def _trainer(job: Job, plan: Plan, validation: ValidationConfig | None) -> TorchTrainer:

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from raydpo.cli import STAGES, main
+from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
+from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.runtime import stages
+from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.provenance import made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -73,6 +78,10 @@ def test_a_stage_runs_with_the_overridden_run_file(
     def fake(run: RunFile) -> dict[str, int]:
         return {"epochs": run.train.epochs}
 
+    run = load_run_file(run_file)
+    shards = [ShardInfo("part.arrow", rows=64, sha256="", tokens=0)]
+    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(run, "train"))
+    tokens.write(Layout(run).train_tokens / MANIFEST)  # as prepare has left it for the stages behind it
     monkeypatch.setattr(stages, stage, fake)
     assert main([stage, str(run_file), "train.epochs=3"]) == 0
     status = json.loads(capsys.readouterr().out.splitlines()[-1])

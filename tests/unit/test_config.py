@@ -54,6 +54,24 @@ def test_an_address_where_a_directory_is_needed_is_refused(run_file: Path) -> No
     assert "output_dir" in message and "s3://bucket/out" in message and "a directory" in message
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("output_dir=~nosuchuser/out", "output_dir"),
+        ("model.path=~nosuchuser/model", "model.path"),
+        ("data.train=[a.jsonl, ~nosuchuser/b.jsonl]", "data.train[1]"),
+        ("data.held_out=[~nosuchuser]", "data.held_out[0]"),
+        ("sft.train=[~nosuchuser/a]", "sft.train[0]"),
+        ("reference.store=~nosuchuser/store", "reference.store"),
+        ("reference.model=~nosuchuser", "reference.model"),
+        ("evaluate.prompts=[~nosuchuser/*.jsonl]", "evaluate.prompts[0]"),
+        ("sample.prompts=[~nosuchuser/*.jsonl]", "sample.prompts[0]"),
+    ],
+)
+def test_the_home_of_nobody_is_named_with_its_field(run_file: Path, override: str, field: str) -> None:
+    assert f"{field}: there is no user 'nosuchuser'; write the directory out" in refusal(run_file, override)
+
+
 def test_a_reference_store_may_be_an_address_and_its_credentials_are_not_written_down(run_file: Path) -> None:
     run = load_run_file(run_file, ["reference.store=s3://name:password@bucket/prefix?scheme=http"])
     assert run.reference.store == "s3://name:password@bucket/prefix?scheme=http"
@@ -97,6 +115,7 @@ def test_an_override_may_hold_a_list_open_a_section_or_close_it(run_file: Path) 
         ("model.path=7", "model.path = 7", "put it in quotes"),
         ("data.train=[a.jsonl, 7]", "data.train[1] = 7", "put it in quotes"),
         ("name=a b", 'name = "a b"', "must match pattern"),
+        ("cluster.object_store_gib=0.07", "cluster.object_store_gib = 0.07", "greater than or equal to 0.0733"),
         ("reference.pool.min_actors=2", "reference.pool", "min_actors=2 is above max_actors=1"),
     ],
 )
