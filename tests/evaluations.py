@@ -22,6 +22,6 @@ def origin(**parts: Any) -> Origin:
         "dtype": "float32",
         "fp32_head": False,
         "device": "cpu",
-        "scoring": 2,
+        "scoring_version": 2,
     }
     return Origin(**usual | parts)

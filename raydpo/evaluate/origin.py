@@ -27,10 +27,10 @@ class Origin:
     dtype: str
     fp32_head: bool
     device: str
-    scoring: int  # version of our own arithmetic
+    scoring_version: int  # version of our own arithmetic
     date: datetime.date | None = None  # that chat templates print
     held_out: str | None = None  # digest of the tokens; None without held-out pairs
-    version: int = VERSION
+    record_version: int = VERSION
 
     @property
     def draws_policy(self) -> bool:

@@ -146,7 +146,7 @@ def read_records(directory: Path, asked: Callable[[int], Mapping[str, Any]]) -> 
 
 @dataclass(frozen=True)
 class _Version:
-    version: int = 1
+    record_version: int = 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _read(path: Path) -> tuple[int, Evaluation | None]:
     head = _validated(_HEAD, path)
     if path.name != _file_name(head.step):
         raise UserError(f"{path} holds step {head.step}; name it {_file_name(head.step)} or delete it")
-    return head.step, _validated(_JSON, path) if head.made_from.version == VERSION else None
+    return head.step, _validated(_JSON, path) if head.made_from.record_version == VERSION else None
 
 
 def _validated(adapter: TypeAdapter[T], path: Path) -> T:

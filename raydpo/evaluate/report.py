@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -143,11 +143,8 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
 
 def _origin(origin: Origin) -> dict[str, str]:
     """What the figures were made from, but for what belongs to one model."""
-    return {
-        field.name.replace("_", " "): str(getattr(origin, field.name))
-        for field in fields(origin)
-        if field.name != "weights"
-    }
+    parts = {name: value for name, value in vars(origin).items() if name != "weights" and value is not None}
+    return {name.replace("_", " "): str(value) for name, value in parts.items()}
 
 
 def _training(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -123,7 +123,7 @@ PARTS = {
     "dtype": "bfloat16",
     "fp32_head": True,
     "device": "cuda",
-    "scoring": 3,
+    "scoring_version": 3,
     "date": datetime.date(2026, 11, 27),
     "held_out": "others",
 }
@@ -146,7 +146,7 @@ def test_a_record_of_something_else_than_is_asked_is_left_out_by_the_part_that_d
 
 
 def test_every_part_is_compared() -> None:
-    assert {*vars(origin())} - {*PARTS} == {"version"}, "which has a test of its own"
+    assert {*vars(origin())} - {*PARTS} == {"record_version"}, "which has a test of its own"
 
 
 def test_what_cannot_be_told_any_more_is_not_compared(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_what_cannot_be_told_any_more_is_not_compared(tmp_path: Path) -> None:
 def test_records_of_another_version_are_left_out_not_read(tmp_path: Path) -> None:
     path = write_evaluation(evaluation(5), tmp_path)
     content = json.loads(path.read_text())
-    for made_from in ({}, {"made_from": content["made_from"] | {"version": 99}}):
+    for made_from in ({}, {"made_from": content["made_from"] | {"record_version": 99}}):
         path.write_text(json.dumps({"step": 5, "kl": "of another shape"} | made_from))
         assert read_records(tmp_path, lambda step: {}) == Records([], {5: ["another version of raydpo"]})
 
