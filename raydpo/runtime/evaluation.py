@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
@@ -162,7 +163,7 @@ def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
     models = {0: layout.reference_model} | {int(path.name[5:]): str(path) for path in layout.exports.glob("step-*")}
     evaluator = Evaluator(run, engines)
     for step in sorted(models.keys() - done):
-        print(f"evaluating step {step}: {models[step]}", flush=True)
+        say(f"evaluating step {step}: {models[step]}")
         ray.get(evaluator.start(step, models[step]))
     return summary(read_evaluations(layout.evaluations))
 

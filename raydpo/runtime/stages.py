@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_json
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def report(run: RunFile) -> Result:
 
     layout = Layout(run)
     path = write_report(layout.root)
-    print(summary_table(read_evaluations(layout.evaluations)), flush=True)
-    print(f"report: {path}", flush=True)
+    say(summary_table(read_evaluations(layout.evaluations)))
+    say(f"report: {path}")
     return {"report": str(path)}
 
 

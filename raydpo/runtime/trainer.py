@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from raydpo.config.errors import UserError
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile, Timeouts, Train, Training
 from raydpo.data.order import Order
 from raydpo.evaluate.records import read_evaluations
@@ -149,7 +150,7 @@ def _fit(job: Job, plan: Plan, validation: ValidationConfig | None) -> dict[str,
     check_budget(int(plan.dataset.tokens.max()), job.training, job.directory.name)
     job.directory.mkdir(parents=True, exist_ok=True)
     if _all_done(job, plan):
-        print(f"{job.directory.name}: all {plan.num_steps} steps are done already", flush=True)
+        say(f"{job.directory.name}: all {plan.num_steps} steps are done already")
         return _outcome(job, plan)
     trainer = _trainer(job, plan, validation)
     try:
