@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from raydpo.config.say import MARK, MARKED
 
@@ -28,7 +28,7 @@ def only_our_lines(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         writing = stack.enter_context(log.open("a", encoding="utf-8", buffering=1))
-        writing.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} raydpo {' '.join(sys.argv[1:])}\n")
+        writing.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {log.stem} begins\n")
         os.environ[MARKED] = "1"
         stack.callback(os.environ.pop, MARKED)
         for name, descriptor in _SORTED:
@@ -47,7 +47,7 @@ def _led_to(log: TextIO, name: str, descriptor: int) -> Iterator[None]:
     stream: TextIO = getattr(sys, name)
     stream.flush()
     saved = os.dup(descriptor)
-    with _unless_moved(stream, descriptor) as terminal:
+    with _terminal_of(stream, descriptor) as terminal:
         sorter = _Sorter(log, terminal)
         os.dup2(log.fileno(), descriptor)
         setattr(sys, name, sorter)
@@ -63,8 +63,8 @@ def _led_to(log: TextIO, name: str, descriptor: int) -> Iterator[None]:
 
 
 @contextmanager
-def _unless_moved(stream: TextIO, descriptor: int) -> Iterator[TextIO]:
-    """The stream, or one for a copy of the descriptor where the stream writes to that."""
+def _terminal_of(stream: TextIO, descriptor: int) -> Iterator[TextIO]:
+    """A stream that goes on to where this one leads, though its descriptor is led elsewhere."""
     try:
         follows = stream.fileno() == descriptor
     except (OSError, ValueError):  # a stream in memory has none
@@ -106,15 +106,6 @@ class _Sorter:
         with suppress(OSError):
             self._log.flush()
 
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self._log.fileno()
-
-    def writable(self) -> bool:
-        return True
-
-    @property
-    def encoding(self) -> str:
-        return "utf-8"
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a stream has is the log's: no terminal, a descriptor, an encoding."""
+        return getattr(self._log, name)

@@ -88,7 +88,7 @@ def test_the_log_holds_everything_that_was_printed_meanwhile(
     assert any("FutureWarning: a warning" in line for line in log)
     assert not [line for line in log if "\x1b" in line]
     assert not {"after", "a late record", "late, from C++"} & set(log)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d raydpo .*", log[0])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d run begins", log[0])
 
 
 def test_a_second_job_adds_to_the_log(tmp_path: Path) -> None:
