@@ -30,6 +30,7 @@ class Origin:
     scoring_version: int  # version of our own arithmetic
     date: datetime.date | None = None  # that chat templates print
     held_out: str | None = None  # digest of the tokens; None without held-out pairs
+    training: str | None = None  # digest of the identity of the training that made the weights; None for the reference
     record_version: int = VERSION
 
     @property

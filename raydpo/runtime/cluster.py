@@ -18,6 +18,7 @@ from ray._private.utils import read_ray_address  # what `ray start` leaves behin
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal
+from raydpo.config.say import MARKED
 from raydpo.config.schema import Cluster
 from raydpo.runtime.temporary import files_of_a_cluster
 
@@ -26,6 +27,7 @@ CONNECT_S = 5.0
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a notice may leave seconds; Ray would look every five
+    "RAY_COLOR_PREFIX": "0",  # of the lines that Ray forwards, which go to a file
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every printed line twice
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -44,7 +46,7 @@ def connect(cluster: Cluster) -> Iterator[None]:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    env = {name: os.environ[name] for name in _ENVIRONMENT} | cluster.env
+    env = {name: os.environ[name] for name in (*_ENVIRONMENT, MARKED) if name in os.environ} | cluster.env
     temporary = None
     try:
         with _sigterm_unchanged():

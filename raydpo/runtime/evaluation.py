@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
@@ -73,7 +74,7 @@ class Evaluator:
         run, layout, asked = self._run, Layout(self._run), self._run.evaluate
         assert asked
         timer = _Timer()
-        made_from = origin_of(run, model)
+        made_from = origin_of(run, step, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
         prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=run.data.ignore)
@@ -169,12 +170,12 @@ def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
     asked = Asked(run)
     found = asked.records()
     if found.left_out:
-        print(found.notice(), flush=True)
+        say(found.notice())
     done = {evaluation.step for evaluation in found.valid}
     models = {0: layout.reference_model} | {step: str(path) for step, path in exports_of_run(run).items()}
     evaluator = Evaluator(run, engines)
     for step in sorted(models.keys() - done):
-        print(f"evaluating step {step}: {models[step]}", flush=True)
+        say(f"evaluating step {step}: {models[step]}")
         ray.get(evaluator.start(step, models[step]))
     return summary(asked.records().valid)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ray
 
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.job import Job
@@ -27,7 +28,7 @@ def exports_of_run(run: RunFile) -> dict[int, Path]:
     own = own_exports(layout.exports, identity.digest) if identity else {}
     for path in sorted(set(layout.exports.glob("step-*")) - set(own.values())):
         why = "of other data, settings or weights" if read_mark(path) else f"without a whole {MARK}, of unknown origin"
-        print(f"{path} is left out: it is {why}", flush=True)
+        say(f"{path} is left out: it is {why}")
     return own
 
 
@@ -47,7 +48,7 @@ def last_export(job: Job, commit: Commit) -> Path:
     if mark and (mark.identity, mark.step) == (job.identity, commit.cursor.step):
         return directory
     remove_export(directory)
-    print(f"{job.directory.name}: {directory} is not there; exported again from {commit.path.name}", flush=True)
+    say(f"{job.directory.name}: {directory} is not there; exported again from {commit.path.name}")
     ray.get(_export.options(num_cpus=min(1, job.training.workers.cpus)).remote(commit, directory))
     return directory
 

@@ -11,6 +11,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal, whole_lines
+from raydpo.config.say import say
 from raydpo.config.schema import Timeouts, Workers
 from raydpo.runtime.starting import START_RETRIES
 
@@ -38,7 +39,7 @@ class FailureLog(UserCallback):
         with (self._directory / "failures.jsonl").open("a") as stream:
             stream.writelines(json.dumps(failure) + "\n" for failure in found)
         for failure in found:
-            print(f"{self._directory.name}: rank {failure['rank']} failed after step {step}: {failure['error']}")
+            say(f"{self._directory.name}: rank {failure['rank']} failed after step {step}: {failure['error']}")
 
 
 def last_step(directory: Path) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from raydpo.config.errors import UserError
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
@@ -92,4 +93,4 @@ def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequen
     paths = expand_paths(patterns)
     refuse_own_output(run, key, paths)
     for path in check_files(paths, fields, run.data.ignore):
-        print(f"{key}: {path} holds no rows and is left out", flush=True)
+        say(f"{key}: {path} holds no rows and is left out")

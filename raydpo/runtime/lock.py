@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_json
+from raydpo.config.say import say
 
 LOCK, WORKERS, OWNER = ".lock", ".lock.workers", ".lock.owner"
 PATIENCE_S = 60.0  # for workers whose driver is dead; Ray ends them within seconds
@@ -53,7 +54,7 @@ def owned(directory: Path) -> Iterator[None]:
         raise UserError(_held_by(directory)) from None
     with lock:
         if found := _owner(directory):
-            print(f"{directory}: {_name(found)} ended without releasing it; taken over", file=sys.stderr, flush=True)
+            say(f"{directory}: {_name(found)} ended without releasing it; taken over", sys.stderr)
         token = uuid.uuid4().hex
         write_json(directory / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "token": token})
         try:
@@ -95,7 +96,7 @@ def _wait_for_workers(directory: Path) -> None:
                         "(`fuser` with that path names those of this host), or set another output_dir."
                     ) from None
             if not told:
-                print(f"{directory}: waiting for the workers of an earlier job to end", file=sys.stderr, flush=True)
+                say(f"{directory}: waiting for the workers of an earlier job to end", sys.stderr)
                 told = True
             time.sleep(POLL_S)
 

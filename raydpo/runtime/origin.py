@@ -18,13 +18,15 @@ from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.layout import Layout
 
 
-def origin_of(run: RunFile, model: str) -> Origin:
+def origin_of(run: RunFile, step: int, model: str) -> Origin:
     """What an evaluation of a model that begins now is made from. Raises UserError for whatever of it is not there."""
     digests: dict[str, Any] = {part: tell() for part, tell in _digests(run).items()}
-    return Origin(weights=weights_digest(model), **_settings(run), **digests)
+    training = _training(run) if step else {}
+    return Origin(weights=weights_digest(model), **_settings(run), **digests, **training)
 
 
 class Asked:
@@ -37,11 +39,16 @@ class Asked:
     def __init__(self, run: RunFile) -> None:
         self._layout = Layout(run)
         self._parts = _settings(run) | _told(_digests(run))
+        self._training: dict[str, Any] = {}
+        with suppress(UserError):
+            self._training = _training(run)
 
     def of(self, step: int) -> dict[str, Any]:
         """What is asked of the evaluation of a step; step 0 is the reference."""
-        model = str(self._layout.export(step)) if step else self._layout.reference_model
-        return self._parts | _told({"weights": partial(weights_digest, model)})
+        if step == 0:
+            return self._parts | _told({"weights": partial(weights_digest, self._layout.reference_model)})
+        policy = partial(weights_digest, str(self._layout.export(step)))
+        return self._parts | self._training | _told({"weights": policy})
 
     def records(self) -> Records:
         """The run's evaluations, those that do not answer what is asked apart."""
@@ -83,6 +90,12 @@ def _digests(run: RunFile) -> dict[str, Callable[[], str]]:
         prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=run.data.ignore)
         digests |= {"prompts": prompts, "scorer_source": partial(scorer_source, asked.scorer)}
     return digests
+
+
+def _training(run: RunFile) -> dict[str, Any]:
+    """The identity that preference training has now; nothing where neither prepare nor training has left any."""
+    identity = train_identity_now(run)
+    return {"training": identity.digest} if identity else {}
 
 
 def _told(digests: Mapping[str, Callable[[], str]]) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from typing import Any
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_text
 from raydpo.config.load import dump_run_file
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.runtime.lock import owned
+from raydpo.runtime.terminal import only_our_lines
 
 Stage = Callable[[RunFile], dict[str, Any]]
 
@@ -41,18 +43,22 @@ class Outcome:
 def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     """Run a stage that owns `run.output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
 
-    A result.json of an earlier job is removed at the start, so that a
-    job killed without warning never shows another's success.
+    What libraries print is kept in logs/<stage>.log, and the last line of a failure names it. A result.json of an
+    earlier job is removed at the start, so that a job killed without warning never shows another's success.
     """
     started = time.monotonic()
     outcome: Outcome | None = None
     with _terminate_as_exit() as arrived:
         try:
             directory = Path(run.output_dir)
+            log = directory / "logs" / f"{stage}.log"
             with owned(directory):
                 (directory / "result.json").unlink(missing_ok=True)
                 write_text(directory / "run.yaml", dump_run_file(run))
-                outcome = _attempt(stage, run, function, arrived)
+                with only_our_lines(log):
+                    outcome = _attempt(stage, run, function, arrived)
+                if outcome.exit_code in (_DEFECT, _USER_ERROR):
+                    say(f"raydpo {stage}: all output is in {log}", sys.stderr)
                 write_text(directory / "result.json", outcome.line + "\n")
         except UserError as error:
             outcome = _user_error(stage, run.name, error, started)
@@ -94,7 +100,7 @@ def _attempt(stage: str, run: RunFile, function: Stage, arrived: list[int]) -> O
             return _interrupted(stage, run.name, started, signal.SIGINT)
         return _outcome(stage, run.name, started, _DEFECT, status="failed", error=f"exited with {error.code}")
     except Exception as error:
-        traceback.print_exc()
+        say(traceback.format_exc(), sys.stderr)
         description = f"{type(error).__name__}: {error}"
         return _outcome(stage, run.name, started, _DEFECT, status="failed", error=description)
 
@@ -104,7 +110,7 @@ def _interrupted(stage: str, name: str, started: float, by: signal.Signals, save
 
 
 def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Outcome:
-    print(f"raydpo {stage}: {error}", file=sys.stderr)
+    say(f"raydpo {stage}: {error}", sys.stderr)
     return _outcome(stage, name, started, _USER_ERROR, status="failed", error=str(error))
 
 

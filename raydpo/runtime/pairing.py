@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from raydpo.config.files import whole_file, write_json
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile, Sample
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
 from raydpo.evaluate.kept import Kept
@@ -48,7 +49,7 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
     if layout.sampled.exists() and layout.pairs.exists():
         earlier = json.loads(layout.sampled.read_text())
         if earlier["made_from"] == made_from:
-            print(f"sample: {layout.pairs} is there already", flush=True)
+            say(f"sample: {layout.pairs} is there already")
             return earlier["result"]
     layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
     with reward_process(settings.scorer) as rewards:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import ray
 from ray.actor import ActorHandle
 
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.reference.store import Store
 from raydpo.runtime.scorer import ReferenceScorer, Scored, Unit
@@ -145,7 +146,7 @@ class ScorerPool:
             self._waiting.appendleft(scorer.unit)
         self._dismiss(scorer)
         reason = str(why).strip().splitlines()[0]
-        print(f"reference: a scorer is lost ({reason}); {len(self._waiting)} units wait", flush=True)
+        say(f"reference: a scorer is lost ({reason}); {len(self._waiting)} units wait")
         if self._lost_in_a_row > LIVES * self._run.reference.pool.max_actors:
             raise RuntimeError(
                 f"{self._lost_in_a_row} reference scorers died one after the other and no unit was done, the last of "

@@ -8,6 +8,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from raydpo.config.say import say
+from raydpo.runtime.terminal import screen
+
 EVERY_S = 5.0
 
 
@@ -16,7 +19,7 @@ class Progress:
 
     def __init__(self, what: str, *, total: int | None, unit: str, done: int = 0) -> None:
         self._started = time.perf_counter()
-        in_terminal = sys.stderr.isatty()
+        in_terminal = screen().isatty()
         self._bar = tqdm(
             desc=what,
             total=total,
@@ -24,7 +27,7 @@ class Progress:
             unit=f" {unit}",
             mininterval=0.1 if in_terminal else EVERY_S,
             maxinterval=0.5 if in_terminal else 2 * EVERY_S,
-            file=sys.stderr if in_terminal else _Lines(),
+            file=screen() if in_terminal else _Lines(),
             dynamic_ncols=in_terminal,
             ascii=not in_terminal,
             smoothing=0.1,
@@ -55,7 +58,7 @@ class _Lines:
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
         if line:
-            print(line, file=sys.stderr, flush=True)
+            say(line, sys.stderr)
 
     def flush(self) -> None:
         sys.stderr.flush()

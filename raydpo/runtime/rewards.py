@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from raydpo.config.errors import UserError
+from raydpo.config.say import say
 
 POLL_S = 1.0
 SAY_EVERY_S = 30.0  # that a reward function is still being waited for
@@ -66,7 +67,8 @@ class RewardProcess:
             now = time.monotonic()
             if now - said >= SAY_EVERY_S:
                 said = now
-                _say(f"scorer {self._name!r} has been at {_rows(groups)} for {now - began:.0f} s; waiting for it")
+                waited = f"{now - began:.0f} s"
+                say(f"scorer {self._name!r} has been at {_rows(groups)} for {waited}; waiting for it", sys.stderr)
         try:
             rewards: list[list[float]] = ray.get(pending)
         except RayActorError as error:
@@ -103,7 +105,3 @@ def last_line(error: BaseException) -> str:
 def _rows(groups: Sequence[Group]) -> str:
     first, last = groups[0].row, groups[-1].row
     return f"prompt {first}" if first == last else f"prompts {first} to {last}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

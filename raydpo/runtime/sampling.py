@@ -105,8 +105,8 @@ class Samplers:
         never = "creation task" in str(error)  # Ray's words for an error in __init__
         what = "could not start" if never else "was lost, and again after a restart"
         return UserError(
-            f"a sampler (vLLM) {what}: {last_line(error)}. Its output stands above and in Ray's log of actor "
-            f"{error.actor_id}. Where memory was short, lower "
+            f"a sampler (vLLM) {what}: {last_line(error)}. Its output is in the log of this stage, below "
+            f"output_dir, and in Ray's of actor {error.actor_id}. Where memory was short, lower "
             f"sampler.kv_cache_gib={settings.kv_cache_gib:g} (gpu_memory_utilization on a GPU), "
             f"sampler.max_num_seqs={settings.max_num_seqs} or sampler.actors={settings.actors}."
         )

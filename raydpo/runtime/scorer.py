@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.reference.store import Store
@@ -57,7 +58,7 @@ class ReferenceScorer:
             device=torch.device("cuda" if pool.gpus else "cpu"),
             threads=max(1, int(pool.cpus)),
         )
-        print(f"reference: {self._model.layout}", flush=True)  # Ray shows the same line of several actors once
+        say(f"reference: {self._model.layout}")  # Ray shows the same line of several actors once
 
     def score(self, unit: Unit) -> Scored:
         """Score the unit's rows and commit them, unless another scorer or another job already has."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_json
+from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ def report(run: RunFile) -> Result:
 
     records = Asked(run).records()
     path = write_report(Layout(run).root, records)
-    print(summary_table(records.valid), flush=True)
+    say(summary_table(records.valid))
     if records.left_out:
-        print(records.notice(), flush=True)
-    print(f"report: {path}", flush=True)
+        say(records.notice())
+    say(f"report: {path}")
     return {"report": str(path)}
 
 

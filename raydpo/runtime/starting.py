@@ -12,6 +12,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
 
 from raydpo.config.errors import UserError
+from raydpo.config.say import say
 from raydpo.config.schema import Timeouts, Workers
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.stopping import stop_asked
@@ -55,7 +56,7 @@ class RoomWatch(ControllerCallback):
                 )
             )
         if waited > SILENT_S and not self._told:
-            print(f"{self._directory.name}: waits for {self._room}, {self._limit:g} s at most", flush=True)
+            say(f"{self._directory.name}: waits for {self._room}, {self._limit:g} s at most")
             self._told = True
         time.sleep(POLL_S)  # the controller's own loop has no pause between two looks
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_lines, write_json, write_text
+from raydpo.config.say import say
 from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
@@ -116,10 +117,10 @@ class Desk:
             lines = whole_lines(self._metrics)
             kept = [line for line in lines if json.loads(line)["step"] <= start]
             write_text(self._metrics, "".join(kept))
-            print(f"{job.directory.name}: {layout_name(policy.lm)}", flush=True)
+            say(f"{job.directory.name}: {layout_name(policy.lm)}")
             if lines:
                 again = len(lines) - len(kept)
-                print(f"{job.directory.name}: goes on after step {start}, {again} steps are done again", flush=True)
+                say(f"{job.directory.name}: goes on after step {start}, {again} steps are done again")
             self._progress = Progress(job.directory.name, total=job.num_steps, unit="steps", done=start)
 
     def until_stopped(self, shares: Iterator[Share], place: Place) -> Iterator[Share]:
@@ -205,7 +206,7 @@ class Desk:
 
     def _say(self, text: str) -> None:
         if self._policy.rank == 0:
-            print(text, flush=True)
+            say(text)
 
 
 def _speed(totals: Metrics, share: Share, seconds: float) -> Line:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raydpo.config.files import to_disk, write_json, write_text
+from raydpo.config.say import say
 
 MANIFEST, MARKER = "MANIFEST.json", "COMMITTED"
 POLL_S = 0.02
@@ -90,7 +91,7 @@ def first_broken_file(commit: Commit, names: Iterable[str]) -> str | None:
 
 def set_aside(path: Path, broken: str) -> None:
     """Keep a broken commit for whoever wants to look into it, under a name that nothing reads."""
-    print(f"checkpoint {path.name}: {broken} is missing or does not match its hash; set aside", flush=True)
+    say(f"checkpoint {path.name}: {broken} is missing or does not match its hash; set aside")
     path.rename(path.with_name(f"broken-{path.name}"))
 
 

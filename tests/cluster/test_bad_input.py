@@ -99,7 +99,7 @@ def test_a_mistake_is_named_with_its_remedy_before_anything_starts(name: str, in
         assert not started.temporary_directories(), "it has started a cluster"
     assert_refused(answer, *mistake.says)
     left = {path.name for path in (tmp_path / "out").glob("*")}
-    assert left <= {".lock", ".lock.workers", "run.yaml", "result.json", "timings.json"}
+    assert left <= {".lock", ".lock.workers", "run.yaml", "result.json", "timings.json", "logs"}
 
 
 @pytest.mark.unit

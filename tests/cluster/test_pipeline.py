@@ -56,6 +56,18 @@ def test_the_last_line_is_the_status_and_result_json_holds_the_same(whole: Run) 
     assert list(status["result"]) == ["sft", "sample", "prepare", "precompute", "train", "evaluate", "report"]
 
 
+def test_the_terminal_shows_our_lines_and_the_log_file_the_rest(whole: Run) -> None:
+    ours = re.compile(
+        r"(prepare|sft|sample|precompute|train|reference|report|step|evaluating|checkpoint|data\.\w+)\b.*:|"
+        r" {2,}|(reward|sequence KL|length|pair accuracy)|\d+ samples|[{]"
+    )
+    shown = whole.job.stdout.splitlines() + whole.job.stderr.splitlines()
+    assert [line for line in shown if not ours.match(line)] == []
+    log = (whole.output_dir / "logs" / "run.log").read_text()
+    assert "pid=" in log, "no worker has printed anything: no test"
+    assert "\x1b[" not in log
+
+
 def test_the_cluster_of_a_job_is_gone_with_it(whole: Run) -> None:
     assert whole.temporary_directories, "it never had a cluster: no test"
     assert not [path for path in whole.temporary_directories if path.exists()]

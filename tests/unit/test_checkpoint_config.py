@@ -13,7 +13,6 @@ from raydpo.evaluate.records import Sample, summarise, write_evaluation
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked
 from raydpo.runtime.trainer import checkpoint_retention
-from raydpo.train.mark import mark_export
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -54,19 +53,15 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_tho
         load_run_file(run_file, ["train.global_batch_size=12", "train.workers.count=5"])
 
 
-def test_the_best_is_taken_from_valid_records_of_the_runs_own_exports(run_file: Path, tmp_path: Path) -> None:
-    asked = [BEST, *EVALUATED, f"output_dir={tmp_path}"]
-    run = load_run_file(run_file, asked)
-    layout = Layout(run)
-    retention = checkpoint_retention(run, "mine")
+def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: Path, tmp_path: Path) -> None:
+    run = load_run_file(run_file, [BEST, *EVALUATED])
+    retention = checkpoint_retention(run)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
     today = vars(origin()) | Asked(run).of(0)
-    for step, reward, identity in ((20, 0.5, "mine"), (40, 0.2, "mine"), (60, 0.9, "another run's")):
-        layout.export(step).mkdir(parents=True)
-        mark_export(layout.export(step), identity=identity, step=step)
+    for step, reward in ((20, 0.5), (40, 0.2)):
         samples = [Sample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
         found = summarise(step, "model", samples, made_from=Origin(**today), seconds={})
-        write_evaluation(found, layout.evaluations)
-    assert retention.kept({10, 20, 40, 45, 50, 60, 65, 70}) == {20, 60, 65, 70}
-    other = checkpoint_retention(load_run_file(run_file, [*asked, "evaluate.scorer=length"]), "mine")
+        write_evaluation(found, Layout(run).evaluations)
+    assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
+    other = checkpoint_retention(load_run_file(run_file, [BEST, *EVALUATED, "evaluate.scorer=length"]))
     assert other.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "these are another scorer's"

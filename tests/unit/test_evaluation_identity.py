@@ -12,8 +12,10 @@ import torch
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
 from raydpo.runtime import stages
+from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked, origin_of
@@ -55,7 +57,7 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
         if step:
             shutil.copytree(run.model.path, model)
         samples = [Sample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
-        found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, str(model)), seconds={})
+        found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, step, str(model)), seconds={})
         write_evaluation(found, layout.evaluations)
 
 
@@ -131,11 +133,23 @@ def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
 
 
 def leave_held_out_tokens(tree: dict[str, Any]) -> None:
-    from raydpo.data.shards import Counts, TokenManifest
-    from raydpo.runtime.dataset import MANIFEST
-
     directory = Layout(RunFile.model_validate(tree)).held_out_tokens
     TokenManifest("pair", [], Counts()).write(directory / MANIFEST)
+
+
+def test_policies_of_a_training_that_has_been_begun_anew_are_left_out(tree: dict[str, Any]) -> None:
+    """Also at steps at which the new one makes no export that could be compared."""
+    leave_train_tokens(tree)
+    evaluated(tree, 0, 5)
+    assert left_out(tree) == {}
+    shutil.rmtree(Layout(RunFile.model_validate(tree)).exports)
+    assert left_out(tree) == {}
+    assert left_out(tree | {"train": {"objective": {"beta": 0.5}}}) == {5: ["training"]}
+
+
+def leave_train_tokens(tree: dict[str, Any]) -> None:
+    shard = ShardInfo("part-00000-000000001.arrow", rows=64, sha256="0", tokens=640)
+    TokenManifest("pair", [shard], Counts()).write(Layout(RunFile.model_validate(tree)).train_tokens / MANIFEST)
 
 
 def test_what_has_gone_since_is_not_held_against_the_records(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -160,7 +174,7 @@ def test_without_an_evaluate_section_the_records_still_show_what_was_measured(tr
 def test_an_evaluation_cannot_begin_without_knowing_what_it_is_made_from(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts\.jsonl"):
-        origin_of(RunFile.model_validate(tree), str(tmp_path / "model"))
+        origin_of(RunFile.model_validate(tree), 0, str(tmp_path / "model"))
 
 
 def test_a_report_needs_no_model_and_says_what_it_leaves_out(

@@ -253,6 +253,8 @@ def test_a_model_damaged_anywhere_loads_or_is_refused_with_a_remedy(
     data: st.DataObject, good: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = Path(shutil.copytree(good, tmp_path_factory.mktemp("damaged") / "model"))
+    if data.draw(st.booleans(), label="in shards"):
+        split(model)
     damage = data.draw(st.sampled_from([_delete, _truncate, _garble, _change_key, _change_tensor]))
     damage(model, data)
     try:
@@ -266,7 +268,7 @@ def test_a_model_damaged_anywhere_loads_or_is_refused_with_a_remedy(
 
 
 def _file(model: Path, data: st.DataObject) -> Path:
-    return model / data.draw(st.sampled_from(["config.json", WEIGHTS, "generation_config.json"]))
+    return data.draw(st.sampled_from(sorted([*model.glob("*config.json"), *model.glob("model*")])))
 
 
 def _delete(model: Path, data: st.DataObject) -> None:
@@ -292,7 +294,8 @@ def _change_key(model: Path, data: st.DataObject) -> None:
 
 
 def _change_tensor(model: Path, data: st.DataObject) -> None:
-    tensors = load_file(model / WEIGHTS)
+    file = data.draw(st.sampled_from(sorted(model.glob("*.safetensors"))))
+    tensors = load_file(file)
     name = data.draw(st.sampled_from(sorted(tensors)))
     match data.draw(st.sampled_from(["remove", "cut", "flatten", "rename"])):
         case "remove":
@@ -303,4 +306,4 @@ def _change_tensor(model: Path, data: st.DataObject) -> None:
             tensors[name] = tensors[name].reshape(-1)
         case "rename":
             tensors["other"] = tensors.pop(name)
-    save_file(tensors, model / WEIGHTS)
+    save_file(tensors, file)

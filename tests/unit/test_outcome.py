@@ -96,7 +96,9 @@ def test_the_resolved_run_file_lies_beside_the_outputs(run: RunFile) -> None:
 
 def test_a_user_error_is_a_message_without_a_traceback(run: RunFile, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_stage("train", run, raising(UserError("pairs.jsonl is empty."))) == 2
-    assert capsys.readouterr().err == "raydpo train: pairs.jsonl is empty.\n"
+    log = Path(run.output_dir, "logs/train.log")
+    said = f"raydpo train: pairs.jsonl is empty.\nraydpo train: all output is in {log}\n"
+    assert capsys.readouterr().err == said
     assert (result_of(run)["status"], result_of(run)["error"]) == ("failed", "pairs.jsonl is empty.")
 
 

@@ -126,6 +126,7 @@ PARTS = {
     "scoring_version": 3,
     "date": datetime.date(2026, 11, 27),
     "held_out": "others",
+    "training": "another",
 }
 
 
