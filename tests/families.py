@@ -106,6 +106,14 @@ PACKED: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
     },
 }
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+}
+PACKED["gemma3"] = {"text_config": PACKED["gemma3_text"], "vision_config": VISION, "mm_tokens_per_image": 4}
 PADDED: dict[str, dict[str, Any]] = {
     "gptj": GPT,
     "gpt_neo": {

@@ -43,7 +43,7 @@ class Life:
         return f"{self.family}-zero{self.stage}"
 
 
-# Latent attention and buffers; buffers; a frozen parameter; experts in padded rows; a recurrence; a factor of the logits.
+# Latent attention, buffers, a frozen parameter, experts in padded rows, a recurrence, a factor of the logits.
 KINDS = ("deepseek_v3", "gemma4_text", "ernie4_5_moe", "qwen2_moe", "mamba", "granite")
 LIVES = [*(Life(family, 2) for family in KINDS), *(Life(family, 3) for family in KINDS)]
 

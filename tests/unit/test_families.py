@@ -129,6 +129,20 @@ def test_a_step_comes_back_from_commit_and_export(family: tuple[str, str], tmp_p
     assert torch.equal(ScoringModel(resumed).token_logps(batch), after)
 
 
+@pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v3"])
+def test_a_commit_of_an_older_version_is_resumed_and_not_exported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, batch = save_family(name, tmp_path / "model"), make_batch(ROWS["ragged"])
+    lm, resumed = (load_model(path, dtype="float32") for _ in range(2))
+    monkeypatch.setattr("tests.commits.copy_untrained", lambda lm: [])  # as older versions saved
+    commit = save_model(tmp_path / "checkpoints", lm)
+    load_buffers(resumed, SavedState(commit.path))
+    assert torch.equal(ScoringModel(resumed).token_logps(batch), ScoringModel(lm).token_logps(batch))
+    with pytest.raises(UserError, match=f"{commit.path} does not hold .*older version.*Run the training's command"):
+        export_commit(commit, tmp_path / "export")
+
+
 def _step(lm: PreTrainedModel, batch: Batch) -> None:
     """One step of the weights, and of the buffers that a forward pass of some models may change."""
     total, *_ = ScoringModel(lm)(batch, LOSS)
