@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from raydpo.train import commits
-from raydpo.train.commits import Cursor
+from raydpo.train.commits import Commit, Cursor
 from raydpo.train.state import WEIGHT, Stretch, write_state
+from raydpo.train.untrained import copy_untrained
+from tests.helpers import tiny_tokenizer
 
 
 def save(directory: Path, step: int, world_size: int = 2, identity: str = "run") -> Path:
@@ -24,6 +27,24 @@ def save(directory: Path, step: int, world_size: int = 2, identity: str = "run")
     for older in commits.commits(directory)[:-1]:
         commits.remove(older)
     return path
+
+
+def save_model(directory: Path, lm: PreTrainedModel) -> Commit:
+    """Commit a model as one rank would after the first step, without state of an optimizer."""
+    path = directory / "step-000001.attempt-1"
+    stretches = [
+        Stretch(name, tuple(each.shape), 0, {WEIGHT: each.detach().float().flatten().numpy()})
+        for name, each in lm.named_parameters()
+        if each.requires_grad
+    ]
+    write_state(path / "rank-00000.safetensors", stretches, {}, copy_untrained(lm))
+    lm.config.save_pretrained(path / "model")
+    tiny_tokenizer().save_pretrained(path / "model")
+    commits.write_part(path, 0, [file for file in path.rglob("*") if file.is_file()])
+    commits.commit_parts(path, Cursor(1, "run", 1, zero_stage=2), timeout_s=5, cancelled=lambda: False)
+    found = commits.latest(directory)
+    assert found is not None
+    return found
 
 
 def flip_a_bit(path: Path) -> None:

@@ -24,13 +24,21 @@ from raydpo.model.layout import packing_obstacle, use_packed, use_padded
 from raydpo.model.score import ScoringModel
 from raydpo.model.version import backend_for
 
-# The largest |Δ logp| of a token, in nats, that rounding explains in any model. It explains more where logits are large
-# or experts are near a tie: so many times what one rounding of the embeddings does to the model's own log-probs.
+# |Δ logp| of a token, in nats, that rounding explains in any model. It explains more where logits are large or experts
+# near a tie: so many times what one rounding of the embeddings does to the model's own log-probs. A tie moves a few
+# tokens by much, a wrong mask most of them. So the smallest differences are compared with the smallest, and so on.
 TOLERANCE = {torch.float64: 5e-3, torch.float32: 5e-3, torch.bfloat16: 0.05}
 ROUNDINGS = 4
 
 # How far a position sees, or how many it sees, in the words of the families. The trial's rows are longer than REACH.
-REACHES = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "index_topk")
+REACHES = (
+    "sliding_window",
+    "attention_window_size",
+    "window_size",
+    "keep_window_size",
+    "attention_chunk_size",
+    "index_topk",
+)
 REACH = 4
 ANOTHER = "Use another model, or another version of transformers."
 SIZES = (7, 5, 3), (1, 2, 6), (13, 8, 5)  # tokens of each row's prompt and completions
@@ -82,7 +90,8 @@ class Trial:
             raise self._refusal(reason) from error
         if not self._own.isfinite().all():
             raise self._refusal(f"its log-probs are not finite; {_weights_not_finite(lm)}. Export it again.")
-        self._limit = max(TOLERANCE[lm.dtype], *(ROUNDINGS * self._moved_by_rounding(every) for every in (1, 2)))
+        moved = torch.maximum(*(self._moved_by_rounding(every) for every in (1, 2)))
+        self._limits = (ROUNDINGS * moved).clamp_min(TOLERANCE[lm.dtype])
 
     def check_causality(self) -> None:
         """UserError when later tokens move earlier log-probs."""
@@ -90,7 +99,7 @@ class Trial:
         seen = ids.shape[1] // 2
         ends = torch.cat((ids[:, :seen], ids[:, seen:].flip(1)), dim=1)
         gap = float((_own_logps(self._lm, ids)[:seen] - _own_logps(self._lm, ends)[:seen]).abs().max())
-        if not gap <= self._limit:
+        if not gap <= self._limits[-1]:
             raise self._refusal(
                 f"other tokens at the end of a text move log-probs before them by {gap:.3g} nats, so it does not write "
                 "from left to right. Use a causal language model."
@@ -101,12 +110,12 @@ class Trial:
         loaded = self._lm.config._attn_implementation
         self._lm.set_attn_implementation(backend)
         try:
-            gap = max(self._gap(), self._gap_in_training())
+            gap = self._gap() or self._gap(training=True)
         except Exception as error:  # models stumble over an attention that they do not know in any way
             return f"packed rows end it with {_first_line(error)}"
         finally:
             self._lm.set_attn_implementation(loaded)
-        return "" if gap <= self._limit else f"its log-probs in packed rows are off by {gap:.3g} nats"
+        return f"its log-probs in packed rows are off by {gap:.3g} nats" if gap else ""
 
     def check_padded_sequences(self) -> None:
         """UserError when they are not the model's own function either, or another one in training."""
@@ -115,34 +124,34 @@ class Trial:
         except Exception as error:
             reason = f"padded sequences end it with {_first_line(error)}. {ANOTHER}"
             raise self._refusal(reason) from error
-        if not gap <= self._limit:
+        if gap:
             raise self._refusal(
                 f"its own log-probs and those from its hidden states and output matrix differ by {gap:.3g} nats, so it "
                 "does something to its logits that raydpo does not know. Use another model."
             )
-        gap = self._gap_in_training()
-        if not gap <= self._limit:
+        if gap := self._gap(training=True):
             raise self._refusal(
                 f"in training its log-probs are others than in evaluation, by {gap:.3g} nats (in {self._noisy()}), so "
                 "policy and reference would differ before the first step. Use another model, or switch that off where "
                 "its config.json has a setting for it."
             )
 
-    def _moved_by_rounding(self, every: int) -> float:
-        """max |Δ logp| of a token in the model's own log-probs when its embeddings are rounded once more."""
+    def _moved_by_rounding(self, every: int) -> Tensor:
+        """|Δ logp| [M], ascending, of the model's own log-probs when its embeddings are rounded once more."""
         with _rounded_again(self._lm, every):
-            return float((_own_token_logps(self._lm, self._batch) - self._own).abs().max())
+            return _ascending(_own_token_logps(self._lm, self._batch) - self._own)
 
-    def _gap(self) -> float:
-        """max |Δ logp| of a token between the scoring path and the model itself."""
-        return float((ScoringModel(self._lm).token_logps(self._batch) - self._own).abs().max())
-
-    def _gap_in_training(self) -> float:
-        self._lm.train()
+    def _gap(self, *, training: bool = False) -> float:
+        """max |Δ logp| of a token between the scoring path and the model itself; 0 where rounding explains it all."""
+        self._lm.train(training)
         try:
-            return self._gap()
+            return self._unexplained()
         finally:
             self._lm.eval()
+
+    def _unexplained(self) -> float:
+        gaps = _ascending(ScoringModel(self._lm).token_logps(self._batch) - self._own)
+        return 0.0 if (gaps <= self._limits).all() else float(gaps[-1])
 
     def _noisy(self) -> str:
         """The classes of modules that alone, switched to training, change the log-probs."""
@@ -150,7 +159,7 @@ class Trial:
         for kind in {type(module) for module in self._lm.modules()}:
             for module in self._lm.modules():
                 module.training = type(module) is kind
-            if not self._gap() <= self._limit:
+            if self._unexplained():
                 found.append(kind.__name__)
         self._lm.eval()
         return ", ".join(sorted(found)) or "several modules together"
@@ -222,6 +231,10 @@ def _own_token_logps(lm: PreTrainedModel, batch: Batch) -> Tensor:
 def _weights_not_finite(lm: PreTrainedModel) -> str:
     broken = [name for name, weight in lm.named_parameters() if not weight.isfinite().all()]
     return f"weights with NaN or infinity: {broken[:5]}" if broken else "its weights are finite, so they overflow"
+
+
+def _ascending(differences: Tensor) -> Tensor:
+    return differences.abs().sort().values
 
 
 def _first_line(error: Exception) -> str:

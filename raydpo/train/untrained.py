@@ -29,7 +29,7 @@ def copy_untrained(lm: PreTrainedModel) -> list[Untrained]:
 
 @torch.no_grad()
 def load_buffers(lm: PreTrainedModel, saved: SavedState) -> None:
-    """Fill a model's buffers from a commit: a forward pass may have changed them, but never frozen parameters.
+    """Fill a model's buffers from a commit, as a forward pass may change them; frozen parameters stay as they are.
 
     What the commit lacks stays as it was loaded. Commits of older versions lack all of it.
     """

@@ -7,28 +7,37 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, CohereConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from raydpo.config.errors import UserError
 from raydpo.data.tokens import TokenRow
+from raydpo.model.batch import Batch
 from raydpo.model.layout import is_packed, layout_name
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.objective.objectives import dpo
-from tests.families import FAMILIES, GROUPED, PACKED, save_family
+from raydpo.train.offline import export_commit
+from raydpo.train.state import WEIGHT, SavedState
+from raydpo.train.untrained import load_buffers
+from tests.commits import save_model
+from tests.families import FAMILIES, PACKED, REFUSED, WINDOW, save_family
 from tests.models import exact_logps, make_batch, make_row, random_rows
 
 pytestmark = pytest.mark.unit
 
 SHARED_PREFIX = [make_row([3, 4, 5, 6], [7, 8, 9, 10], [7, 8, 9, 11]), make_row([3, 4, 5, 6], [7, 8], [7, 8, 9])]
 ONE_TOKEN = [make_row([5], [7], [8]), make_row([5], [9, 10, 11], [12]), make_row([5, 6, 7], [13], [14, 15])]
+# No token comes twice: in Doge, which keeps the largest of scores that know no position, the two would tie.
+LONG = [make_row([*range(p, p + 2 * WINDOW)], [*range(p + 60, p + 80)], [*range(p + 80, p + 110)]) for p in (11, 90)]
 ROWS = {
     "ragged": random_rows(6, seed=1),
     "one token": ONE_TOKEN,
     "shared prefix": SHARED_PREFIX,
+    "longer than every window": LONG,
     "four completions": random_rows(3, seed=2, completions=4),
 }
 LOSS = dpo(beta=0.1).loss
+COARSE = {"xlstm"}  # computes in bfloat16 inside whatever its weights are, and cannot be loaded in bfloat16 itself
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -37,8 +46,17 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _twin(path: str) -> PreTrainedModel:
-    """The model in float64, with transformers' own attention."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+    """The model in float64, with transformers' plain attention, or its default where the plain one fails."""
+    for attention in ("eager", "sdpa"):
+        twin = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float64, attn_implementation=attention, experts_implementation="eager"
+        ).eval()
+        try:
+            twin(input_ids=torch.ones(1, 2, dtype=torch.int64))
+            return twin
+        except RuntimeError:
+            continue
+    raise AssertionError(path)
 
 
 def _oracle(twin: PreTrainedModel, rows: list[TokenRow]) -> list[Tensor]:
@@ -61,7 +79,8 @@ def test_token_logps_are_the_models_own(family: tuple[str, str], rows: list[Toke
     model = ScoringModel(load_model(family[1], dtype="float32"))
     with torch.no_grad():
         expected = torch.cat(_oracle(_twin(family[1]), rows))
-    torch.testing.assert_close(model.token_logps(make_batch(rows)).double(), expected, rtol=0, atol=1e-5)
+    tolerance = 0.05 if family[0] in COARSE else 1e-5
+    torch.testing.assert_close(model.token_logps(make_batch(rows)).double(), expected, rtol=5e-6, atol=tolerance)
 
 
 def test_gradients_are_the_models_own(family: tuple[str, str]) -> None:
@@ -73,19 +92,73 @@ def test_gradients_are_the_models_own(family: tuple[str, str]) -> None:
     sums = torch.stack([each.sum() for each in _oracle(twin, rows)]).view(len(rows), 2)
     LOSS(sums, ref_logps.double()).sum().backward()
     expected = dict(twin.named_parameters())
-    scale = max(p.grad.norm() for p in expected.values())
+    scale = max(p.grad.norm() for p in expected.values() if p.grad is not None)
+    tolerance = 0.05 if family[0] in COARSE else 1e-4
     for name, parameter in lm.named_parameters():
+        if expected[name].grad is None:  # a router's bias, an indexer
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         gap = (parameter.grad - expected[name].grad).norm()
-        assert gap <= 1e-4 * expected[name].grad.norm() + 1e-8 * scale, name
+        assert gap <= tolerance * expected[name].grad.norm() + 1e-7 * scale, name
 
 
 def test_bfloat16_models_pass_their_trial_too(family: tuple[str, str]) -> None:
+    if family[0] in COARSE:
+        with pytest.raises(UserError, match=r"a text of a few tokens ends it with RuntimeError.*another version of"):
+            load_model(family[1], dtype="bfloat16")
+        return
     assert is_packed(load_model(family[1], dtype="bfloat16")) == (family[0] in PACKED)
 
 
-def test_a_logit_scale_that_raydpo_does_not_know_is_refused(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CohereConfig(**GROUPED, logit_scale=0.25)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="does something to its logits"):
-        load_model(str(tmp_path), dtype="float32")
+def test_a_step_comes_back_from_commit_and_export(family: tuple[str, str], tmp_path: Path) -> None:
+    batch = make_batch(ROWS["ragged"], torch.full((len(ROWS["ragged"]), 2), -50.0))
+    lm, resumed = (load_model(family[1], dtype="float32") for _ in range(2))
+    before = ScoringModel(lm).token_logps(batch)
+    _step(lm.train(), batch)
+    after = ScoringModel(lm).token_logps(batch)
+    assert not torch.equal(before, after)
+    commit = save_model(tmp_path / "checkpoints", lm)
+    exported = load_model(str(export_commit(commit, tmp_path / "export")), dtype="float32")
+    assert torch.equal(ScoringModel(exported).token_logps(batch), after)
+    saved = SavedState(commit.path)
+    with torch.no_grad():
+        for name, parameter in resumed.named_parameters():
+            parameter.copy_(torch.from_numpy(saved.whole(WEIGHT, name)))
+    load_buffers(resumed, saved)
+    assert torch.equal(ScoringModel(resumed).token_logps(batch), after)
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v3"])
+def test_a_commit_of_an_older_version_is_resumed_and_not_exported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, batch = save_family(name, tmp_path / "model"), make_batch(ROWS["ragged"])
+    lm, resumed = (load_model(path, dtype="float32") for _ in range(2))
+    monkeypatch.setattr("tests.commits.copy_untrained", lambda lm: [])  # as older versions saved
+    commit = save_model(tmp_path / "checkpoints", lm)
+    load_buffers(resumed, SavedState(commit.path))
+    assert torch.equal(ScoringModel(resumed).token_logps(batch), ScoringModel(lm).token_logps(batch))
+    with pytest.raises(UserError, match=f"{commit.path} does not hold .*older version.*Run the training's command"):
+        export_commit(commit, tmp_path / "export")
+
+
+def _step(lm: PreTrainedModel, batch: Batch) -> None:
+    """One step of the weights, and of the buffers that a forward pass of some models may change."""
+    total, *_ = ScoringModel(lm)(batch, LOSS)
+    total.backward()
+    torch.optim.SGD(lm.parameters(), lr=1e-3).step()
+    parameters = {name for name, _ in lm.named_parameters(remove_duplicate=False)}
+    for name, buffer in lm.state_dict().items():
+        if name not in parameters and buffer.is_floating_point():
+            buffer.mul_(1.125)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_is_no_fixed_function_of_earlier_tokens_is_refused_with_the_reason(
+    name: str, tmp_path: Path
+) -> None:
+    settings, reason = REFUSED[name]
+    path = save_family(name, tmp_path, settings)
+    with pytest.raises(UserError, match=f"{tmp_path}.*{reason}"):
+        load_model(path, dtype="float32")
