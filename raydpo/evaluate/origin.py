@@ -29,6 +29,7 @@ class Origin:
     device: str
     scoring: int  # version of our own arithmetic
     date: datetime.date | None = None  # that chat templates print
+    training: str | None = None  # digest of the identity that the model's mark names; None of a model without one
     held_out: str | None = None  # digest of the tokens; None without held-out pairs
     version: int = VERSION
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raydpo.config.errors import UserError
@@ -18,13 +19,16 @@ from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.layout import Layout
+from raydpo.train.mark import read_mark
 
 
 def origin_of(run: RunFile, model: str) -> Origin:
     """What an evaluation of a model that begins now is made from. Raises UserError for whatever of it is not there."""
     digests: dict[str, Any] = {part: tell() for part, tell in _digests(run).items()}
-    return Origin(weights=weights_digest(model), **_settings(run), **digests)
+    mark = read_mark(Path(model))
+    return Origin(weights=weights_digest(model), training=mark.identity if mark else None, **_settings(run), **digests)
 
 
 class Asked:
@@ -37,11 +41,14 @@ class Asked:
     def __init__(self, run: RunFile) -> None:
         self._layout = Layout(run)
         self._parts = _settings(run) | _told(_digests(run))
+        self._training = _training(run)
 
     def of(self, step: int) -> dict[str, Any]:
-        """What is asked of the evaluation of a step; step 0 is the reference."""
-        model = str(self._layout.export(step)) if step else self._layout.reference_model
-        return self._parts | _told({"weights": partial(weights_digest, model)})
+        """What is asked of the evaluation of a step; step 0 is the reference, whoever has trained that."""
+        if step == 0:
+            return self._parts | _told({"weights": partial(weights_digest, self._layout.reference_model)})
+        model = str(self._layout.export(step))
+        return self._parts | self._training | _told({"weights": partial(weights_digest, model)})
 
     def records(self) -> Records:
         """The run's evaluations, those that do not answer what is asked apart."""
@@ -63,6 +70,14 @@ def _settings(run: RunFile) -> dict[str, Any]:
     if run.evaluate:
         settings |= {"decoding": run.evaluate.decoding, "scorer": run.evaluate.scorer}
     return settings
+
+
+def _training(run: RunFile) -> dict[str, str]:
+    """Whose exports are the run's own."""
+    with suppress(UserError):
+        if identity := train_identity_now(run):
+            return {"training": identity.digest}
+    return {}
 
 
 def _held_out(run: RunFile) -> dict[str, Any]:

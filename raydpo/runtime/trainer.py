@@ -22,7 +22,7 @@ from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
 from raydpo.objective import objectives
 from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.exports import check_room_for_exports, last_export, own_exports
+from raydpo.runtime.exports import check_room_for_exports, last_export
 from raydpo.runtime.failures import FailureLog, final_refusal
 from raydpo.runtime.feed import OrderedFeed, Plan
 from raydpo.runtime.identity import (
@@ -78,7 +78,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         model=layout.start_model,
         objective=objective,
         directory=layout.train,
-        retention=checkpoint_retention(run, identity.digest),
+        retention=checkpoint_retention(run),
         export=layout.export,
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
@@ -140,20 +140,19 @@ def _job(run: RunFile, training: Training, plan: Plan, identity: Identity, **res
     )
 
 
-def checkpoint_retention(run: RunFile, identity: str) -> Retention:
+def checkpoint_retention(run: RunFile) -> Retention:
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
     train = run.train
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, Asked(run), Layout(run).exports, identity, train.keep_best)
+    scores = partial(_scores, Asked(run), train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
-def _scores(asked: Asked, exports: Path, identity: str, metric: str) -> dict[int, float]:
-    """The figure of each export of the run that has been evaluated; records of other runs' exports say nothing."""
-    own = own_exports(exports, identity)
+def _scores(asked: Asked, metric: str) -> dict[int, float]:
+    """The figure of each step that has been evaluated; records of another run's steps are not valid."""
     intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
-    return {step: interval.mean for step, interval in intervals.items() if interval and step in own}
+    return {step: interval.mean for step, interval in intervals.items() if interval}
 
 
 def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig | None) -> dict[str, Any]:
@@ -161,7 +160,7 @@ def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig 
     workers = job.training.workers
     check_budget(int(plan.dataset.tokens.max()), job.training, job.directory.name)
     if finished := _finished(plan):
-        print(f"{job.directory.name}: {finished.cursor.step} steps are done already", flush=True)
+        print(f"{job.directory.name}: all {finished.cursor.step} steps are done already", flush=True)
         return _outcome(job, plan, finished)
     begun = latest(plan.checkpoints)
     check_room_for_exports(job, done=begun.cursor.step if begun else 0)

@@ -10,16 +10,30 @@ from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Sample, summarise, write_evaluation
+from raydpo.runtime.identity import Identity, write_identity
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked
 from raydpo.runtime.trainer import checkpoint_retention
-from raydpo.train.mark import mark_export
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
 
 EVALUATED = ["evaluate.prompts=[prompts.jsonl]", "train.checkpoint_every=10", "train.evaluate_every=20"]
 BEST = "train.keep_best=reward"
+IDENTITY = Identity(
+    data_digest="d",
+    seed=0,
+    global_batch_size=8,
+    epochs=1,
+    tail="carry",
+    schedule_steps=None,
+    objective={},
+    optimizer={},
+    dtype="float32",
+    fp32_head=False,
+    model_weights="w",
+    reference_weights="w",
+)
 
 
 @pytest.fixture
@@ -54,19 +68,18 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_tho
         load_run_file(run_file, ["train.global_batch_size=12", "train.workers.count=5"])
 
 
-def test_the_best_is_taken_from_valid_records_of_the_runs_own_exports(run_file: Path, tmp_path: Path) -> None:
+def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: Path, tmp_path: Path) -> None:
     asked = [BEST, *EVALUATED, f"output_dir={tmp_path}"]
     run = load_run_file(run_file, asked)
     layout = Layout(run)
-    retention = checkpoint_retention(run, "mine")
+    write_identity(layout.train, IDENTITY)  # as there are no tokens to tell it from
+    retention = checkpoint_retention(run)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
-    today = vars(origin()) | Asked(run).of(0)
-    for step, reward, identity in ((20, 0.5, "mine"), (40, 0.2, "mine"), (60, 0.9, "another run's")):
-        layout.export(step).mkdir(parents=True)
-        mark_export(layout.export(step), identity=identity, step=step)
+    today, mine = vars(origin()) | Asked(run).of(0), IDENTITY.digest
+    for step, reward, training in ((20, 0.5, mine), (40, 0.2, mine), (60, 0.9, "another run's")):
         samples = [Sample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
-        found = summarise(step, "model", samples, made_from=Origin(**today), seconds={})
+        found = summarise(step, "model", samples, made_from=Origin(**today | {"training": training}), seconds={})
         write_evaluation(found, layout.evaluations)
-    assert retention.kept({10, 20, 40, 45, 50, 60, 65, 70}) == {20, 60, 65, 70}
-    other = checkpoint_retention(load_run_file(run_file, [*asked, "evaluate.scorer=length"]), "mine")
+    assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
+    other = checkpoint_retention(load_run_file(run_file, [*asked, "evaluate.scorer=length"]))
     assert other.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "these are another scorer's"

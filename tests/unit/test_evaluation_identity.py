@@ -12,11 +12,15 @@ import torch
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
 from raydpo.runtime import stages
+from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked, origin_of
+from raydpo.train.mark import mark_export
 from tests.models import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -54,6 +58,8 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
         model = layout.export(step) if step else Path(layout.reference_model)
         if step:
             shutil.copytree(run.model.path, model)
+            if identity := train_identity_now(run):
+                mark_export(model, identity=identity.digest, step=step)
         samples = [Sample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
         found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, str(model)), seconds={})
         write_evaluation(found, layout.evaluations)
@@ -122,6 +128,18 @@ def test_a_tokenizer_that_changed_in_the_same_directory_is_named(tree: dict[str,
     assert left_out(tree) == {0: ["tokenizer"]}
 
 
+def test_figures_of_another_training_are_named_whether_its_exports_stay_or_not(tree: dict[str, Any]) -> None:
+    layout = Layout(RunFile.model_validate(tree))
+    TokenManifest("pair", [ShardInfo("a.arrow", 640, "sha", 9)], Counts()).write(layout.train_tokens / MANIFEST)
+    evaluated(tree, 0, 5)
+    assert left_out(tree) == {}
+    other = tree | {"train": {"objective": {"beta": 0.5}}}
+    assert left_out(other) == {5: ["training"]}
+    shutil.rmtree(layout.exports)
+    assert left_out(tree) == {}
+    assert left_out(other) == {5: ["training"]}
+
+
 def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
     evaluated(tree, 0)
     tree["data"]["held_out_fraction"] = 0.5
@@ -131,9 +149,6 @@ def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
 
 
 def leave_held_out_tokens(tree: dict[str, Any]) -> None:
-    from raydpo.data.shards import Counts, TokenManifest
-    from raydpo.runtime.dataset import MANIFEST
-
     directory = Layout(RunFile.model_validate(tree)).held_out_tokens
     TokenManifest("pair", [], Counts()).write(directory / MANIFEST)
 
