@@ -29,8 +29,8 @@ class Origin:
     device: str
     scoring_version: int  # version of our own arithmetic
     date: datetime.date | None = None  # that chat templates print
+    training: str | None = None  # digest of the identity that the model's mark names; None of a model without one
     held_out: str | None = None  # digest of the tokens; None without held-out pairs
-    training: str | None = None  # digest of the identity of the training that made the weights; None for the reference
     record_version: int = VERSION
 
     @property

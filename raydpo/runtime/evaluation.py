@@ -74,7 +74,7 @@ class Evaluator:
         run, layout, asked = self._run, Layout(self._run), self._run.evaluate
         assert asked
         timer = _Timer()
-        made_from = origin_of(run, step, model)
+        made_from = origin_of(run, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
         prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=run.data.ignore)

@@ -48,7 +48,7 @@ def last_export(job: Job, commit: Commit) -> Path:
     if mark and (mark.identity, mark.step) == (job.identity, commit.cursor.step):
         return directory
     remove_export(directory)
-    say(f"{job.directory.name}: {directory} is not there; exported again from {commit.path.name}")
+    say(f"{job.directory.name}: {directory} is not there, or not whole; exported again from {commit.path.name}")
     ray.get(_export.options(num_cpus=min(1, job.training.workers.cpus)).remote(commit, directory))
     return directory
 

@@ -18,10 +18,12 @@ from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
+from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.identity import check_sft_resumable
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.own_files import refuse_own_output
 from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
+from raydpo.runtime.provenance import check_made_from
 from raydpo.runtime.temporary import check_temporary
 from raydpo.sample.limits import check_positions
 
@@ -82,7 +84,10 @@ def _check_sft_export(run: RunFile, path: str) -> None:
     if not Path(path).exists():
         raise UserError(f"{path} is not there: the sft stage makes the model that others start from; run it first.")
     check_model_files(path)
-    check_sft_resumable(run)
+    tokens = Layout(run).sft_tokens
+    if (tokens / MANIFEST).exists():  # what sft has trained on tells whether it is this run's
+        check_made_from(run, "sft", tokens)
+        check_sft_resumable(run)
 
 
 def _check_positions(run: RunFile) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raydpo.config.errors import UserError
@@ -20,13 +21,14 @@ from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.layout import Layout
+from raydpo.train.mark import read_mark
 
 
-def origin_of(run: RunFile, step: int, model: str) -> Origin:
+def origin_of(run: RunFile, model: str) -> Origin:
     """What an evaluation of a model that begins now is made from. Raises UserError for whatever of it is not there."""
     digests: dict[str, Any] = {part: tell() for part, tell in _digests(run).items()}
-    training = _training(run) if step else {}
-    return Origin(weights=weights_digest(model), **_settings(run), **digests, **training)
+    mark = read_mark(Path(model))
+    return Origin(weights=weights_digest(model), training=mark.identity if mark else None, **_settings(run), **digests)
 
 
 class Asked:
@@ -39,16 +41,14 @@ class Asked:
     def __init__(self, run: RunFile) -> None:
         self._layout = Layout(run)
         self._parts = _settings(run) | _told(_digests(run))
-        self._training: dict[str, Any] = {}
-        with suppress(UserError):
-            self._training = _training(run)
+        self._training = _training(run)
 
     def of(self, step: int) -> dict[str, Any]:
-        """What is asked of the evaluation of a step; step 0 is the reference."""
+        """What is asked of the evaluation of a step; step 0 is the reference, whoever has trained that."""
         if step == 0:
             return self._parts | _told({"weights": partial(weights_digest, self._layout.reference_model)})
-        policy = partial(weights_digest, str(self._layout.export(step)))
-        return self._parts | self._training | _told({"weights": policy})
+        model = str(self._layout.export(step))
+        return self._parts | self._training | _told({"weights": partial(weights_digest, model)})
 
     def records(self) -> Records:
         """The run's evaluations, those that do not answer what is asked apart."""
@@ -62,14 +62,22 @@ def _settings(run: RunFile) -> dict[str, Any]:
         "dtype": run.model.dtype,
         "fp32_head": run.model.fp32_head,
         "device": "cuda" if run.sampler.gpus else "cpu",
-        "scoring_version": version.VERSION,
+        "scoring": version.VERSION,
         "date": run.data.date,
-        "record_version": VERSION,
+        "version": VERSION,
         **_held_out(run),
     }
     if run.evaluate:
         settings |= {"decoding": run.evaluate.decoding, "scorer": run.evaluate.scorer}
     return settings
+
+
+def _training(run: RunFile) -> dict[str, str]:
+    """Whose exports are the run's own."""
+    with suppress(UserError):
+        if identity := train_identity_now(run):
+            return {"training": identity.digest}
+    return {}
 
 
 def _held_out(run: RunFile) -> dict[str, Any]:
@@ -90,12 +98,6 @@ def _digests(run: RunFile) -> dict[str, Callable[[], str]]:
         prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=run.data.ignore)
         digests |= {"prompts": prompts, "scorer_source": partial(scorer_source, asked.scorer)}
     return digests
-
-
-def _training(run: RunFile) -> dict[str, Any]:
-    """The identity that preference training has now; nothing where neither prepare nor training has left any."""
-    identity = train_identity_now(run)
-    return {"training": identity.digest} if identity else {}
 
 
 def _told(digests: Mapping[str, Callable[[], str]]) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def checkpoint_retention(run: RunFile) -> Retention:
 
 
 def _scores(asked: Asked, metric: str) -> dict[int, float]:
+    """The figure of each step that has been evaluated; records of another run's steps are not valid."""
     intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
     return {step: interval.mean for step, interval in intervals.items() if interval}
 
@@ -160,7 +161,7 @@ def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig 
     workers = job.training.workers
     check_budget(int(plan.dataset.tokens.max()), job.training, job.directory.name)
     if finished := _finished(plan):
-        say(f"{job.directory.name}: {finished.cursor.step} steps are done already")
+        say(f"{job.directory.name}: all {finished.cursor.step} steps are done already")
         return _outcome(job, plan, finished)
     begun = latest(plan.checkpoints)
     check_room_for_exports(job, done=begun.cursor.step if begun else 0)

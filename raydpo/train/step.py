@@ -76,7 +76,7 @@ def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, 
     figures = ", ".join(f"{name} {value:g}" for name, value in wrong.items())
     return UserError(
         f"step {share.step + 1} has figures that are not finite: {figures}; {where}. {REMEDY} If it is the first step, "
-        "look at these rows and their reference values."
+        "look at its rows and their reference values."
     )
 
 

@@ -10,6 +10,7 @@ from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Sample, summarise, write_evaluation
+from raydpo.runtime.identity import Identity, write_identity
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked
 from raydpo.runtime.trainer import checkpoint_retention
@@ -19,6 +20,20 @@ pytestmark = pytest.mark.unit
 
 EVALUATED = ["evaluate.prompts=[prompts.jsonl]", "train.checkpoint_every=10", "train.evaluate_every=20"]
 BEST = "train.keep_best=reward"
+IDENTITY = Identity(
+    data_digest="d",
+    seed=0,
+    global_batch_size=8,
+    epochs=1,
+    tail="carry",
+    schedule_steps=None,
+    objective={},
+    optimizer={},
+    dtype="float32",
+    fp32_head=False,
+    model_weights="w",
+    reference_weights="w",
+)
 
 
 @pytest.fixture
@@ -54,14 +69,17 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_tho
 
 
 def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: Path, tmp_path: Path) -> None:
-    run = load_run_file(run_file, [BEST, *EVALUATED])
+    asked = [BEST, *EVALUATED, f"output_dir={tmp_path}"]
+    run = load_run_file(run_file, asked)
+    layout = Layout(run)
+    write_identity(layout.train, IDENTITY)  # as there are no tokens to tell it from
     retention = checkpoint_retention(run)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
-    today = vars(origin()) | Asked(run).of(0)
-    for step, reward in ((20, 0.5), (40, 0.2)):
+    today, mine = vars(origin()) | Asked(run).of(0), IDENTITY.digest
+    for step, reward, training in ((20, 0.5, mine), (40, 0.2, mine), (60, 0.9, "another run's")):
         samples = [Sample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
-        found = summarise(step, "model", samples, made_from=Origin(**today), seconds={})
-        write_evaluation(found, Layout(run).evaluations)
+        found = summarise(step, "model", samples, made_from=Origin(**today | {"training": training}), seconds={})
+        write_evaluation(found, layout.evaluations)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
-    other = checkpoint_retention(load_run_file(run_file, [BEST, *EVALUATED, "evaluate.scorer=length"]))
+    other = checkpoint_retention(load_run_file(run_file, [*asked, "evaluate.scorer=length"]))
     assert other.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "these are another scorer's"

@@ -16,9 +16,11 @@ from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
 from raydpo.runtime import stages
 from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked, origin_of
+from raydpo.train.mark import mark_export
 from tests.models import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -56,8 +58,10 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
         model = layout.export(step) if step else Path(layout.reference_model)
         if step:
             shutil.copytree(run.model.path, model)
+            if identity := train_identity_now(run):
+                mark_export(model, identity=identity.digest, step=step)
         samples = [Sample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
-        found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, step, str(model)), seconds={})
+        found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, str(model)), seconds={})
         write_evaluation(found, layout.evaluations)
 
 
@@ -124,6 +128,18 @@ def test_a_tokenizer_that_changed_in_the_same_directory_is_named(tree: dict[str,
     assert left_out(tree) == {0: ["tokenizer"]}
 
 
+def test_figures_of_another_training_are_named_whether_its_exports_stay_or_not(tree: dict[str, Any]) -> None:
+    layout = Layout(RunFile.model_validate(tree))
+    TokenManifest("pair", [ShardInfo("a.arrow", 640, "sha", 9)], Counts()).write(layout.train_tokens / MANIFEST)
+    evaluated(tree, 0, 5)
+    assert left_out(tree) == {}
+    other = tree | {"train": {"objective": {"beta": 0.5}}}
+    assert left_out(other) == {5: ["training"]}
+    shutil.rmtree(layout.exports)
+    assert left_out(tree) == {}
+    assert left_out(other) == {5: ["training"]}
+
+
 def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
     evaluated(tree, 0)
     tree["data"]["held_out_fraction"] = 0.5
@@ -135,21 +151,6 @@ def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
 def leave_held_out_tokens(tree: dict[str, Any]) -> None:
     directory = Layout(RunFile.model_validate(tree)).held_out_tokens
     TokenManifest("pair", [], Counts()).write(directory / MANIFEST)
-
-
-def test_policies_of_a_training_that_has_been_begun_anew_are_left_out(tree: dict[str, Any]) -> None:
-    """Also at steps at which the new one makes no export that could be compared."""
-    leave_train_tokens(tree)
-    evaluated(tree, 0, 5)
-    assert left_out(tree) == {}
-    shutil.rmtree(Layout(RunFile.model_validate(tree)).exports)
-    assert left_out(tree) == {}
-    assert left_out(tree | {"train": {"objective": {"beta": 0.5}}}) == {5: ["training"]}
-
-
-def leave_train_tokens(tree: dict[str, Any]) -> None:
-    shard = ShardInfo("part-00000-000000001.arrow", rows=64, sha256="0", tokens=640)
-    TokenManifest("pair", [shard], Counts()).write(Layout(RunFile.model_validate(tree)).train_tokens / MANIFEST)
 
 
 def test_what_has_gone_since_is_not_held_against_the_records(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_without_an_evaluate_section_the_records_still_show_what_was_measured(tr
 def test_an_evaluation_cannot_begin_without_knowing_what_it_is_made_from(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts\.jsonl"):
-        origin_of(RunFile.model_validate(tree), 0, str(tmp_path / "model"))
+        origin_of(RunFile.model_validate(tree), str(tmp_path / "model"))
 
 
 def test_a_report_needs_no_model_and_says_what_it_leaves_out(

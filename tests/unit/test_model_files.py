@@ -20,11 +20,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.model.families import causal_models, known_types
 from raydpo.model.load import load_model
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
+from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
+from raydpo.runtime.layout import Layout
+from raydpo.runtime.provenance import made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -227,6 +231,20 @@ def test_a_stage_behind_sft_says_that_sft_has_not_run(stage: str, good: Path, tm
     with pytest.raises(UserError, match=r"out/sft/export is not there: the sft stage makes the model .* run it first"):
         check_inputs(run, stage)
     check_inputs(run, "run")
+
+
+@pytest.mark.parametrize("stage", ["prepare", "precompute", "train", "evaluate"])
+def test_a_stage_behind_sft_whose_rows_have_changed_since_is_refused(stage: str, good: Path, tmp_path: Path) -> None:
+    run = run_with(tmp_path, model={"path": str(good)}, data={"train": [str(tmp_path / "rows.jsonl")]})
+    layout = Layout(run)
+    shutil.copytree(good, layout.sft_export)
+    manifest = TokenManifest("sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts(), made_from=made_from(run, "sft"))
+    manifest.write(layout.sft_tokens / MANIFEST)
+    check_inputs(run, "prepare")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text() * 2)
+    with pytest.raises(UserError, match=f"sft were prepared from other data: {rows} .*; run `raydpo sft` again"):
+        check_inputs(run, stage)
 
 
 def test_what_is_read_from_the_source_of_transformers_is_what_it_imports() -> None:
