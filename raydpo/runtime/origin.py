@@ -62,9 +62,9 @@ def _settings(run: RunFile) -> dict[str, Any]:
         "dtype": run.model.dtype,
         "fp32_head": run.model.fp32_head,
         "device": "cuda" if run.sampler.gpus else "cpu",
-        "scoring": version.VERSION,
+        "scoring_version": version.VERSION,
         "date": run.data.date,
-        "version": VERSION,
+        "record_version": VERSION,
         **_held_out(run),
     }
     if run.evaluate:
