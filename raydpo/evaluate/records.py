@@ -82,8 +82,7 @@ def summarise(
     not finite and for a reference that has left itself.
     """
     prompts = [sample.prompt for sample in samples]
-    if len(set(prompts)) < 2:
-        raise UserError(f"{len(set(prompts))} prompts at step {step} give no interval: evaluate at least 2")
+    check_enough(prompts)
     moved = next((sample for sample in samples if step == 0 and sample.summed_kl != 0), None)
     if moved:
         raise ValueError(f"step 0 is the reference and its KL is 0, but {moved.prompt!r} has {moved.summed_kl}")
@@ -116,6 +115,16 @@ class Records:
         return (
             f"evaluations left out, made from something else than the run file says now: {'; '.join(steps)}. "
             "`raydpo evaluate` makes those anew whose exports are there."
+        )
+
+
+def check_enough(prompts: Sequence[str]) -> None:
+    """Raise UserError for prompts that give no interval."""
+    different = len(set(prompts))
+    if different < 2:
+        raise UserError(
+            f"evaluate.prompts: {len(prompts)} prompts, of which {different} differ, give no interval; evaluate at "
+            "least 2 (evaluate.limit says how many are taken)."
         )
 
 

@@ -2,7 +2,7 @@
 
 Values that belong together, such as pairs of one prompt, are a group; groups are independent, values of one need not
 be. So the spread is taken between groups: the mean over all values is a ratio of group totals, with the linearised
-variance of one (Cochran 1977, section 6.4), which is the textbook's where every group has one value.
+variance of one (Cochran 1977, chapter 6), which is the textbook's where every group has one value.
 
 Legend: n values, k groups.
 """
@@ -55,9 +55,9 @@ def share_interval(
     """Share of hits, 0..1, with Wilson's score interval (Wilson 1927) for as many trials as the hits are worth.
 
     Hits of one group repeat each other, so n of them are worth fewer independent ones: as many as give the variance
-    between groups (Korn and Graubard 1998). Where there is none, because all or none of the trials hit, a group is
-    worth one. Unlike `mean_interval` the bounds stay inside 0..1, and 12 hits out of 12 do not make a certainty. One
-    group alone does not say how far others are from it: its bounds are 0 and 1.
+    between groups (their effective number, Korn and Graubard 1998). Where there is none, because all or none of the
+    trials hit, a group is worth one. Unlike `mean_interval` the bounds stay inside 0..1, and 12 hits out of 12 do not
+    make a certainty. One group alone does not say how far others are from it: its bounds are 0 and 1.
     """
     n = len(hits)
     if n == 0:

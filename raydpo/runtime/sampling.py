@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
+from raydpo.evaluate.records import check_enough
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.rewards import last_line
 from raydpo.sample.engine import Completion
@@ -116,7 +117,7 @@ class Samplers:
 def samplers(run: RunFile) -> Iterator[Samplers]:
     """Start the vLLM actors; they stay up for the length of the block.
 
-    Raises UserError for a prompt that leaves no room for its completion, before any engine starts.
+    Raises UserError for prompts that are of no use, before any engine starts.
     """
     tokenizer = check_sampling(run, Layout(run).start_model)
     options = {"num_cpus": run.sampler.cpus, "num_gpus": run.sampler.gpus, "max_restarts": 1, "max_task_retries": 1}
@@ -131,7 +132,10 @@ def samplers(run: RunFile) -> Iterator[Samplers]:
 
 
 def check_sampling(run: RunFile, model: str) -> RowTokenizer:
-    """Raise UserError for a prompt without room for its completion; returns the tokenizer, which is the model's."""
+    """Raise UserError for a prompt without room for its completion, and for too few to evaluate.
+
+    Returns the tokenizer, which is the model's.
+    """
     from raydpo.model.tokenizer import (
         load_row_tokenizer,  # here, because drivers import this module before they need it
     )
@@ -141,4 +145,6 @@ def check_sampling(run: RunFile, model: str) -> RowTokenizer:
         if part:
             prompts = read_prompts(part.prompts, part.column, tokenizer, limit=part.limit, ignore=run.data.ignore)
             check_prompts(prompts, part.decoding, run.sampler)
+            if part is run.evaluate:
+                check_enough([prompt.text for prompt in prompts])
     return tokenizer

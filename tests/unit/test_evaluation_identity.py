@@ -20,6 +20,7 @@ from raydpo.runtime.identity import train_identity_now
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.origin import Asked, origin_of
+from raydpo.runtime.sampling import check_sampling
 from raydpo.train.mark import mark_export
 from tests.models import save_tiny_model, tiny_llama
 
@@ -197,3 +198,10 @@ def test_a_report_needs_no_model_and_says_what_it_leaves_out(
     told = capsys.readouterr().out
     assert "policy, step 5" not in told
     assert "step 0 (seed); step 5 (seed)" in told
+
+
+def test_a_single_prompt_is_refused_before_an_engine_starts(tree: dict[str, Any], tmp_path: Path) -> None:
+    check_sampling(RunFile.model_validate(tree), tree["model"]["path"])
+    tree["evaluate"]["limit"] = 1
+    with pytest.raises(UserError, match=r"evaluate.prompts: 1 prompts, of which 1 differ, give no interval"):
+        check_sampling(RunFile.model_validate(tree), tree["model"]["path"])

@@ -210,5 +210,7 @@ def test_completions_that_max_tokens_cut_are_counted() -> None:
 
 @pytest.mark.parametrize("prompts", [[], ["a"], ["a", "a"]])
 def test_fewer_than_two_prompts_are_the_users_to_mend(prompts: list[str]) -> None:
-    with pytest.raises(UserError, match=f"{len(set(prompts))} prompts at step 3 give no interval"):
+    with pytest.raises(
+        UserError, match=f"{len(prompts)} prompts, of which {len(set(prompts))} differ, give no interval"
+    ):
         summarise(3, "policy", [sample(prompt=prompt) for prompt in prompts], made_from=origin(), seconds={})

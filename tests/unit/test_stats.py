@@ -105,7 +105,7 @@ def test_a_confidence_is_a_probability(confidence: float) -> None:
         mean_interval([0.0, 1.0], confidence=confidence)
 
 
-# Student (1908); the two-sided quantiles of the usual tables, and of SciPy 1.14 for 256 values.
+# The two-sided quantiles of the usual tables.
 TABLE = {(0.95, 1): 12.7062, (0.95, 2): 4.3027, (0.95, 9): 2.2622, (0.95, 255): 1.9693, (0.99, 4): 4.6041}
 
 
