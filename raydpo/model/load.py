@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -39,7 +41,19 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
     missing = set(info["missing_keys"])
     if missing:
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
+    _freeze_as_made(lm)
     return choose_layout(switch_off_dropout(lm.to(device).eval()), name=path)
+
+
+def _freeze_as_made(lm: PreTrainedModel) -> None:
+    """Loading makes every parameter trainable, also those that a class freezes, such as ERNIE's balance of experts.
+
+    They get no gradient, but an optimizer's weight decay would shrink them.
+    """
+    with torch.device("meta"):
+        made = dict(type(lm)._from_config(deepcopy(lm.config)).named_parameters())
+    for name, parameter in lm.named_parameters():
+        parameter.requires_grad_(made[name].requires_grad)
 
 
 def _switch_off_dropout(config: PreTrainedConfig) -> None:
