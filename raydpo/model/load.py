@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -52,7 +53,19 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
     if not any(Path(path).glob("*.safetensors")):  # weights_digest looks at those, before anything is loaded
         _refuse_not_finite(path, lm)
+    _freeze_as_made(lm)
     return choose_layout(switch_off_dropout(lm.to(device).eval()), name=path)
+
+
+def _freeze_as_made(lm: PreTrainedModel) -> None:
+    """Loading makes every parameter trainable, also those that a class freezes, such as ERNIE's balance of experts.
+
+    They get no gradient, but an optimizer's weight decay would shrink them.
+    """
+    with torch.device("meta"):
+        made = dict(type(lm)._from_config(deepcopy(lm.config)).named_parameters())
+    for name, parameter in lm.named_parameters():
+        parameter.requires_grad_(made[name].requires_grad)
 
 
 def _switch_off_dropout(config: PreTrainedConfig) -> None:

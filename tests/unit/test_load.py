@@ -17,6 +17,7 @@ from raydpo.model.directory import weights_digest
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_tokenizer
+from tests.families import save_family
 from tests.models import exact, exact_logps, make_batch, random_rows, save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -156,6 +157,12 @@ def test_a_pickled_weight_that_is_not_finite_is_named(model: Path, value: float)
     torch.save(weights, model / "pytorch_model.bin")
     with pytest.raises(UserError, match=f"{model}.*: the weight model.embed_tokens.weight holds .* not finite"):
         load_model(str(model), dtype="float32")
+
+
+def test_what_a_class_freezes_is_not_trained(tmp_path: Path) -> None:
+    lm = load_model(save_family("ernie4_5_moe", tmp_path), dtype="float32")
+    frozen = [name for name, parameter in lm.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.layers.1.mlp.gate.moe_statics.e_score_correction_bias"]
 
 
 def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
