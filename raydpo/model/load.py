@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from raydpo.config.errors import UserError, reason
 from raydpo.model.directory import model_directory
 from raydpo.model.finite import NOT_FINITE
+from raydpo.model.model_files import check_model_files
 from raydpo.model.trial import choose_layout, switch_off_dropout
 
 disable_progress_bar()
@@ -44,10 +46,7 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
     except Exception as error:  # a configuration of other people's, to code of other people's: anything may come out
         raise _unusable(path, error) from error
     for name, found, expected in sorted(info["mismatched_keys"]):
-        raise UserError(
-            f"model {path!r}: {name} has the shape {tuple(found)}, and by its config.json it should have "
-            f"{tuple(expected)}; copy or export the model again, whole."
-        )
+        raise _another_shape(path, name, found, expected)
     missing = set(info["missing_keys"])
     if missing:
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
@@ -76,6 +75,20 @@ def _switch_off_dropout(config: PreTrainedConfig) -> None:
                 setattr(part, name, 0.0)
 
 
+def check_loadable(path: str) -> None:
+    """Raise UserError where load_model would find the configuration unusable or weights of other shapes; loads none."""
+    found = check_model_files(path)
+    config = _read_config(path)
+    try:
+        with torch.device("meta"):
+            expected = AutoModelForCausalLM.from_config(config).state_dict()
+    except Exception as error:  # as in load_model
+        raise _unusable(path, error) from error
+    for name in sorted(expected.keys() & found.keys()):
+        if list(expected[name].shape) != found[name]:
+            raise _another_shape(path, name, found[name], expected[name].shape)
+
+
 def _read_config(path: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path)
@@ -93,6 +106,13 @@ def _refuse_not_finite(path: str, lm: PreTrainedModel) -> None:
     for name, weight in lm.named_parameters():
         if not weight.isfinite().all():
             raise UserError(f"model {path!r}: the weight {name} {NOT_FINITE}")
+
+
+def _another_shape(path: str, name: str, found: Sequence[int], expected: Sequence[int]) -> UserError:
+    return UserError(
+        f"model {path!r}: {name} has the shape {tuple(found)}, and by its config.json it should have "
+        f"{tuple(expected)}; copy or export the model again, whole."
+    )
 
 
 def _refuse_batch_dependent_rope(path: str, config: PreTrainedConfig) -> None:

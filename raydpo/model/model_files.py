@@ -28,11 +28,16 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")  # a row 
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "Model")
 
 
-def check_model_files(path: str) -> None:
-    """Raise UserError where its files show that a model cannot be used: of another kind, quantised, or not whole."""
+def check_model_files(path: str) -> Shapes:
+    """The shapes of a model's weights, as far as they have headers.
+
+    Raises UserError where the files show that it cannot be used: of another kind, quantised, or not whole.
+    """
     config = model_config(path)
     _check_kind(path, config)
-    _check_vocabulary(path, config, _check_weights(model_directory(path)))
+    shapes = _check_weights(model_directory(path))
+    _check_vocabulary(path, config, shapes)
+    return shapes
 
 
 def model_limits(path: str) -> ModelLimits:

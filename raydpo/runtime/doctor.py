@@ -16,6 +16,7 @@ import torch
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.model.load import check_loadable
 from raydpo.runtime.cluster import connect
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import Check, input_checks
@@ -47,6 +48,8 @@ def examine(run: RunFile) -> dict[str, Any]:
 def _checks(run: RunFile) -> Iterator[Check]:
     """All that shows without a cluster. Each stands for itself, so that one fault does not hide another."""
     yield from input_checks(run, "run")
+    for model in dict.fromkeys((run.model.path, run.reference.model or run.model.path)):
+        yield partial(check_loadable, model)
     yield partial(check_sampling, run, run.model.path)  # the sft stage passes the tokenizer on
     if (Layout(run).train_tokens / MANIFEST).exists():
         yield partial(check_pairs, run)

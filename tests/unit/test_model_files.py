@@ -22,7 +22,7 @@ from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.model.families import causal_models, known_types
-from raydpo.model.load import load_model
+from raydpo.model.load import check_loadable, load_model
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.dataset import MANIFEST
@@ -182,6 +182,16 @@ def test_what_shows_only_when_a_model_is_made_is_refused_then(
     damage(model)
     with pytest.raises(UserError, match=message):
         load_model(str(model), dtype="float32")
+
+
+def test_the_doctor_finds_shapes_that_do_not_fit_without_loading_weights(good: Path, model: Path) -> None:
+    check_loadable(str(good))
+    config(intermediate_size=128)(model)
+    with pytest.raises(UserError, match=r"mlp.\w+.weight has the shape .* by its config.json it should have"):
+        check_loadable(str(model))
+    config(hidden_act="sorcery", intermediate_size=96)(model)
+    with pytest.raises(UserError, match=r"cannot be loaded as its config.json says .*sorcery"):
+        check_loadable(str(model))
 
 
 def run_with(tmp_path: Path, **sections: Any) -> RunFile:
