@@ -9,7 +9,7 @@ from raydpo.config.errors import UserError
 
 RAY_FILES = "/tmp"  # of a local cluster: its sockets' names leave some 25 bytes for the directory above them
 SOCKET_BYTES = 107  # that the path of a Unix socket may have
-SOCKET_NAME_BYTES = 40  # for what is below TMPDIR: Python takes 32, vLLM 37
+SOCKET_NAME_BYTES = 40  # for what is below TMPDIR: Python's forkserver, and so Ray's dashboard, takes 32, vLLM 37
 
 
 def check_temporary() -> None:
