@@ -23,7 +23,7 @@ class RunOutput:
     run: RunFile
     config: str  # run.yaml as it was written: resolved, secrets redacted
     metrics: list[dict[str, Any]]  # one a step, by rising step
-    stages: dict[str, float]  # seconds
+    stages: dict[str, float]  # seconds; empty where no stage has kept its own
     data_counts: dict[str, dict[str, int]]  # dataset -> what became of its rows; empty without token manifests
 
 
@@ -58,9 +58,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _stages(path: Path) -> dict[str, float]:
-    stages = _object(_text(path, "run"), str(path), "run").get("stages")
+    if not path.exists():
+        return {}
+    stages = _object(path.read_text(encoding="utf-8"), str(path), "train").get("stages")
     if not isinstance(stages, dict) or not all(_is_number(seconds) for seconds in stages.values()):
-        raise UserError(f'{path}: "stages" is not a table of seconds by stage; run `raydpo run` again')
+        raise UserError(f'{path}: "stages" is not a table of seconds by stage; remove it')
     return stages
 
 

@@ -95,7 +95,8 @@ def _by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
 
 def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
     yield _picture("training", "Loss, margin, accuracy and rewards by step", figures.training_curves(output.metrics))
-    yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
+    if output.stages:
+        yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
         name = kl_name(evaluations)
         yield _picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))

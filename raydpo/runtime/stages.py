@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config.errors import UserError
@@ -23,7 +24,7 @@ def prepare(run: RunFile) -> Result:
     """Preference pairs to token shards."""
     from raydpo.runtime.prepare import prepare_pairs
 
-    with _cluster(run, "prepare"):
+    with _cluster(run, "prepare"), _timed(run, "prepare"):
         return prepare_pairs(run)
 
 
@@ -34,7 +35,7 @@ def sft(run: RunFile) -> Result:
     from raydpo.runtime.prepare import prepare_sft
     from raydpo.runtime.trainer import train_sft
 
-    with _cluster(run, "sft"):
+    with _cluster(run, "sft"), _timed(run, "sft"):
         return {"tokens": prepare_sft(run), **train_sft(run)}
 
 
@@ -50,7 +51,7 @@ def precompute(run: RunFile) -> Result:
     """Reference log-probs of every pair that the store lacks."""
     from raydpo.runtime.precompute import precompute
 
-    with _cluster(run, "precompute"):
+    with _cluster(run, "precompute"), _timed(run, "precompute"):
         return precompute(run)
 
 
@@ -95,27 +96,21 @@ def run(run: RunFile) -> Result:
     """All stages in order on one cluster, with one set of vLLM engines from the first sample to the last."""
     from raydpo.runtime.prepared import check_trainable_pairs
 
-    watch = _Watch(run)
     results: Result = {}
-
-    def timed(name: str, stage: Callable[[], Result]) -> None:
-        with watch(name):
-            results[name] = stage()
-
     with _cluster(run, "run"), ExitStack() as stack:
         if run.sft:
-            timed("sft", lambda: sft(run))
+            results["sft"] = sft(run)
         engines = stack.enter_context(_engines(run)) if run.sample or run.evaluate else None
         if run.sample and engines:
-            timed("sample", partial(_sample, run, engines))
-        timed("prepare", lambda: prepare(run))
+            results["sample"] = _sample(run, engines)
+        results["prepare"] = prepare(run)
         check_trainable_pairs(run)  # now, not when everything is scored
         if run.train.reference == "precompute":
-            timed("precompute", lambda: precompute(run))
-        timed("train", lambda: _train(run, engines))
+            results["precompute"] = precompute(run)
+        results["train"] = _train(run, engines)
         if run.evaluate and engines:
-            timed("evaluate", partial(_evaluate, run, engines))
-    timed("report", lambda: report(run))
+            results["evaluate"] = _evaluate(run, engines)
+    results["report"] = report(run)
     return results
 
 
@@ -128,23 +123,27 @@ def _engines(run: RunFile) -> AbstractContextManager[Samplers]:
 def _sample(run: RunFile, engines: Samplers) -> Result:
     from raydpo.runtime.pairing import sample_pairs
 
-    return sample_pairs(run, engines)
+    with _timed(run, "sample"):
+        return sample_pairs(run, engines)
 
 
 def _train(run: RunFile, engines: Samplers | None) -> Result:
     from raydpo.runtime.trainer import train_policy
 
-    if not engines or not run.evaluate:
-        return train_policy(run, None)
-    from raydpo.runtime.evaluation import Evaluator
+    evaluator = None
+    if engines and run.evaluate:
+        from raydpo.runtime.evaluation import Evaluator
 
-    return train_policy(run, Evaluator(run, engines))
+        evaluator = Evaluator(run, engines)
+    with _timed(run, "train"):
+        return train_policy(run, evaluator)
 
 
 def _evaluate(run: RunFile, engines: Samplers) -> Result:
     from raydpo.runtime.evaluation import evaluate_exports
 
-    return evaluate_exports(run, engines)
+    with _timed(run, "evaluate"):
+        return evaluate_exports(run, engines)
 
 
 @contextmanager
@@ -159,18 +158,20 @@ def _cluster(run: RunFile, stage: str) -> Iterator[None]:
             yield
 
 
-class _Watch:
-    """Seconds by stage, kept in timings.json as they become known."""
+@contextmanager
+def _timed(run: RunFile, stage: str) -> Iterator[None]:
+    """Keep the seconds that a stage takes in timings.json, beside those of the others."""
+    from raydpo.runtime.layout import Layout
 
-    def __init__(self, run: RunFile) -> None:
-        from raydpo.runtime.layout import Layout
+    begin = time.perf_counter()
+    yield
+    timings = Layout(run).timings
+    write_json(timings, {"stages": _kept_seconds(timings) | {stage: time.perf_counter() - begin}})
 
-        self._path = Layout(run).timings
-        self._seconds: dict[str, float] = {}
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._seconds[name] = time.perf_counter() - begin
-        write_json(self._path, {"stages": self._seconds})
+def _kept_seconds(timings: Path) -> dict[str, float]:
+    """By stage; none where the file is missing or damaged, which must not end a stage that has done its work."""
+    try:
+        return dict(json.loads(timings.read_text(encoding="utf-8"))["stages"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return {}

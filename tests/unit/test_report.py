@@ -106,6 +106,12 @@ def test_every_picture_is_also_a_png_file(tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").iterdir())
 
 
+def test_a_run_whose_stages_kept_no_seconds_has_a_report_without_them(tmp_path: Path) -> None:
+    (make_output(tmp_path) / "timings.json").unlink()
+    write_report(tmp_path, WHOLE)
+    assert not (tmp_path / "figures" / "timings.png").exists()
+
+
 def test_hostile_samples_are_shown_as_text(tmp_path: Path) -> None:
     first = evaluation(101)
     hostile = replace(first, samples=[replace(first.samples[0], completion=HOSTILE), *first.samples[1:]])
@@ -115,9 +121,7 @@ def test_hostile_samples_are_shown_as_text(tmp_path: Path) -> None:
     assert "<img src=x" not in html
 
 
-@pytest.mark.parametrize(
-    ("missing", "stage"), [("run.yaml", "run"), ("train/metrics.jsonl", "train"), ("timings.json", "run")]
-)
+@pytest.mark.parametrize(("missing", "stage"), [("run.yaml", "run"), ("train/metrics.jsonl", "train")])
 def test_a_missing_input_names_the_file_and_its_stage(tmp_path: Path, missing: str, stage: str) -> None:
     (make_output(tmp_path) / missing).unlink()
     with pytest.raises(UserError, match=rf"{missing} is missing: `raydpo {stage}`"):
