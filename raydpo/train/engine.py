@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from raydpo.config.schema import Optimizer, Zero
+from raydpo.model.layout import is_packed
 from raydpo.model.score import ScoringModel
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns that it guessed
@@ -87,6 +89,8 @@ def make_policy(
         # Reentrant checkpointing runs hooks twice, which breaks ZeRO-2 and 3.
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
+    if zero.stage == 3 and not is_packed(lm):
+        _gather_whole_layers(lm)
     model = ScoringModel(lm, fp32_head=fp32_head)
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -94,6 +98,13 @@ def make_policy(
         config=_config(zero, max_grad_norm=optimizer.max_grad_norm, bf16=lm.dtype == torch.bfloat16),
     )
     return Policy(engine, lm, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _gather_whole_layers(lm: PreTrainedModel) -> None:
+    """Have ZeRO-3 gather a layer at a time: a Mamba mixer reads its children's weights without calling the children."""
+    layers = {type(module) for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)}
+    if layers:
+        deepspeed.utils.set_z3_leaf_modules(lm, list(layers))
 
 
 def _optimizer(model: torch.nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
