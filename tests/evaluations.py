@@ -22,6 +22,7 @@ def origin(**parts: Any) -> Origin:
         "dtype": "float32",
         "fp32_head": False,
         "device": "cpu",
+        "sampler_device": "cpu",
         "scoring_version": 2,
     }
     return Origin(**usual | parts)

@@ -268,6 +268,8 @@ class Evaluate(Section):
     limit: PositiveInt | None = 256
     decoding: Decoding = Decoding()
     scorer: str = "vader"
+    gpus: float = Field(0, ge=0)  # of the task that scores samples and held-out pairs by policy and reference
+    tokens_per_batch: PositiveInt = 4096
     samples_in_report: PositiveInt = 16
 
 

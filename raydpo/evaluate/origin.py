@@ -26,7 +26,8 @@ class Origin:
     seed: int
     dtype: str
     fp32_head: bool
-    device: str
+    device: str  # that scores
+    sampler_device: str
     scoring_version: int  # version of our own arithmetic
     date: datetime.date | None = None  # that chat templates print
     training: str | None = None  # digest of the identity that the model's mark names; None of a model without one

@@ -30,6 +30,7 @@ from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
+from raydpo.runtime.device import granted_device
 from raydpo.runtime.exports import exports_of_run
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.origin import Asked, origin_of
@@ -47,9 +48,15 @@ class Evaluator:
     def __init__(self, run: RunFile, engines: Samplers) -> None:
         self._run, self._engines = run, engines
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """What the task of one evaluation asks of Ray."""
+        assert self._run.evaluate
+        return {"num_cpus": EVALUATION_CPUS, "num_gpus": self._run.evaluate.gpus}
+
     def start(self, step: int, model: str) -> ray.ObjectRef:
         """Evaluate in a task of its own; a failure shows only to whoever gets its result."""
-        return _evaluate.remote(self, step, model)
+        return _evaluate.options(**self.resources).remote(self, step, model)
 
     @contextmanager
     def reference_beside(self) -> Iterator[None]:
@@ -102,8 +109,10 @@ def _confirmed_and_ranked(
 
     Scored as training does. Raises UserError unless the samples come from the policy's weights.
     """
-    policy = _load(run, model)
-    confirm_sampler(run, policy, model, prompts, drawn)
+    assert run.evaluate
+    device, budget = granted_device(), run.evaluate.tokens_per_batch
+    policy = _load(run, model, device)
+    confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=run.model.dtype)
     directory = Layout(run).held_out_tokens
     if step == 0 or not (directory / MANIFEST).exists():
         return []
@@ -111,7 +120,7 @@ def _confirmed_and_ranked(
     dataset = open_dataset(directory).with_reference(reference_store(run))
     assert dataset.ref_logps is not None
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
-    scored, _ = score_rows(policy, rows, budget=run.reference.tokens_per_batch, device=_device(run))
+    scored, _ = score_rows(policy, rows, budget=budget, device=device)
     logps = np.asarray([[values.sum(dtype=np.float64) for values in row] for row in scored])
     gains = logps - dataset.ref_logps
     return [
@@ -126,24 +135,22 @@ def _summed_kl(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Seque
     Of the weights as model.dtype holds them, but computed in float32, see raydpo.model.divergence. One model at a time
     is in memory.
     """
+    assert run.evaluate
+    device = granted_device()
     rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
     lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
-    budget = max(run.reference.tokens_per_batch, int(lengths.max()))
+    budget = max(run.evaluate.tokens_per_batch, int(lengths.max()))
     [members] = split_microbatches(lengths, world_size=1, budget=budget)
-    batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=_device(run)) for some in members]
-    policy, ref = (predict(_load(run, path).float(), batches) for path in (model, Layout(run).reference_model))
+    batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=device) for some in members]
+    policy, ref = (predict(_load(run, path, device).float(), batches) for path in (model, Layout(run).reference_model))
     values = np.empty(len(rows))
     for some, kl in zip(members, summed_kl(policy, ref, batches), strict=True):
         values[some] = kl[:, 0].cpu().numpy()
     return values
 
 
-def _load(run: RunFile, path: str) -> ScoringModel:
-    return ScoringModel(load_model(path, dtype=run.model.dtype, device=_device(run)), fp32_head=run.model.fp32_head)
-
-
-def _device(run: RunFile) -> torch.device:
-    return torch.device("cuda" if run.sampler.gpus else "cpu")
+def _load(run: RunFile, path: str, device: torch.device) -> ScoringModel:
+    return ScoringModel(load_model(path, dtype=run.model.dtype, device=device), fp32_head=run.model.fp32_head)
 
 
 class _Timer:
@@ -159,7 +166,7 @@ class _Timer:
         self.seconds[name] = time.perf_counter() - begin
 
 
-@ray.remote(num_cpus=EVALUATION_CPUS)
+@ray.remote
 def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
     evaluator.evaluate(step, model)
 

@@ -61,14 +61,18 @@ def _settings(run: RunFile) -> dict[str, Any]:
         "seed": run.seed,
         "dtype": run.model.dtype,
         "fp32_head": run.model.fp32_head,
-        "device": "cuda" if run.sampler.gpus else "cpu",
+        "sampler_device": "cuda" if run.sampler.gpus else "cpu",
         "scoring_version": version.VERSION,
         "date": run.data.date,
         "record_version": VERSION,
         **_held_out(run),
     }
     if run.evaluate:
-        settings |= {"decoding": run.evaluate.decoding, "scorer": run.evaluate.scorer}
+        settings |= {
+            "decoding": run.evaluate.decoding,
+            "scorer": run.evaluate.scorer,
+            "device": "cuda" if run.evaluate.gpus else "cpu",
+        }
     return settings
 
 

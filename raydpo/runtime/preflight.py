@@ -29,7 +29,7 @@ def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
     pool, sampler = run.reference.pool, run.sampler
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
-    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, 0)] if run.evaluate else []
+    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, run.evaluate.gpus)] if run.evaluate else []
     engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
     phases = {

@@ -18,20 +18,26 @@ from raydpo.sample.engine import Completion
 
 
 def confirm_sampler(
-    run: RunFile, policy: ScoringModel, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
+    policy: ScoringModel,
+    model: str,
+    prompts: Sequence[Prompt],
+    drawn: Sequence[Completion],
+    *,
+    budget: int,
+    dtype: str,
 ) -> float:
     """Compare every completion that came with log-probs, prompt by prompt; raises UserError as check_sampler does.
 
-    policy holds the weights of `model`. Returns the mean |Δ log-prob| a token in nats.
+    policy holds the weights of `model`; budget bounds the tokens that it reads at once. Returns the mean |Δ log-prob|
+    a token in nats.
     """
     probed = [(p, c) for p, c in zip(prompts, drawn, strict=True) if c.logps]
     if not probed:
         raise RuntimeError(f"no sample of {model} came with log-probs, so nothing shows which weights drew them")
     rows = [TokenRow(b"", prompt.ids, (completion.ids,)) for prompt, completion in probed]
-    budget, device = run.reference.tokens_per_batch, policy.head.weight.device
-    scored, _ = score_rows(policy, rows, budget=budget, device=device)
+    scored, _ = score_rows(policy, rows, budget=budget, device=policy.head.weight.device)
     own = [values for [values] in scored]
-    return check_sampler([c.logps for _, c in probed], own, model=model, dtype=run.model.dtype)
+    return check_sampler([c.logps for _, c in probed], own, model=model, dtype=dtype)
 
 
 @ray.remote(num_cpus=0)  # a few rows; the samplers may have taken all that the run asks for
@@ -40,4 +46,5 @@ def confirm_samples(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: 
     torch.set_num_threads(max(1, int(run.sampler.cpus)))
     settings = run.model
     policy = ScoringModel(load_model(model, dtype=settings.dtype), fp32_head=settings.fp32_head)
-    return confirm_sampler(run, policy, model, prompts, drawn)
+    budget = run.reference.tokens_per_batch
+    return confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=settings.dtype)

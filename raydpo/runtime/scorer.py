@@ -47,15 +47,14 @@ class ReferenceScorer:
 
     def load(self) -> None:
         """Load the model. Not done by __init__, whose errors Ray takes for a crash."""
-        import torch
-
         from raydpo.reference.scoring import ReferenceModel
+        from raydpo.runtime.device import granted_device
 
         pool = self._run.reference.pool
         self._model = ReferenceModel(
             Layout(self._run).reference_model,
             self._run.model,
-            device=torch.device("cuda" if pool.gpus else "cpu"),
+            device=granted_device(),
             threads=max(1, int(pool.cpus)),
         )
         say(f"reference: {self._model.layout}")  # Ray shows the same line of several actors once

@@ -42,7 +42,6 @@ from raydpo.runtime.origin import Asked
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
 from raydpo.runtime.own_files import clear_ray_files
-from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.prepared import check_budget
 from raydpo.runtime.provenance import check_made_from, check_prepared
 from raydpo.runtime.starting import START_RETRIES, RoomWatch
@@ -91,7 +90,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         plan = replace(plan, ahead=ahead)
     validation = None
     if evaluator:
-        validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": EVALUATION_CPUS})
+        validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs=evaluator.resources)
     with evaluator.reference_beside() if evaluator else nullcontext():
         return _fit(job, plan, identity, validation)
 

@@ -12,13 +12,14 @@ import ray
 
 
 @contextmanager
-def own_ray(*, cpus: int, object_store_mib: int = 100) -> Iterator[Path]:
+def own_ray(*, cpus: int, gpus: int = 0, object_store_mib: int = 100) -> Iterator[Path]:
     """Connected inside the block; yields the directory of the cluster's session."""
     temporary = tempfile.mkdtemp(prefix="raydpo-", dir="/tmp")  # sockets lie below it, and their paths must be short
     try:
         ray.init(
             address="local",
             num_cpus=cpus,
+            num_gpus=gpus,  # for scheduling: there need not be any
             object_store_memory=object_store_mib * 2**20,
             include_dashboard=False,
             logging_level="WARNING",

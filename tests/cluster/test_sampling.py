@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
+from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.runtime import rewards
 from raydpo.runtime.cluster import user_errors
+from raydpo.runtime.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
 from raydpo.runtime.origin import Asked
 from raydpo.runtime.pairing import sample_pairs
@@ -37,7 +39,7 @@ PROMPTS = [Prompt("a", [0, 1], "p row 1")]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with own_ray(cpus=2):
+    with own_ray(cpus=2, gpus=1):
         yield
 
 
@@ -132,6 +134,27 @@ def asked(inputs: Path, output_dir: Path, *sections: str) -> RunFile:
     if "sample" not in sections:
         tree["data"]["train"] = [str(inputs / "pairs.jsonl")]
     return RunFile.model_validate(tree)
+
+
+class Telling(Evaluator):
+    """An evaluation that only says where it would compute."""
+
+    def evaluate(self, step: int, model: str) -> Evaluation:
+        (Path(model) / f"{step}").write_text(str(granted_device()))
+        return None  # type: ignore[return-value]  # nobody asks for the record
+
+
+@pytest.mark.parametrize(("asked_for", "device"), [(0, "cpu"), (0.5, "cuda"), (1, "cuda")])
+def test_an_evaluation_computes_on_the_device_that_it_was_given(
+    asked_for: float, device: str, inputs: Path, tmp_path: Path
+) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    assert run.evaluate
+    evaluate = run.evaluate.model_copy(update={"gpus": asked_for})
+    on_gpus = run.sampler.model_copy(update={"gpus": 1})  # which says nothing of the evaluation
+    evaluator = Telling(run.model_copy(update={"evaluate": evaluate, "sampler": on_gpus}), OtherWeights())
+    ray.get(evaluator.start(7, str(tmp_path)))
+    assert (tmp_path / "7").read_text() == device
 
 
 def test_an_evaluation_of_other_weights_ends_and_leaves_no_record(inputs: Path, tmp_path: Path) -> None:

@@ -135,3 +135,17 @@ def test_scorers_take_what_workers_and_readers_leave(
     assert preflight.room_for_scorers(run) == room
     asked = {demand.what for demand in preflight.bills(run, "train")["train"]}
     assert asked == {"train.workers", "readers", "reference.pool"}
+
+
+def test_the_bill_of_an_evaluation_has_its_gpu() -> None:
+    run = RunFile.model_validate(
+        {
+            "name": "x",
+            "output_dir": "out",
+            "model": {"path": "m"},
+            "data": {"train": ["x"]},
+            "evaluate": {"prompts": ["p"], "gpus": 0.5},
+        }
+    )
+    for stage in ("train", "evaluate"):
+        assert {d.what: d.gpus for d in preflight.bills(run, stage)[stage]}["evaluate"] == 0.5

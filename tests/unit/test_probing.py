@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from raydpo.config.errors import UserError
-from raydpo.config.schema import RunFile
 from raydpo.data.prompts import Prompt
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
@@ -35,6 +35,10 @@ def sampled_by(path: Path) -> list[Completion]:
     return [*completions, Completion(IDS[2], "", "stop")]
 
 
+def confirm(policy: ScoringModel, model: str, drawn: Sequence[Completion]) -> float:
+    return confirm_sampler(policy, model, PROMPTS, drawn, budget=64, dtype="float32")
+
+
 def test_only_samples_of_the_named_weights_pass(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "old")
     save_tiny_model(tmp_path / "new")
@@ -42,14 +46,7 @@ def test_only_samples_of_the_named_weights_pass(tmp_path: Path) -> None:
     with torch.no_grad():  # another vocabulary matrix under the same trunk
         chimera.lm_head.weight.copy_(chimera.lm_head.weight.flip(0))
     chimera.save_pretrained(tmp_path / "chimera")
-    tree = {
-        "name": "x",
-        "output_dir": str(tmp_path),
-        "model": {"path": "/m", "dtype": "float32"},
-        "data": {"train": ["/p"]},
-    }
-    run = RunFile.model_validate(tree)
     policy = ScoringModel(load_model(str(tmp_path / "new"), dtype="float32"))
-    assert confirm_sampler(run, policy, "new", PROMPTS, sampled_by(tmp_path / "new")) < 1e-5
+    assert confirm(policy, "new", sampled_by(tmp_path / "new")) < 1e-5
     with pytest.raises(UserError, match="does not hold the weights of exports/step-8"):
-        confirm_sampler(run, policy, "exports/step-8", PROMPTS, sampled_by(tmp_path / "chimera"))
+        confirm(policy, "exports/step-8", sampled_by(tmp_path / "chimera"))

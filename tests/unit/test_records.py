@@ -123,6 +123,7 @@ PARTS = {
     "dtype": "bfloat16",
     "fp32_head": True,
     "device": "cuda",
+    "sampler_device": "cuda",
     "scoring_version": 3,
     "date": datetime.date(2026, 11, 27),
     "held_out": "others",
