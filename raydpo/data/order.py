@@ -64,6 +64,10 @@ class Order:
         """Visits of pairs, over all epochs, that no step makes."""
         return self.num_pairs * self.epochs - self.num_steps * self.global_batch_size
 
+    def epochs_after(self, steps: int) -> float:
+        """Epochs that so many steps walk, as a fraction. A tail that is dropped is no part of its epoch."""
+        return steps * self.global_batch_size / self._per_epoch
+
     def batch(self, step: int) -> Ints:
         """Dataset positions of the pairs of one step, shape [global_batch_size]; steps count from 0."""
         if not 0 <= step < self.num_steps:

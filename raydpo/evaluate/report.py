@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from raydpo.config.files import whole_file, write_text
 from raydpo.evaluate import figures
+from raydpo.evaluate.diagnosis import Finding, diagnose
 from raydpo.evaluate.inputs import RunOutput, read_output
 from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Evaluation, Records, Sample
@@ -74,6 +75,11 @@ def write_report(output_dir: Path, records: Records) -> Path:
     report = output_dir / "report.html"
     write_text(report, _render(output, records, pictures))
     return report
+
+
+def findings_of(output_dir: Path, records: Records) -> list[Finding]:
+    """The diagnosis that the report of an output directory shows. Raises UserError as write_report does."""
+    return _findings(read_output(output_dir), records.valid)
 
 
 def side_by_side(evaluations: Sequence[Evaluation], limit: int) -> list[SideBySide]:
@@ -139,6 +145,18 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
         samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
         training=_training(output.metrics),
         data_counts=output.data_counts,
+        findings=_findings(output, evaluations),
+    )
+
+
+def _findings(output: RunOutput, evaluations: Sequence[Evaluation]) -> list[Finding]:
+    train = output.run.train
+    return diagnose(
+        output.metrics,
+        evaluations,
+        output.data_counts,
+        beta=train.objective.beta,
+        max_grad_norm=train.optimizer.max_grad_norm,
     )
 
 

@@ -49,15 +49,22 @@ class Plan:
         """Per rank, its rows from step `start` on, in blocks of whole steps."""
         per_rank: list[list[pa.Table]] = [[] for _ in range(world_size)]
         blocks: list[list[pa.Table]] = [[] for _ in range(world_size)]
+        num_tokens = sum(self._tokens(step) for step in range(start))
         for step in range(start, self.num_steps):
-            for rank, table in enumerate(self._step(step, world_size)):
+            num_tokens += self._tokens(step)
+            for rank, table in enumerate(self._step(step, world_size, num_tokens)):
                 blocks[rank].append(table)
                 if sum(map(len, blocks[rank])) >= ROWS_PER_TASK or step == self.num_steps - 1:
                     per_rank[rank].append(pa.concat_tables(blocks[rank]))
                     blocks[rank] = []
         return per_rank
 
-    def _step(self, step: int, world_size: int) -> Iterator[pa.Table]:
+    def _tokens(self, step: int) -> int:
+        """Tokens of a step's rows, each prompt once a row."""
+        return int(self.dataset.tokens[self.order.batch(step)].sum())
+
+    def _step(self, step: int, world_size: int, num_tokens: int) -> Iterator[pa.Table]:
+        """The part of each rank in a step; num_tokens counts those of all steps from the run's first to this one."""
         data, positions = self.dataset, self.order.batch(step)
         totals = {"rows": len(positions), "tokens": int(data.completion_tokens[positions].sum())}
         for micro_batches in split_microbatches(data.tokens[positions], world_size=world_size, budget=self.budget):
@@ -69,6 +76,8 @@ class Plan:
                 "offset": data.offset[mine],
                 "expected_id": data.row_ids.take(pa.array(mine)),
                 "rank_rows": np.full(len(mine), len(mine)),
+                "epoch": np.full(len(mine), self.order.epochs_after(step + 1)),
+                "num_tokens": np.full(len(mine), num_tokens),
                 **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
             }
             if data.ref_logps is not None:

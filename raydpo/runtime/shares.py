@@ -56,6 +56,8 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
         [to_batch(members, device) for members in micro_batches],
         normaliser=rows[0][f"step_{objective.mean_over}"],
         num_rows=rows[0]["step_rows"],
+        epoch=rows[0]["epoch"],
+        num_tokens=rows[0]["num_tokens"],
         row_ids=[[row["row_id"].hex() for row in members] for members in micro_batches],
     )
 

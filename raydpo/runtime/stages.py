@@ -71,18 +71,22 @@ def evaluate(run: RunFile) -> Result:
 
 def report(run: RunFile) -> Result:
     """report.html and its figures, from what the other stages wrote."""
-    from raydpo.evaluate.report import write_report
+    from raydpo.evaluate.diagnosis import in_short
+    from raydpo.evaluate.report import findings_of, write_report
     from raydpo.evaluate.summary import summary_table
     from raydpo.runtime.layout import Layout
     from raydpo.runtime.origin import Asked
 
+    root = Layout(run).root
     records = Asked(run).records()
-    path = write_report(Layout(run).root, records)
+    path = write_report(root, records)
+    findings = findings_of(root, records)
     say(summary_table(records.valid))
     if records.left_out:
         say(records.notice())
+    say(in_short(findings))
     say(f"report: {path}")
-    return {"report": str(path)}
+    return {"report": str(path), "findings": [finding.name for finding in findings]}
 
 
 def doctor(run: RunFile) -> Result:

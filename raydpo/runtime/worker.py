@@ -139,7 +139,8 @@ class Desk:
         job, step = self._job, share.step + 1
         totals = self._totals(share)
         self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
-        line: Line = {"step": step, **metrics, **_speed(totals, share, metrics["seconds"])}
+        walked = {"epoch": share.epoch, "num_tokens": share.num_tokens}
+        line: Line = {"step": step, **walked, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps
         export = job.exports_at(step)
         if export:

@@ -29,6 +29,8 @@ class Share:
     normaliser: int  # rows or completion tokens of the whole global batch: what the loss is the mean over
     num_rows: int  # rows of the whole global batch: what metrics are the mean over
     row_ids: Sequence[Sequence[str]] = ()  # hexadecimal, by micro-batch and row; for messages only
+    epoch: float = 0.0  # epochs walked with this step, as a fraction; for the record only
+    num_tokens: int = 0  # trained on with this step, since the run's first; for the record only
 
 
 def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float) -> dict[str, float]:

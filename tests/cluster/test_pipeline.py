@@ -23,6 +23,8 @@ from tests.cluster.runfiles import small_run, write_run_file
 pytestmark = pytest.mark.cluster
 
 METRICS = {
+    "epoch",
+    "num_tokens",
     "loss",
     "rewards/chosen",
     "rewards/rejected",

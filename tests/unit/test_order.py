@@ -100,6 +100,13 @@ def test_a_run_stopped_anywhere_and_resumed_by_any_workers_reads_the_undisturbed
         assert sorted(rows) == sorted(stream[step * size : (step + 1) * size])
 
 
+@given(BOTH_TAILS)
+def test_all_steps_walk_all_epochs_but_for_what_no_step_can_hold(order: Order) -> None:
+    left_over = order.left_over / order.num_pairs if order.tail == "carry" else 0
+    assert order.epochs_after(order.num_steps) == pytest.approx(order.epochs - left_over)
+    assert order.epochs_after(0) == 0
+
+
 @given(num_pairs=st.integers(0, 300), **ARGUMENTS)
 def test_a_permutation_holds_every_position_once(num_pairs: int, seed: int, epoch: int, digest: str) -> None:
     drawn = permutation(num_pairs, seed=seed, epoch=epoch, digest=digest)

@@ -91,6 +91,24 @@ def test_a_row_brings_its_reference_and_the_totals_of_its_step() -> None:
             assert row["ref_logps"] == [-tokens[row["expected_id"]], -2 * tokens[row["expected_id"]]]
 
 
+@pytest.mark.parametrize(("start", "world_size"), [(0, 1), (0, 4), (5, 2), (17, 1)])
+@pytest.mark.parametrize("tail", ["carry", "drop"])
+def test_a_step_knows_how_far_the_run_is_wherever_it_was_begun_and_whoever_takes_part(
+    tail: Literal["carry", "drop"], world_size: int, start: int
+) -> None:
+    plan = plan_of(tail)
+    seen = {"carry": NUM_PAIRS, "drop": NUM_PAIRS - NUM_PAIRS % GLOBAL_BATCH}[tail]
+    rows, tokens = 0, 0
+    walked = {}
+    for step in range(plan.num_steps):
+        rows += GLOBAL_BATCH
+        tokens += plan.dataset.tokens[plan.order.batch(step)].sum()
+        walked[step] = (rows / seen, tokens)
+    for table in planned(plan, start, world_size):
+        for row in table.to_pylist():
+            assert (row["epoch"], row["num_tokens"]) == walked[row["step"]]
+
+
 def test_steps_come_in_order() -> None:
     for table in planned(plan_of("drop"), 3, 2):
         steps = table["step"].to_pylist()

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from raydpo.config.errors import UserError
+from raydpo.config.load import load_run_file
 from raydpo.config.schema import Decoding
 from raydpo.evaluate import figures
 from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, summarise
 from raydpo.evaluate.report import side_by_side, write_report
 from raydpo.evaluate.summary import summary_rows, summary_table
 from raydpo.runtime.evaluation import summary
+from raydpo.runtime.stages import report
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -253,6 +255,24 @@ def test_the_report_says_what_the_figures_were_made_from(tmp_path: Path) -> None
     html = write_report(make_output(tmp_path), records(0, 101, **made_from)).read_text(encoding="utf-8")
     for words in ("my.rewards:kind", "digest-of-source", "top_p=0.5", "200 held-out pairs of 50 prompts"):
         assert words in html
+
+
+def test_the_report_and_the_terminal_say_what_a_run_suffers_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = make_output(tmp_path)
+    assert "None of the patterns" in write_report(output, Records([], {})).read_text(encoding="utf-8")
+    counts = {"rows_read": 4, "kept": 4, "truncated_completion": 3}
+    directory = output / "tokens" / HOSTILE.split("<img")[0].replace("/", "")
+    directory.mkdir()
+    (directory / "manifest.json").write_text(json.dumps({"counts": counts}))
+    found = report(load_run_file(output / "run.yaml", [f"output_dir={output}"]))
+    assert found["findings"] == ["most rows too long"]
+    assert "3 of 4 rows were cut" in capsys.readouterr().out
+    html = (output / "report.html").read_text(encoding="utf-8")
+    assert "3 of 4 rows were cut" in html
+    assert "so ending is never trained" in html
+    assert "<script" not in html
 
 
 def test_records_that_are_left_out_are_said_in_the_report(tmp_path: Path) -> None:

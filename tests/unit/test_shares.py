@@ -41,6 +41,8 @@ def planned() -> list[dict[str, Any]]:
             "rank_rows": ROWS,
             "step_rows": ROWS,
             "step_tokens": 9,
+            "epoch": (1 + number // ROWS) / STEPS,
+            "num_tokens": 30 * (1 + number // ROWS),
             "ref_logps": [-1.0, -2.0],
             "row_id": row.row_id,
             "prompt_ids": row.prompt_ids,
@@ -62,6 +64,7 @@ def test_a_share_holds_the_planned_rows_of_its_step() -> None:
     assert [share.step for share in found] == [0, 1, 2]
     ids = [[row_id for micro in share.row_ids for row_id in micro] for share in found]
     assert ids == [[row["row_id"].hex() for row in rows[i : i + ROWS]] for i in range(0, len(rows), ROWS)]
+    assert [(share.epoch, share.num_tokens) for share in found] == [(1 / 3, 30), (2 / 3, 60), (1.0, 90)]
     assert delivered([], first=STEPS) == [], "nothing is left to do"
 
 
