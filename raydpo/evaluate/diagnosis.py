@@ -210,7 +210,7 @@ def rewarded_for_length(evaluations: Sequence[Evaluation]) -> Finding | None:
     if before is None or after is None:
         return None
     gain, growth = difference(before, after, "reward"), difference(before, after, "length")
-    if gain is None or growth is None or gain.low <= 0 or growth.low <= 0:
+    if gain is None or growth is None or gain.low <= 0:
         return None
     correlation, slope = _reward_by_length(before, after)
     if correlation < LENGTH_CORRELATION or slope * growth.mean < LENGTH_SHARE * gain.mean:
