@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.schema import Decoding
-from raydpo.evaluate.diagnosis import Finding, Metrics, diagnose, in_short
+from raydpo.evaluate.course import Metrics
+from raydpo.evaluate.diagnosis import Finding, diagnose, in_short
 from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise
 from tests.evaluations import origin
 
