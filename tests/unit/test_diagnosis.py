@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.schema import Decoding
-from raydpo.evaluate.diagnosis import Finding, Metrics, diagnose, in_short
+from raydpo.evaluate.course import Metrics
+from raydpo.evaluate.diagnosis import Finding, diagnose, in_short
 from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise
 from tests.evaluations import origin
 
@@ -52,24 +53,26 @@ def evaluation(
     *,
     reward: float = 0.0,
     reward_per_token: float = 0.0,
+    noise: float = 0.05,
     length: float = 30.0,
     kl_per_token: float = 0.05,
     cut: float = 0.1,
     right: float | None = None,
+    prompts: int = PROMPTS,
 ) -> Evaluation:
     """Samples whose reward is `reward`, but for noise, and more by `reward_per_token` for each token beyond 30."""
     rng = random.Random(step)
     samples = []
-    for number in range(PROMPTS):
+    for number in range(prompts):
         tokens = max(2, round(rng.gauss(length, 6)))
         samples.append(
             Sample(
                 prompt=f"prompt {number}",
                 completion="text",
-                reward=reward + reward_per_token * (tokens - 30) + rng.gauss(0, 0.05),
+                reward=reward + reward_per_token * (tokens - 30) + rng.gauss(0, noise),
                 summed_kl=kl_per_token * tokens if step else 0.0,
                 length=tokens,
-                finish_reason="length" if number < cut * PROMPTS else "stop",
+                finish_reason="length" if number < cut * prompts else "stop",
             )
         )
     pairs = [] if right is None else [RankedPair(number, number < right * PROMPTS) for number in range(PROMPTS)]
@@ -100,6 +103,8 @@ def test_a_run_that_learns_as_it_should_has_no_findings() -> None:
 def test_a_run_without_any_figures_has_no_findings() -> None:
     assert not found()
     assert not found([{"step": step} for step in range(STEPS)])
+    assert not found([{"step": step, "loss": math.log(2)} for step in range(STEPS)]), "a loss without rewards"
+    assert not found([{"step": step, "rewards/margins": 0.0} for step in range(STEPS)])
 
 
 def test_too_few_steps_show_no_course() -> None:
@@ -273,6 +278,24 @@ def test_the_reward_at_equal_length_is_what_length_does_not_explain() -> None:
             [evaluation(0, reward_per_token=-0.02), evaluation(STEPS, reward_per_token=-0.02, reward=2, length=45)],
             id="reward in spite of length",
         ),
+        pytest.param(
+            [evaluation(0, reward_per_token=0.02), evaluation(STEPS, reward_per_token=0.02, reward=-0.3, length=45)],
+            id="length made good what was lost",
+        ),
+        pytest.param(
+            [
+                evaluation(0, reward_per_token=0.02, noise=0.8),
+                evaluation(STEPS, reward_per_token=0.02, noise=0.8, length=90),
+            ],
+            id="length says little about the reward",
+        ),
+        pytest.param(
+            [
+                evaluation(0, reward_per_token=0.02),
+                evaluation(STEPS, reward_per_token=0.02, length=45, prompts=PROMPTS // 2),
+            ],
+            id="other prompts",
+        ),
         pytest.param([evaluation(STEPS, reward_per_token=0.02, length=45)], id="no reference"),
     ],
 )
@@ -297,7 +320,7 @@ def test_a_policy_far_from_its_reference_is_found_at_its_first_step(kl_per_token
     [
         (0.1, 0.9, True),
         (0.95, 0.95, False),  # max_tokens is short, and was so for the reference
-        (0.1, 0.3, False),
+        (0.0, 0.4, False),
     ],
 )
 def test_a_policy_that_no_longer_ends_its_completions_is_found(before: float, after: float, *, noted: bool) -> None:
