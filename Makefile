@@ -26,8 +26,10 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: setup
 	$(BIN)/python -m jobs.demo
 
+# The laws of one process go over all cores; what starts clusters of its own has the machine to itself.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m unit -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m "not unit"
 
 lint: setup
 	$(BIN)/ruff check

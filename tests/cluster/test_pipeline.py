@@ -155,6 +155,7 @@ def test_real_preference_data_becomes_tokens_and_reference_values(inputs: Path, 
     (tmp_path / "hh.jsonl").write_text("".join(first), encoding="utf-8")
     run = small_run(inputs, tmp_path / "out")
     run["data"] |= {"train": [str(tmp_path / "hh.jsonl")], "max_length": 256, "truncation": "drop"}
+    run["train"]["tokens_per_microbatch"] = 512  # two completions of such a length, behind their prompt
     run_file = write_run_file(tmp_path / "run.yaml", run)
     counts = raydpo("prepare", run_file).succeeded().status["result"]["train"]
     assert counts["rows_read"] == 200
