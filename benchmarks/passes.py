@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -26,8 +27,7 @@ from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
 from raydpo.model.load import DTYPES, load_model
 from raydpo.model.score import ScoringModel, sequence_logps
-from raydpo.objective import objectives
-from raydpo.objective.preference import PairLogps, dpo_loss
+from raydpo.objective.registry import make_objective, resolve
 
 BETA = 0.1
 TOKENS_PER_MICROBATCH = 1024  # on a CPU a larger one is no faster and takes more memory
@@ -48,7 +48,7 @@ class Packed:
             Batch.from_pack(pack_rows([rows[i] for i in members]), ref[members], device=DEVICE)
             for members in self._members
         ]
-        self._loss = objectives.dpo(beta=BETA).loss
+        self._loss = make_objective(resolve(["sigmoid"], beta=BETA)).loss
         self._num_rows = len(rows)
         self.bounds = tuple(row for batch in self._batches for row in batch.bounds)
 
@@ -84,8 +84,7 @@ class Padded:
         mean = 0.0
         for group in self._groups:
             logps = self._group_logps(group)
-            policy, zeros = PairLogps.from_columns(logps), torch.zeros_like(logps[:, 0])
-            part = dpo_loss(policy, PairLogps(zeros, zeros), beta=BETA).sum() / self._num_rows
+            part = -F.logsigmoid(BETA * (logps[:, 0] - logps[:, 1])).sum() / self._num_rows
             part.backward()
             mean += float(part.detach())
         return mean

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -160,11 +160,45 @@ class Zero(Section):
 
 
 class Objective(Section):
-    """The preference loss."""
+    """The preference loss, in TRL's words; docs/objectives.md has all of them.
 
-    name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    Beside the names and weights, every key is an argument of a loss. One that is left out is the loss's own default;
+    one that is set for a loss without it is an error.
+    """
+
+    loss_type: str | list[str] = "sigmoid"  # a name, or the names of a weighted sum
+    loss_weights: list[float] | None = None  # one a name; by default 1
+    name: Literal["dpo"] | None = None  # what run files said before there were other losses: dpo is sigmoid
+    beta: float | None = Field(None, gt=0)
+    label_smoothing: float | None = Field(None, ge=0, lt=0.5)
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None = None
+    f_alpha_divergence_coef: float | None = None
+    discopop_tau: float | None = Field(None, gt=0)
+    simpo_gamma: float | None = Field(None, ge=0)
+    cpo_alpha: float | None = Field(None, ge=0)
+    unlikelihood_alpha: float | None = Field(None, ge=0, le=1)
+
+    @property
+    def loss_types(self) -> list[str]:
+        """The names, as written."""
+        return [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that are set."""
+        return self.model_dump(exclude={"loss_type", "loss_weights", "name"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Objective:
+        if not self.loss_types:
+            raise ValueError("loss_type is empty; name a loss")
+        return self
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Objective:
+        if self.name and self.loss_types not in (["sigmoid"], ["dpo"]):
+            raise ValueError(f"name={self.name} and loss_type={self.loss_type} are two losses; remove name")
+        return self
 
 
 class Training(Section):

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydpo.data.pack import Pack
+from raydpo.objective.contract import REF_LOGPS, ScoredRows
+
+ALL = slice(0, None)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ class Batch:
     def num_rows(self) -> int:
         """B."""
         return len(self.bounds)
+
+    def scored(self, token_logps: Tensor, rows: slice = ALL, positions: slice = ALL) -> ScoredRows:
+        """What an objective sees, from log-probs of completion tokens: of all rows, or of `rows` at `positions`."""
+        return ScoredRows(
+            token_logps,
+            owner=self.owner[positions] - rows.start * self.completions_per_row,
+            num_rows=len(self.bounds[rows]),
+            completions_per_row=self.completions_per_row,
+            columns={} if self.ref_logps is None else {REF_LOGPS: self.ref_logps[rows]},
+        )
 
     @classmethod
     def from_pack(

@@ -2,17 +2,17 @@
 
 Two differentiable paths, and the logits of one chunk of whole rows are all that either ever holds:
 
-- With a loss: one pass. With stored reference values a row's loss is known as soon as its log-probs are, so the
-  gradient is made in the forward pass and nothing is computed twice.
+- With a loss: one pass. A row's loss is known as soon as its log-probs are, so the gradient is made in the forward
+  pass, from the loss's derivatives with respect to every token's log-prob, and nothing is computed twice.
 - Without: per-token log-probs for any use. The backward pass computes each chunk's logits again.
 
-Legend: B rows, n completions per row, M completion positions, m positions of a chunk, D hidden size, V vocabulary.
+Legend: B rows, b of them in a chunk, M completion positions, m of them in a chunk, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raydpo.model.batch import Batch
-
-Loss = Callable[[Tensor, Tensor | None], Tensor]
-"""(logps [b, n], ref_logps [b, n] or None) -> losses [b]; differentiable in logps, one value per row."""
+from raydpo.objective.contract import RowLoss, ScoredRows
 
 CHUNK_POSITIONS = 1024  # logits held at once in bfloat16, half as many in float32: 100 MB for a vocabulary of 49k
 TILE_LOGITS = 2**20  # of them normalised at once on a CPU: 4 MB in float32, which its cache holds from pass to pass
 
 
 Scored = tuple[Tensor, Tensor, Tensor]
-"""total, losses [B], logps [B, n]: the sum of the losses, which alone has a gradient; the losses; log π(y|x) in nats.
+"""total, losses [B], token_logps [M]: the sum of the losses, which alone has a gradient; the losses; nats a token.
 
 A plain tuple, because DeepSpeed hangs its ZeRO-3 hooks on tensors in tuples, lists and dicts, and on nothing else.
 """
@@ -162,23 +160,23 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 
 
 class _OnePass(torch.autograd.Function):
-    """(hidden [M, D], weight [V, D], bias [V] or None) -> total, losses, logps."""
+    """(hidden [M, D], weight [V, D], bias [V] or None) -> total, losses, token_logps."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: Loss, form: _Form
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: RowLoss, form: _Form
     ) -> Scored:
         sweep = _Sweep(hidden, weight, bias, batch, form)
         losses = hidden.new_zeros(batch.num_rows, dtype=_summing(weight.dtype))
-        logps = losses.new_zeros(batch.num_rows, batch.completions_per_row)
+        token_logps = losses.new_zeros(len(batch.target))
         for chunk in sweep.chunks:
-            owner = batch.owner[chunk.positions]
-            logps.view(-1).index_add_(0, owner, sweep.score(chunk))
-            losses[chunk.rows], slopes = _loss_and_slopes(loss, logps, batch.ref_logps, chunk.rows)
-            sweep.add_gradients(chunk, slopes.flatten()[owner - chunk.rows.start * batch.completions_per_row])
+            token_logps[chunk.positions] = sweep.score(chunk)
+            scored = batch.scored(token_logps[chunk.positions], chunk.rows, chunk.positions)
+            losses[chunk.rows], slopes = _loss_and_slopes(loss, scored)
+            sweep.add_gradients(chunk, slopes)
         ctx.save_for_backward(*sweep.gradients(weight.dtype))
-        ctx.mark_non_differentiable(losses, logps)
-        return losses.sum(), losses, logps
+        ctx.mark_non_differentiable(losses, token_logps)
+        return losses.sum(), losses, token_logps
 
     @staticmethod
     @once_differentiable
@@ -188,11 +186,11 @@ class _OnePass(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _loss_and_slopes(loss: Loss, logps: Tensor, ref_logps: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
-    """Losses [b] of some rows and their derivatives with respect to the log-probs [b, n]."""
+def _loss_and_slopes(loss: RowLoss, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+    """Losses [b] of the rows of a chunk and their derivatives [m] with respect to its tokens' log-probs."""
     with torch.enable_grad():
-        leaf = logps[rows].detach().requires_grad_()
-        values = loss(leaf, None if ref_logps is None else ref_logps[rows])
+        leaf = scored.token_logps.detach().requires_grad_()
+        values = loss(replace(scored, token_logps=leaf))
         (slopes,) = torch.autograd.grad(values.sum(), leaf)
     return values.detach(), slopes
 
@@ -234,7 +232,7 @@ class CompletionHead(nn.Module):
         self.bias = lm_head.bias
         self.form = _Form(scale, softcap, fp32)
 
-    def forward(self, hidden: Tensor, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, loss: RowLoss | None = None) -> Scored | Tensor:
         """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32."""
         if loss is None:
             return _TokenLogps.apply(hidden, self.weight, self.bias, batch, self.form)

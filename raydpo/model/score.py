@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from raydpo.model.batch import Batch
-from raydpo.model.head import CompletionHead, Loss, Scored
+from raydpo.model.head import CompletionHead, Scored
 from raydpo.model.layout import backbone, is_packed, packed_states, padded_states
+from raydpo.objective.contract import RowLoss
 
 
 class ScoringModel(nn.Module):
@@ -33,8 +34,8 @@ class ScoringModel(nn.Module):
         )
         self._states = packed_states if is_packed(lm) else padded_states
 
-    def forward(self, batch: Batch, loss: Loss | None = None) -> Scored | Tensor:
-        """With a loss: (total, losses [B], logps [B, n]), of which `total` can be differentiated, in one pass.
+    def forward(self, batch: Batch, loss: RowLoss | None = None) -> Scored | Tensor:
+        """With a loss: (total, losses [B], token log-probs [M]), of which `total` can be differentiated, in one pass.
 
         Without: log π(token | what stands before it) of every completion token, shape [M], in nats, which can be
         differentiated: for losses that weigh tokens or want more than sums over completions.
@@ -62,5 +63,4 @@ def _logit_scale(config: PreTrainedConfig) -> float:
 
 def sequence_logps(token_logps: Tensor, batch: Batch) -> Tensor:
     """Sum per-token log-probs [M] into log π(y|x) per completion, shape [B, n], in nats."""
-    sums = token_logps.new_zeros(batch.num_rows * batch.completions_per_row)
-    return sums.index_add(0, batch.owner, token_logps).view(batch.num_rows, batch.completions_per_row)
+    return batch.scored(token_logps).logps()

@@ -1,1 +1,1 @@
-"""Pure maths on tensors: losses and metrics per pair. The caller reduces."""
+"""Pure maths on tensors: losses and metrics per row. The caller reduces."""

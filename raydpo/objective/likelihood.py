@@ -1,14 +1,45 @@
-"""Likelihood losses: supervised fine-tuning. Legend: B rows."""
+"""Likelihood losses. Legend: B rows; of a pair, completion 0 is the chosen one."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from raydpo.objective.contract import Objective, ScoredRows
 
-def nll_loss(logps: Tensor) -> Tensor:
-    """Negative log-likelihood of each completion, summed over its tokens, shape [B], in nats.
 
-    The caller divides by the number of completion tokens in the global batch, so every token weighs the same
-    whatever the micro-batching.
+def fine_tuning() -> Objective:
+    """The sft stage, rows of one completion: the mean negative log-likelihood of a completion token.
+
+    Every token of the global batch weighs the same, whatever the length of its row.
     """
-    return -logps
+    return Objective(
+        loss=lambda rows: -rows.logps()[:, 0],
+        metrics=lambda rows: {"logps/completion": rows.logps()[:, 0]},
+        mean_over="tokens",
+        compares=ScoredRows.logps,
+    )
+
+
+def sft(rows: ScoredRows) -> Tensor:
+    """Negative log-likelihood of the chosen completion, averaged over its tokens, [B].
+
+    −1/|y_w| log π(y_w|x), the term that Iterative RPO (Pang et al. 2024) and ORPO add to a preference loss. TRL takes
+    the mean over all chosen tokens of a micro-batch instead, so that long completions weigh more and the gradient
+    depends on the micro-batches.
+    """
+    return -rows.average_logps()[:, 0]
+
+
+def preferred_ft(rows: ScoredRows) -> Tensor:
+    """Preferred-FT, [B]: −log π(y_w|x), summed over the tokens (Rafailov et al. 2023, section 6). Not in TRL."""
+    return -rows.logps()[:, 0]
+
+
+def unlikelihood(rows: ScoredRows, *, unlikelihood_alpha: float = 1.0) -> Tensor:
+    """The unlikelihood baseline of the DPO paper, [B]: −log π(y_w|x) + α log π(y_l|x). Not in TRL.
+
+    Rafailov et al. 2023, section 6, with α in [0, 1]; α = 0 is Preferred-FT. It has no lower bound and ruins a model
+    that trains on it for long, which is what the paper shows with it.
+    """
+    chosen, rejected = rows.logps().unbind(dim=1)
+    return unlikelihood_alpha * rejected - chosen

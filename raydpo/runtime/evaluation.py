@@ -28,11 +28,13 @@ from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
+from raydpo.objective.contract import REF_LOGPS, ScoredRows
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.device import granted_device
 from raydpo.runtime.exports import exports_of_run
 from raydpo.runtime.layout import Layout, reference_store
+from raydpo.runtime.objective import preference_objective
 from raydpo.runtime.origin import Asked, origin_of
 from raydpo.runtime.preflight import EVALUATION_CPUS
 from raydpo.runtime.probing import confirm_sampler
@@ -107,7 +109,8 @@ def _confirmed_and_ranked(
 ) -> list[RankedPair]:
     """The held-out pairs as the policy ranks them; none without any, or for the reference, whose rewards are all 0.
 
-    Scored as training does. Raises UserError unless the samples come from the policy's weights.
+    Scored as training does, and ranked by what its objective compares. Raises UserError unless the samples come from
+    the policy's weights.
     """
     assert run.evaluate
     device, budget = granted_device(), run.evaluate.tokens_per_batch
@@ -117,16 +120,30 @@ def _confirmed_and_ranked(
     if step == 0 or not (directory / MANIFEST).exists():
         return []
     check_same_tokenizer(run, "held_out", directory)
-    dataset = open_dataset(directory).with_reference(reference_store(run))
-    assert dataset.ref_logps is not None
+    objective = preference_objective(run)
+    dataset = open_dataset(directory)
+    if REF_LOGPS in objective.needs:
+        dataset = dataset.with_reference(reference_store(run))
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
     scored, _ = score_rows(policy, rows, budget=budget, device=device)
-    logps = np.asarray([[values.sum(dtype=np.float64) for values in row] for row in scored])
-    gains = logps - dataset.ref_logps
+    preferences = objective.compares(_as_objectives_see(scored, dataset.ref_logps))
     return [
-        RankedPair(tuple(row.prompt_ids), bool(chosen > rejected))
-        for row, (chosen, rejected) in zip(rows, gains, strict=True)
+        RankedPair(tuple(row.prompt_ids), chosen > rejected)
+        for row, (chosen, rejected) in zip(rows, preferences.tolist(), strict=True)
     ]
+
+
+def _as_objectives_see(scored: Sequence[Sequence[np.ndarray]], ref_logps: np.ndarray | None) -> ScoredRows:
+    """Token log-probs by row and completion, summed in float64 by whoever sums them."""
+    completions = [values for row in scored for values in row]
+    lengths = torch.tensor([len(values) for values in completions])
+    return ScoredRows(
+        token_logps=torch.from_numpy(np.concatenate(completions)).double(),
+        owner=torch.arange(len(completions)).repeat_interleave(lengths),
+        num_rows=len(scored),
+        completions_per_row=len(scored[0]),
+        columns={} if ref_logps is None else {REF_LOGPS: torch.from_numpy(ref_logps)},
+    )
 
 
 def _summed_kl(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import write_json
@@ -16,7 +17,11 @@ from raydpo.data.shards import TokenManifest
 from raydpo.model.directory import weights_digest
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.objective import needs_reference, objective_terms
 from raydpo.train.commits import Cursor, latest
+
+if TYPE_CHECKING:
+    from raydpo.objective.registry import Term
 
 FILE = "identity.json"
 
@@ -39,7 +44,7 @@ class Identity:
     dtype: str
     fp32_head: bool
     model_weights: str  # digest of what training starts from
-    reference_weights: str | None  # None: there is no reference
+    reference_weights: str | None  # None: training reads no reference
 
     @property
     def digest(self) -> str:
@@ -65,10 +70,28 @@ def train_identity(run: RunFile, order: Order) -> Identity:
         run,
         run.train,
         order,
-        objective=run.train.objective.model_dump(),
+        objective=_objective_part(objective_terms(run)),
         model=layout.start_model,
-        reference=layout.reference_model,
+        reference=layout.reference_model if needs_reference(run) else None,
     )
+
+
+def _objective_part(terms: Sequence[Term]) -> dict[str, Any]:
+    """The objective with every argument that counts, whether the run file says it or leaves it to the loss."""
+    if [term.weight for term in terms] == [1.0]:
+        return _term_part(terms[0])
+    return {"terms": [{"weight": term.weight} | _term_part(term) for term in terms]}
+
+
+def _term_part(term: Term) -> dict[str, Any]:
+    """Plain DPO is written as it was when there was no other loss, so that trainings of then have the same digest."""
+    arguments = dict(term.arguments)
+    divergence = arguments.get("f_divergence_type")
+    if divergence == "reverse_kl":
+        del arguments["f_divergence_type"]
+    if divergence != "alpha_divergence":
+        arguments.pop("f_alpha_divergence_coef", None)
+    return {"name": "dpo" if term.loss_type == "sigmoid" else term.loss_type} | arguments
 
 
 def train_identity_now(run: RunFile) -> Identity | None:

@@ -1,4 +1,4 @@
-"""What a stage reads, checked before its work: nothing here loads torch, Ray or a model.
+"""What a stage reads, checked before its work: nothing here loads Ray or a model, and torch only where losses are used.
 
 It takes about a second, and the time to read the weights of the models once where the stage uses them.
 """
@@ -21,6 +21,7 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.identity import check_sft_resumable
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.objective import objective_terms
 from raydpo.runtime.own_files import refuse_own_output
 from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
 from raydpo.runtime.provenance import check_made_from
@@ -56,6 +57,8 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(_check_files, run, "data.held_out", run.data.held_out, fields)
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run)
+    if stage in ("train", "run"):
+        yield partial(objective_terms, run)
     if stage in ("precompute", "train"):
         yield partial(check_pairs, run)
     if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):

@@ -12,7 +12,7 @@ from raydpo.runtime.lock import Claim
 from raydpo.train.retention import Retention
 
 if TYPE_CHECKING:
-    from raydpo.objective.objectives import Objective
+    from raydpo.objective.contract import Objective
 
 
 @dataclass(frozen=True)

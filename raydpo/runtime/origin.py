@@ -1,4 +1,4 @@
-"""What the run file, and the files that it names, ask of evaluations today. No torch: reports need none."""
+"""What the run file, and the files that it names, ask of evaluations today."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import ray
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile, Workers
+from raydpo.runtime.objective import needs_reference
 
 READER_CPUS = 0.25  # of one Ray Data task that reads rows for training
 EVALUATION_CPUS = 0.5  # of the task that scores an evaluation
@@ -32,14 +33,15 @@ def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
     evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, run.evaluate.gpus)] if run.evaluate else []
     engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
+    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run))
     phases = {
         "sft": _workers("sft", run.sft.workers) if run.sft else [],
         "sample": samplers if run.sample else [],
-        "precompute": [*scorers, *samplers] if engines_stay else scorers,
+        "precompute": [*scorers, *(samplers if engines_stay else [])] if scored else [],
         "train": [
             *_workers("train", run.train.workers),
             *beside,
-            *(scorers if run.train.reference == "overlap" else []),
+            *(scorers if run.train.reference == "overlap" and scored else []),
         ],
         "evaluate": evaluation,
     }

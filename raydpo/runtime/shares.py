@@ -15,7 +15,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.shards import COMPLETIONS
 from raydpo.data.tokens import TokenRow, row_id
 from raydpo.model.batch import Batch
-from raydpo.objective.objectives import Objective
+from raydpo.objective.contract import Objective
 from raydpo.train.step import Share
 
 

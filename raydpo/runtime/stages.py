@@ -98,6 +98,7 @@ def doctor(run: RunFile) -> Result:
 
 def run(run: RunFile) -> Result:
     """All stages in order on one cluster, with one set of vLLM engines from the first sample to the last."""
+    from raydpo.runtime.objective import needs_reference
     from raydpo.runtime.prepared import check_trainable_pairs
 
     results: Result = {}
@@ -109,7 +110,7 @@ def run(run: RunFile) -> Result:
             results["sample"] = _sample(run, engines)
         results["prepare"] = prepare(run)
         check_trainable_pairs(run)  # now, not when everything is scored
-        if run.train.reference == "precompute":
+        if run.train.reference == "precompute" and needs_reference(run):
             results["precompute"] = precompute(run)
         results["train"] = _train(run, engines)
         if run.evaluate and engines:

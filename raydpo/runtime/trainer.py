@@ -21,7 +21,8 @@ from raydpo.config.files import whole_lines
 from raydpo.config.say import say
 from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
-from raydpo.objective import objectives
+from raydpo.objective.contract import REF_LOGPS
+from raydpo.objective.likelihood import fine_tuning
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.exports import check_room_for_exports, last_export
 from raydpo.runtime.failures import FailureLog, final_refusal
@@ -38,6 +39,7 @@ from raydpo.runtime.identity import (
 from raydpo.runtime.job import Job, work_on
 from raydpo.runtime.layout import Layout, reference_store
 from raydpo.runtime.lock import claim
+from raydpo.runtime.objective import preference_objective
 from raydpo.runtime.origin import Asked
 from raydpo.runtime.outcome import Stopped
 from raydpo.runtime.overlap import score_ahead, tell_reached
@@ -52,8 +54,6 @@ from raydpo.train.retention import Retention
 if TYPE_CHECKING:
     from raydpo.runtime.evaluation import Evaluator
 
-DPO = {"dpo": objectives.dpo}
-
 
 def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     """Preference training, with evaluation beside it where there is an evaluator."""
@@ -63,12 +63,13 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     order = order_of(run.train, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
     identity = train_identity(run, order)
     check_resumable(layout.train, identity)
-    store = reference_store(run)
-    overlapped = run.train.reference == "overlap"
-    dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
-    imported = store.unverified(dataset.row_ids)
-    options = run.train.objective.model_dump()
-    objective = DPO[options.pop("name")](**options)
+    objective = preference_objective(run)
+    store = reference_store(run) if REF_LOGPS in objective.needs else None
+    overlapped = store is not None and run.train.reference == "overlap"
+    imported: list[str] = []
+    if store:
+        dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
+        imported = store.unverified(dataset.row_ids)
     plan = _plan(run.train, dataset, order, layout.train)
     job = _job(
         run,
@@ -82,10 +83,10 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         export=layout.export,
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
-        step0_tolerance=run.train.step0_tolerance,
-        confirm_imported=partial(store.mark_verified, imported) if imported else None,
+        step0_tolerance=run.train.step0_tolerance if store else None,
+        confirm_imported=partial(store.mark_verified, imported) if store and imported else None,
     )
-    if overlapped and (ahead := score_ahead(run, store, dataset, plan.order, plan.num_steps)):
+    if store and overlapped and (ahead := score_ahead(run, store, dataset, plan.order, plan.num_steps)):
         job = replace(job, reached=partial(tell_reached, ahead.scorers))
         plan = replace(plan, ahead=ahead)
     validation = None
@@ -111,7 +112,7 @@ def train_sft(run: RunFile) -> dict[str, Any]:
         plan,
         identity,
         model=run.model.path,
-        objective=objectives.sft(),
+        objective=fine_tuning(),
         directory=layout.sft,
         retention=Retention(run.sft.keep_last, run.sft.keep_every),
         export=layout.sft_export_of,

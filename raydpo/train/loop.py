@@ -10,7 +10,7 @@ import torch
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.score import sequence_logps
-from raydpo.objective.objectives import Objective
+from raydpo.objective.contract import Objective
 from raydpo.train.engine import Policy
 from raydpo.train.step import Share, train_step
 

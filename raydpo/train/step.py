@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.objective.objectives import Objective
+from raydpo.objective.contract import Objective
 from raydpo.train.diverged import REMEDY
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     for i, batch in enumerate(share.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
-        total, losses, logps = policy.engine(batch, objective.loss)
+        total, losses, token_logps = policy.engine(batch, objective.loss)
         policy.engine.backward(total * (policy.world_size / share.normaliser))
         row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
-        for name, values in objective.metrics(logps, batch.ref_logps).items():
+        for name, values in objective.metrics(batch.scored(token_logps)).items():
             sums[name] += values.sum().cpu()
     grad_norm = policy.step()
     totals = reduce_sums(sums)

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
-from raydpo.objective import objectives
+from raydpo.objective.registry import make_objective, resolve
 from raydpo.train.checkpoint import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.retention import Retention
@@ -106,7 +106,7 @@ def train_one(policy: Policy, step: int, *, reference: float = -50.0) -> dict[st
     batches = [make_batch([rows[i] for i in micro], ref[micro]) for micro in mine]
     row_ids = [[rows[i].row_id.hex() for i in micro] for micro in mine]
     share = Share(step, batches, normaliser=GLOBAL_BATCH, num_rows=GLOBAL_BATCH, row_ids=row_ids)
-    metrics = train_step(policy, share, objectives.dpo(beta=0.1), lr=LR)
+    metrics = train_step(policy, share, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
     return {**metrics, "rows": sorted(rows[i].row_id for micro in mine for i in micro)}
 
 

@@ -17,7 +17,7 @@ from raydpo.config.schema import Optimizer, Zero
 from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import sequence_logps
-from raydpo.objective import objectives
+from raydpo.objective.registry import make_objective, resolve
 from raydpo.train.checkpoint import resume
 from raydpo.train.engine import Policy, make_policy
 from raydpo.train.export import export_policy
@@ -94,7 +94,7 @@ def _batch(policy: Policy, step: int, ref: Tensor | None = None) -> Batch:
 
 def _train_one(policy: Policy, step: int) -> dict[str, float]:
     share = Share(step, [_batch(policy, step)], normaliser=WORLD * ROWS, num_rows=WORLD * ROWS)
-    return train_step(policy, share, objectives.dpo(beta=0.1), lr=LR)
+    return train_step(policy, share, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
 
 
 def _change_buffers(policy: Policy) -> None:

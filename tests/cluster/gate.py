@@ -19,19 +19,22 @@ from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
-from raydpo.objective import objectives
-from raydpo.objective.objectives import Objective
+from raydpo.objective.contract import Objective
+from raydpo.objective.likelihood import fine_tuning
+from raydpo.objective.registry import make_objective, resolve
 from raydpo.train.step import Share
 from tests.models import exact_logps, make_batch, random_rows, tiny_llama
 
 STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
 LR = 1e-4
-ObjectiveName = Literal["dpo", "smoothed", "sft"]
+ObjectiveName = Literal["dpo", "smoothed", "sigmoid_norm", "orpo", "sft"]
 OptimizerName = Literal["rmsprop", "adamw"]
 OBJECTIVES: dict[ObjectiveName, Objective] = {
-    "dpo": objectives.dpo(beta=0.1),
-    "smoothed": objectives.dpo(beta=0.1, label_smoothing=0.1),
-    "sft": objectives.sft(),
+    "dpo": make_objective(resolve(["sigmoid"], beta=0.1)),
+    "smoothed": make_objective(resolve(["sigmoid"], beta=0.1, label_smoothing=0.1)),
+    "sigmoid_norm": make_objective(resolve(["sigmoid_norm"], beta=0.1)),
+    "orpo": make_objective(resolve(["orpo"], beta=0.1)),
+    "sft": fine_tuning(),
 }
 
 
@@ -77,7 +80,7 @@ class Case:
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 MICRO_BATCHES = (1, 4)
 OPTIMIZERS: tuple[OptimizerName, ...] = ("rmsprop", "adamw")
-OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sft")
+OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sigmoid_norm", "orpo", "sft")
 FLOAT32 = [
     *(
         Case(stage, micro, Problem(tied=tied, optimizer=optimizer))
@@ -112,7 +115,7 @@ def rows(problem: Problem) -> list[TokenRow]:
 
 def reference_logps(problem: Problem) -> Tensor | None:
     """Made up, so that the slopes of the losses differ from row to row; shape [rows, 2]."""
-    if problem.objective == "sft":
+    if not OBJECTIVES[problem.objective].needs:
         return None
     values = np.random.default_rng(1).uniform(-80, -20, size=(STEPS * GLOBAL_BATCH, 2))
     return torch.from_numpy(values.astype(np.float32))
@@ -189,14 +192,25 @@ def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
     data, ref = rows(problem), reference_logps(problem)
     losses = []
     for i in global_batch(step):
-        logps = [
-            every.gather(1, torch.tensor(ids)[:, None]).sum()
+        tokens = [
+            every.gather(1, torch.tensor(ids)[:, None])
             for every, ids in zip(exact_logps(lm, data[i]), data[i].completions, strict=True)
         ]
-        if ref is None:
-            losses.append(-logps[0])
-            continue
-        margin = 0.1 * ((logps[0] - ref[i, 0]) - (logps[1] - ref[i, 1]))
-        wrong = 0.1 if problem.objective == "smoothed" else 0.0
-        losses.append(-(1 - wrong) * margin.sigmoid().log() - wrong * (-margin).sigmoid().log())
+        losses.append(_row_loss(problem.objective, tokens, None if ref is None else ref[i]))
     return torch.stack(losses).sum() / normaliser(problem, step)
+
+
+def _row_loss(objective: ObjectiveName, tokens: list[Tensor], ref: Tensor | None) -> Tensor:
+    """Of one row, from the log-probs of the tokens of each completion, and the sums of the reference."""
+    if objective == "sft":
+        return -tokens[0].sum()
+    if objective == "orpo":
+        odds = [p / (1 - p) for p in (each.mean().exp() for each in tokens)]
+        return -tokens[0].mean() - 0.1 * (odds[0] / odds[1]).log().sigmoid().log()
+    assert ref is not None
+    ratios = [each.sum() - of_ref for each, of_ref in zip(tokens, ref, strict=True)]
+    if objective == "sigmoid_norm":
+        ratios = [ratio / len(each) for ratio, each in zip(ratios, tokens, strict=True)]
+    margin = 0.1 * (ratios[0] - ratios[1])
+    wrong = 0.1 if objective == "smoothed" else 0.0
+    return -(1 - wrong) * margin.sigmoid().log() - wrong * (-margin).sigmoid().log()

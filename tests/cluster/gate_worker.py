@@ -16,8 +16,9 @@ import torch.distributed
 
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.model.head import Loss, Scored
+from raydpo.model.head import Scored
 from raydpo.model.score import sequence_logps
+from raydpo.objective.contract import RowLoss
 from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
@@ -77,10 +78,10 @@ class _ByTokens:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def __call__(self, batch: Batch, loss: Loss) -> Scored:
-        logps = sequence_logps(self.engine(batch), batch)
-        losses = loss(logps, batch.ref_logps)
-        return losses.sum(), losses.detach(), logps.detach()
+    def __call__(self, batch: Batch, loss: RowLoss) -> Scored:
+        token_logps = self.engine(batch)
+        losses = loss(batch.scored(token_logps))
+        return losses.sum(), losses.detach(), token_logps.detach()
 
 
 def _weights(policy: Policy) -> dict[str, torch.Tensor]:

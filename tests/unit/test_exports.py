@@ -10,7 +10,7 @@ import pytest
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
-from raydpo.objective import objectives
+from raydpo.objective.registry import make_objective, resolve
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.exports import check_room_for_exports, exports_of_run, own_exports
 from raydpo.runtime.identity import train_identity_now, write_identity
@@ -121,7 +121,7 @@ def job(layout: Layout) -> Job:
         dtype="float32",
         fp32_head=False,
         training=Training(),
-        objective=objectives.dpo(beta=0.1),
+        objective=make_objective(resolve(["sigmoid"], beta=0.1)),
         num_steps=6,
         identity="mine",
         directory=layout.train,

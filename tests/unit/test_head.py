@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raydpo.model import head
 from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead
-from raydpo.model.score import sequence_logps
+from raydpo.objective.contract import RowLoss, ScoredRows
 from tests.models import VOCAB_SIZE, make_batch, random_rows
 
 pytestmark = pytest.mark.unit
@@ -26,10 +26,15 @@ SCALE = 0.3
 SOFTCAP = 2.0  # about the spread of the logits, so that it bends them
 
 
-def bending(logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+def bending(rows: ScoredRows) -> Tensor:
     """A loss, for any n, in which every completion of a row bends the slope of every other."""
-    assert ref_logps is not None
-    return (0.1 * (logps - ref_logps)).logsumexp(dim=1).square()
+    return (0.1 * rows.log_ratios()).logsumexp(dim=1).square()
+
+
+def by_tokens(rows: ScoredRows) -> Tensor:
+    """A loss that is no function of sums: every token has a slope of its own."""
+    bent = replace(rows, token_logps=(0.1 * rows.token_logps).sin())
+    return (bent.logps() / bent.lengths() - 0.01 * bent.columns["ref_logps"]).logsumexp(dim=1).square()
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,14 @@ def gradients(value: Tensor, hidden: Tensor, linear: nn.Linear) -> tuple[Tensor,
     return torch.autograd.grad(value, (hidden, *linear.parameters()))
 
 
-def exact(variant: Variant, weights: Tensor | None = None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def exact(
+    variant: Variant, weights: Tensor | None = None, loss: RowLoss = bending
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Log-probs [M], the weighted sum of them (by default the losses' total) and its gradients, in float64."""
     batch, linear = variant.batch(), variant.linear(torch.float64)
     hidden = states(batch, torch.float64)
     logps = oracle(hidden, linear, batch, variant.softcap, variant.scale)
-    losses = bending(sequence_logps(logps, batch), batch.ref_logps) if weights is None else weights * logps
+    losses = loss(batch.scored(logps)) if weights is None else weights * logps
     return logps, losses.sum(), gradients(losses.sum(), hidden, linear)
 
 
@@ -109,15 +116,15 @@ def distances(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[f
 
 
 @settings(deadline=None, max_examples=20)
-@given(variants, sizes, widths)
-def test_one_pass_is_the_oracle_however_it_is_cut(variant: Variant, positions: int, logits: int) -> None:
+@given(variants, sizes, widths, st.sampled_from([bending, by_tokens]))
+def test_one_pass_is_the_oracle_however_it_is_cut(variant: Variant, positions: int, logits: int, loss: RowLoss) -> None:
     batch, linear = variant.batch(), variant.linear()
     hidden = states(batch)
     with cut(positions, logits):
-        total, losses, logps = variant.head(linear)(hidden, batch, bending)
+        total, losses, logps = variant.head(linear)(hidden, batch, loss)
         found = gradients(total, hidden, linear)
-    expected_logps, expected_total, expected = exact(variant)
-    torch.testing.assert_close(logps.double(), sequence_logps(expected_logps, batch), rtol=1e-6, atol=1e-5)
+    expected_logps, expected_total, expected = exact(variant, loss=loss)
+    torch.testing.assert_close(logps.double(), expected_logps, rtol=0, atol=1e-5)
     torch.testing.assert_close(losses.sum().double(), expected_total, rtol=1e-6, atol=1e-5)
     assert max(distances(found, expected)) <= 1e-5
 
@@ -129,7 +136,7 @@ def test_the_per_token_path_is_the_oracle_however_it_is_cut(variant: Variant, po
     hidden = states(batch)
     with cut(positions, logits):
         token_logps = variant.head(linear)(hidden, batch)
-        losses = bending(sequence_logps(token_logps, batch), batch.ref_logps)
+        losses = bending(batch.scored(token_logps))
         found = gradients(losses.sum(), hidden, linear)
     expected_logps, _, expected = exact(variant)
     torch.testing.assert_close(token_logps.double(), expected_logps, rtol=0, atol=1e-5)

@@ -89,6 +89,65 @@ def test_whoever_changes_a_setting_that_decides_weights_is_told_which(tree: Tree
     assert now.differences(then) == [part]
 
 
+OBJECTIVE_BEFORE_THERE_WERE_OTHERS = {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{}, {"name": "dpo"}, {"loss_type": "dpo"}, {"loss_type": ["sigmoid"]}, {"loss_type": "sigmoid", "beta": 0.1}],
+)
+def test_plain_dpo_has_the_digest_that_it_had_before_there_were_other_losses(tree: Tree, objective: Tree) -> None:
+    now = of_train(changed(tree, "train", objective=objective))
+    assert now.objective == OBJECTIVE_BEFORE_THERE_WERE_OTHERS
+    assert now.digest == replace(now, objective=OBJECTIVE_BEFORE_THERE_WERE_OTHERS).digest
+
+
+@pytest.mark.parametrize(
+    ("objective", "part"),
+    [
+        ({"loss_type": "ipo"}, {"name": "ipo", "beta": 0.1}),
+        ({"loss_type": "sft"}, {"name": "sft"}),
+        (
+            {"f_divergence_type": "js_divergence"},
+            {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0, "f_divergence_type": "js_divergence"},
+        ),
+        (
+            {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.2], "beta": 2.5},
+            {
+                "terms": [
+                    {"weight": 1.0, "name": "simpo", "beta": 2.5, "simpo_gamma": 0.5, "label_smoothing": 0.0},
+                    {"weight": 0.2, "name": "sft"},
+                ]
+            },
+        ),
+    ],
+)
+def test_the_objective_is_a_part_with_all_of_its_defaults(
+    tree: Tree, tmp_path: Path, objective: Tree, part: Tree
+) -> None:
+    identity = of_train(changed(tree, "train", objective=objective))
+    assert identity.objective == part
+    write_identity(tmp_path, identity)
+    assert read_identity(tmp_path) == identity
+
+
+def test_a_default_that_is_written_out_is_the_same_run_and_another_value_is_not(tree: Tree) -> None:
+    of_alpha = {"f_divergence_type": "alpha_divergence"}
+    runs = [
+        of_train(changed(tree, "train", objective=of_alpha | more))
+        for more in ({}, {"f_alpha_divergence_coef": 0.5}, {"f_alpha_divergence_coef": 0.3})
+    ]
+    assert runs[0].digest == runs[1].digest != runs[2].digest
+
+
+def test_who_reads_no_reference_does_not_rest_on_it(tree: Tree, tmp_path: Path) -> None:
+    run = changed(tree, "train", objective={"loss_type": "orpo"})
+    then = of_train(run)
+    assert then.reference_weights is None
+    move_a_weight(tmp_path / "reference")
+    assert of_train(run).digest == then.digest
+
+
 @pytest.mark.parametrize("make", [of_train, of_sft])
 def test_seed_data_and_number_format_are_parts_of_every_training(tree: Tree, make: Callable[..., Identity]) -> None:
     then = make(RunFile.model_validate(tree))

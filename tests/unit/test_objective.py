@@ -1,168 +1,187 @@
-"""Laws of the losses and metrics."""
+"""Laws of objectives: what they see, what they report, and how a run file's words become one."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from raydpo.objective.likelihood import nll_loss
-from raydpo.objective.objectives import dpo, sft
-from raydpo.objective.preference import PairLogps, dpo_loss, implicit_rewards, preference_metrics
+from raydpo.config import schema
+from raydpo.config.errors import UserError
+from raydpo.objective.contract import REF_LOGPS, Objective, ScoredRows
+from raydpo.objective.likelihood import fine_tuning
+from raydpo.objective.preference.dpo import FDivergence
+from raydpo.objective.registry import ELSEWHERE, LOSSES, Term, make_objective, resolve
+from tests.pairs import of_sums
 
 pytestmark = pytest.mark.unit
 
 LOGP = st.floats(-500, 0, width=32)
 FOUR = st.lists(st.tuples(LOGP, LOGP, LOGP, LOGP), min_size=1, max_size=8)
 BETA = st.sampled_from([0.01, 0.1, 1.0])
-EPSILON = st.floats(0, 0.49)
 
 
-def _pairs(values: list[tuple[float, ...]]) -> tuple[PairLogps, PairLogps]:
-    """Policy and reference, float64."""
+def objective(*loss_types: str, weights: list[float] | None = None, **arguments: Any) -> Objective:
+    return make_objective(resolve(loss_types, weights, **arguments))
+
+
+def rows_of(values: list[tuple[float, ...]]) -> ScoredRows:
     columns = torch.tensor(values, dtype=torch.float64)
-    return PairLogps.from_columns(columns[:, :2]), PairLogps.from_columns(columns[:, 2:])
+    return of_sums(columns[:, :2], columns[:, 2:])
 
 
-def _swap(pair: PairLogps) -> PairLogps:
-    return PairLogps(pair.rejected, pair.chosen)
+ROWS = rows_of([(-10.0, -14.0, -11.0, -12.0), (-4.0, -2.0, -3.0, -3.0)])
 
 
-def _of_margin(margin: float) -> tuple[PairLogps, PairLogps]:
-    zero = torch.zeros(1)
-    return PairLogps(torch.tensor([margin]), zero), PairLogps(zero, zero)
+def test_the_worked_example_of_scored_rows() -> None:
+    tokens, owner = torch.tensor([-1.0, -2, -3, -4, -5, -6]), torch.tensor([0, 1, 1, 2, 2, 3])
+    rows = ScoredRows(tokens, owner, 2, 2, {REF_LOGPS: torch.full((2, 2), -2.0)})
+    assert rows.logps().tolist() == [[-1, -5], [-9, -6]]
+    assert rows.lengths().tolist() == [[1, 2], [2, 1]]
+    assert rows.average_logps().tolist() == [[-1, -2.5], [-4.5, -6]]
+    assert rows.log_ratios().tolist() == [[1, -3], [-7, -4]]
+    assert rows.average_log_ratios().tolist() == [[1, -1.5], [-3.5, -4]]
 
 
-@given(st.lists(st.tuples(LOGP, LOGP), min_size=1, max_size=8), BETA)
-def test_policy_equal_to_reference_loses_log_two(values: list[tuple[float, float]], beta: float) -> None:
-    policy = PairLogps.from_columns(torch.tensor(values))
-    rewards = implicit_rewards(policy, policy, beta=beta)
-    assert torch.equal(dpo_loss(policy, policy, beta=beta), torch.full((len(values),), math.log(2)))
-    assert not rewards.chosen.any()
-    assert not rewards.rejected.any()
+def test_dpo_worked_by_hand() -> None:
+    found = objective("sigmoid", beta=0.5)
+    assert found.loss(ROWS)[0].item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-12)
+    metrics = {name: values.tolist() for name, values in found.metrics(ROWS).items()}
+    assert metrics == {
+        "rewards/chosen": [0.5, -0.5],
+        "rewards/rejected": [-1.0, 0.5],
+        "rewards/margins": [1.5, -1.0],
+        "rewards/accuracies": [1.0, 0.0],
+        "logps/chosen": [-10.0, -4.0],
+        "logps/rejected": [-14.0, -2.0],
+    }
 
 
-def test_the_loss_of_a_pair_worked_by_hand() -> None:
-    policy, ref = _pairs([(-10.0, -14.0, -11.0, -12.0)])
-    rewards = implicit_rewards(policy, ref, beta=0.5)
-    assert (rewards.chosen.item(), rewards.rejected.item(), rewards.margins.item()) == (0.5, -1.0, 1.5)
-    assert dpo_loss(policy, ref, beta=0.5).item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-12)
+@given(FOUR, BETA)
+def test_the_gradient_of_dpo_is_the_papers(values: list[tuple[float, ...]], beta: float) -> None:
+    """−β σ(r̂_l − r̂_w) on chosen and its opposite on rejected (Rafailov et al. 2023, section 4)."""
+    rows = rows_of(values)
+    rows.token_logps.requires_grad_()
+    (slopes,) = torch.autograd.grad(objective("sigmoid", beta=beta).loss(rows).sum(), rows.token_logps)
+    chosen, rejected = slopes.view(-1, 2).unbind(dim=1)
+    metrics = objective("sigmoid", beta=beta).metrics(rows)
+    weight = torch.sigmoid(metrics["rewards/rejected"] - metrics["rewards/chosen"]).detach()
+    torch.testing.assert_close(chosen, -beta * weight)
+    torch.testing.assert_close(rejected, beta * weight)
 
 
 @given(FOUR, BETA)
 def test_swapping_chosen_and_rejected_mirrors_the_margin(values: list[tuple[float, ...]], beta: float) -> None:
-    policy, ref = _pairs(values)
-    margins = implicit_rewards(policy, ref, beta=beta).margins
-    mirrored = implicit_rewards(_swap(policy), _swap(ref), beta=beta).margins
-    torch.testing.assert_close(mirrored, -margins)
+    rows, swapped = rows_of(values), rows_of([(b, a, d, c) for a, b, c, d in values])
+    found = objective("sigmoid", beta=beta)
+    margins = found.metrics(rows)["rewards/margins"]
+    torch.testing.assert_close(found.metrics(swapped)["rewards/margins"], -margins)
     # -log σ(-m) = m - log σ(m)
-    loss, swapped = dpo_loss(policy, ref, beta=beta), dpo_loss(_swap(policy), _swap(ref), beta=beta)
-    torch.testing.assert_close(swapped, loss + margins, rtol=1e-9, atol=1e-9)
-
-
-@given(FOUR, BETA)
-def test_the_gradient_is_the_papers(values: list[tuple[float, ...]], beta: float) -> None:
-    """−β σ(r̂_l − r̂_w) on chosen and its opposite on rejected (Rafailov et al. 2023, section 4)."""
-    policy, ref = _pairs(values)
-    chosen, rejected = policy.chosen.clone().requires_grad_(), policy.rejected.clone().requires_grad_()
-    loss = dpo_loss(PairLogps(chosen, rejected), ref, beta=beta)
-    slopes = torch.autograd.grad(loss.sum(), (chosen, rejected))
-    weight = torch.sigmoid(-implicit_rewards(policy, ref, beta=beta).margins)
-    torch.testing.assert_close(slopes[0], -beta * weight)
-    torch.testing.assert_close(slopes[1], beta * weight)
-
-
-def test_a_pair_in_the_wrong_order_weighs_more() -> None:
-    logps = torch.tensor([[-9.0, -5.0], [-5.0, -9.0]], requires_grad=True)
-    reference = PairLogps(torch.full((2,), -7.0), torch.full((2,), -7.0))
-    dpo_loss(PairLogps.from_columns(logps), reference, beta=0.5).sum().backward()
-    assert logps.grad is not None
-    wrong, right = logps.grad[:, 1]
-    assert wrong > 2 * right > 0
-
-
-@given(FOUR, BETA, EPSILON)
-def test_label_smoothing_is_the_expectation_over_both_labels(
-    values: list[tuple[float, ...]], beta: float, epsilon: float
-) -> None:
-    policy, ref = _pairs(values)
-    as_labelled, flipped = dpo_loss(policy, ref, beta=beta), dpo_loss(_swap(policy), _swap(ref), beta=beta)
-    expected = (1 - epsilon) * as_labelled + epsilon * flipped
-    torch.testing.assert_close(dpo_loss(policy, ref, beta=beta, label_smoothing=epsilon), expected)
-
-
-def test_no_label_smoothing_is_the_default() -> None:
-    policy, ref = _of_margin(3.0)
-    assert torch.equal(dpo_loss(policy, ref, beta=1.0), dpo_loss(policy, ref, beta=1.0, label_smoothing=0.0))
-    assert dpo_loss(policy, ref, beta=1.0) < dpo_loss(policy, ref, beta=1.0, label_smoothing=0.1)
-
-
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("margin", [-1e4, 1e4])
-def test_loss_and_gradient_stay_finite_for_huge_margins(margin: float, label_smoothing: float) -> None:
-    policy, ref = _of_margin(margin)
-    policy.chosen.requires_grad_()
-    loss = dpo_loss(policy, ref, beta=1.0, label_smoothing=label_smoothing)
-    (slope,) = torch.autograd.grad(loss.sum(), policy.chosen)
-    wrong_label = label_smoothing if margin > 0 else 1 - label_smoothing
-    assert loss.item() == pytest.approx(wrong_label * 1e4)
-    assert slope.isfinite().all()
-
-
-@given(FOUR, BETA, st.floats(-100, 100))
-def test_a_constant_on_both_logps_of_a_pair_changes_nothing(
-    values: list[tuple[float, ...]], beta: float, constant: float
-) -> None:
-    policy, ref = _pairs(values)
-    moved = PairLogps(policy.chosen + constant, policy.rejected + constant)
-    before, after = dpo_loss(policy, ref, beta=beta), dpo_loss(moved, ref, beta=beta)
-    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
-
-
-@given(FOUR, BETA)
-def test_the_metrics_are_the_rewards_and_the_policys_logps(values: list[tuple[float, ...]], beta: float) -> None:
-    policy, ref = _pairs(values)
-    rewards, metrics = implicit_rewards(policy, ref, beta=beta), preference_metrics(policy, ref, beta=beta)
-    expected = {
-        "rewards/chosen": rewards.chosen,
-        "rewards/rejected": rewards.rejected,
-        "rewards/margins": rewards.chosen - rewards.rejected,
-        "rewards/accuracies": (rewards.chosen > rewards.rejected).double(),
-        "logps/chosen": policy.chosen,
-        "logps/rejected": policy.rejected,
-    }
-    assert metrics.keys() == expected.keys()
-    assert all(torch.equal(metrics[name], expected[name]) for name in expected)
+    torch.testing.assert_close(found.loss(swapped), found.loss(rows) + margins, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("margin", "accuracy"), [(1e-3, 1.0), (0.0, 0.0), (-1e-3, 0.0)])
 def test_a_tie_counts_as_wrong(margin: float, accuracy: float) -> None:
-    policy, ref = _of_margin(margin)
-    assert preference_metrics(policy, ref, beta=0.1)["rewards/accuracies"].item() == accuracy
+    metrics = objective("sigmoid").metrics(rows_of([(margin, 0.0, 0.0, 0.0)]))
+    assert metrics["rewards/accuracies"].item() == accuracy
 
 
-@given(st.lists(LOGP, min_size=1, max_size=8))
-def test_the_sft_loss_is_the_negative_sum(values: list[float]) -> None:
-    logps = torch.tensor(values)
-    assert torch.equal(nll_loss(logps), -logps)
+@pytest.mark.parametrize("name", LOSSES)
+def test_metrics_are_values_a_row_and_there_are_rewards_where_there_is_a_beta(name: str) -> None:
+    metrics = objective(name).metrics(ROWS)
+    assert {tuple(values.shape) for values in metrics.values()} == {(2,)}
+    assert {"logps/chosen", "logps/rejected"} <= metrics.keys()
+    assert ("rewards/margins" in metrics) == ("beta" in LOSSES[name].defaults)
 
 
-def test_the_dpo_objective_is_the_dpo_loss_per_pair() -> None:
-    logps, ref = torch.tensor([[-1.0, -3.0], [-4.0, -2.0]]), torch.tensor([[-2.0, -2.0], [-3.0, -3.0]])
-    pairs = PairLogps.from_columns(logps), PairLogps.from_columns(ref)
-    objective = dpo(beta=0.3, label_smoothing=0.2)
-    assert objective.mean_over == "rows"
-    assert torch.equal(objective.loss(logps, ref), dpo_loss(*pairs, beta=0.3, label_smoothing=0.2))
-    assert objective.metrics(logps, ref)["rewards/accuracies"].tolist() == [1.0, 0.0]
+def test_the_rewards_of_a_mix_are_those_of_its_first_loss() -> None:
+    mixed, alone = objective("simpo", "sft").metrics(ROWS), objective("simpo").metrics(ROWS)
+    assert mixed.keys() == alone.keys()
+    assert all(torch.equal(mixed[name], alone[name]) for name in alone)
 
 
-def test_the_sft_objective_weighs_tokens_and_needs_no_reference() -> None:
-    logps: Tensor = torch.tensor([[-1.0], [-4.0]])
-    objective = sft()
-    assert objective.mean_over == "tokens"
-    assert objective.loss(logps, None).tolist() == [1.0, 4.0]
-    assert objective.metrics(logps, None)["logps/completion"].tolist() == [-1.0, -4.0]
+def test_a_mix_is_the_weighted_sum_of_its_losses() -> None:
+    rpo = objective("sigmoid", "sft", weights=[1.0, 0.2], beta=0.3)
+    expected = objective("sigmoid", beta=0.3).loss(ROWS) + 0.2 * objective("sft").loss(ROWS)
+    assert torch.equal(rpo.loss(ROWS), expected)
+    assert (rpo.mean_over, rpo.needs) == ("rows", {REF_LOGPS})
+
+
+@pytest.mark.parametrize("name", ["simpo", "cpo", "orpo", "sft", "preferred_ft", "unlikelihood"])
+def test_a_reference_free_loss_needs_nothing_but_tokens(name: str) -> None:
+    found, rows = objective(name), ScoredRows(ROWS.token_logps, ROWS.owner, 2, 2, {})
+    assert found.needs == frozenset()
+    assert found.loss(rows).shape == (2,)
+    assert found.metrics(rows)
+    assert found.compares(rows).shape == (2, 2)
+
+
+def test_fine_tuning_weighs_tokens_and_needs_no_reference() -> None:
+    rows = ScoredRows(torch.tensor([-1.0, -3.0, -1.0]), torch.tensor([0, 1, 1]), 2, 1, {})
+    found = fine_tuning()
+    assert (found.mean_over, found.needs) == ("tokens", frozenset())
+    assert found.loss(rows).tolist() == [1.0, 4.0]
+    assert found.metrics(rows)["logps/completion"].tolist() == [-1.0, -4.0]
+
+
+def test_what_the_run_file_leaves_out_is_the_losss_own_default() -> None:
+    assert resolve(["simpo"]) == (Term("simpo", 1.0, {"beta": 2.0, "simpo_gamma": 0.5, "label_smoothing": 0.0}),)
+    [term] = resolve(["sigmoid_norm"], beta=1.0)
+    assert term.arguments["beta"] == 1.0
+
+
+@pytest.mark.parametrize(("other", "ours"), [("dpo", "sigmoid"), ("dpo_norm", "sigmoid_norm")])
+def test_other_projects_names_are_understood(other: str, ours: str) -> None:
+    assert resolve([other]) == resolve([ours])
+
+
+def test_an_argument_goes_to_every_loss_that_takes_it() -> None:
+    sigmoid, cpo, sft = resolve(["sigmoid", "cpo", "sft"], beta=0.7, cpo_alpha=0.1)
+    assert (sigmoid.arguments["beta"], cpo.arguments["beta"], cpo.arguments["cpo_alpha"]) == (0.7, 0.7, 0.1)
+    assert not sft.arguments
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "arguments", "said"),
+    [
+        (["sigmod"], None, {}, "loss_type = 'sigmod': there is no such loss; the nearest is sigmoid"),
+        (["simp"], None, {}, "the nearest is simpo"),
+        (["cdpo"], None, {}, "write loss_type: sigmoid with label_smoothing"),
+        (["rpo"], None, {}, r"write loss_type: \[sigmoid, sft\] with loss_weights"),
+        (["aot"], None, {}, "couples the pairs of a global batch"),
+        (["sigmoid", "dpo"], None, {}, "names a loss twice: sigmoid, sigmoid"),
+        (["sigmoid", "sft"], [1.0], {}, "loss_weights has 1 values for the 2 losses"),
+        (["sigmoid"], [1.0, 2.0], {}, "loss_weights has 2 values for the 1 losses"),
+        (["hinge"], None, {"label_smoothing": 0.1}, "label_smoothing is set, and hinge does not take it; .*robust"),
+        (["sft"], None, {"beta": 0.1}, "beta is set, and sft does not take it"),
+        (["sigmoid", "sft"], None, {"simpo_gamma": 0.1}, r"sigmoid \+ sft does not take it; .*does: simpo"),
+        (["exo_pair"], None, {"label_smoothing": 0.0}, "exo_pair has no such limit; set it above 0"),
+    ],
+)
+def test_a_mistake_is_answered_with_the_key_and_what_would_work(
+    names: list[str], weights: list[float] | None, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=r"^train\.objective\.") as refused:
+        resolve(names, weights, **arguments)
+    assert refused.match(said)
+
+
+def test_names_that_are_answered_are_no_losses() -> None:
+    assert not ELSEWHERE.keys() & LOSSES.keys()
+
+
+def test_the_run_file_knows_the_arguments_of_the_losses_and_no_others() -> None:
+    words = set(schema.Objective.model_fields) - {"loss_type", "loss_weights", "name"}
+    assert words == set().union(*(loss.defaults for loss in LOSSES.values()))
+    offered = schema.Objective.model_fields["f_divergence_type"].annotation
+    assert get_args(get_args(offered)[0]) == get_args(FDivergence)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_defaults_of_a_loss_are_values_that_the_run_file_allows(name: str) -> None:
+    settings = schema.Objective(loss_type=name, **LOSSES[name].defaults)
+    assert resolve(settings.loss_types, settings.loss_weights, **settings.arguments) == resolve([name])

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raydpo.data.tokens import TokenRow
-from raydpo.model.head import Loss
 from raydpo.model.score import ScoringModel, sequence_logps
-from raydpo.objective.objectives import dpo, sft
+from raydpo.objective.contract import RowLoss, ScoredRows
+from raydpo.objective.likelihood import fine_tuning
+from raydpo.objective.registry import make_objective, resolve
 from tests.models import VOCAB_SIZE, exact, exact_logps, make_batch, make_row, random_rows, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -19,13 +20,13 @@ TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 ONE_TOKEN = [make_row([5], [7], [8]), make_row([5], [9, 10, 11], [12]), make_row([5, 6, 7], [13], [14, 15])]
 
 
-def _best_of_n(logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+def _best_of_n(rows: ScoredRows) -> Tensor:
     """A loss in which every completion of a row bends the slope of every other."""
-    assert ref_logps is not None
-    return -(0.1 * (logps - ref_logps)).log_softmax(dim=1)[:, 0]
+    return -(0.1 * rows.log_ratios()).log_softmax(dim=1)[:, 0]
 
 
-LOSSES: dict[int, Loss] = {1: sft().loss, 2: dpo(beta=0.1, label_smoothing=0.1).loss, 4: _best_of_n}
+SMOOTHED = make_objective(resolve(["sigmoid"], beta=0.1, label_smoothing=0.1))
+LOSSES: dict[int, RowLoss] = {1: fine_tuning().loss, 2: SMOOTHED.loss, 4: _best_of_n}
 
 
 def _ref_logps(rows: list[TokenRow]) -> Tensor:
@@ -42,9 +43,8 @@ def _oracle_logps(twin: PreTrainedModel, rows: list[TokenRow]) -> list[Tensor]:
     ]
 
 
-def _oracle_losses(twin: PreTrainedModel, rows: list[TokenRow], loss: Loss) -> Tensor:
-    sums = torch.stack([each.sum() for each in _oracle_logps(twin, rows)]).view(len(rows), -1)
-    return loss(sums, _ref_logps(rows))
+def _oracle_losses(twin: PreTrainedModel, rows: list[TokenRow], loss: RowLoss) -> Tensor:
+    return loss(make_batch(rows, _ref_logps(rows)).scored(torch.cat(_oracle_logps(twin, rows))))
 
 
 def _token_logps(lm: PreTrainedModel, rows: list[TokenRow]) -> list[Tensor]:
@@ -98,8 +98,8 @@ def test_scored_logps_are_the_sums_of_the_token_logps(n: int) -> None:
     summed = sequence_logps(model.token_logps(batch), batch)
     by_hand = [each.sum() for each in model.token_logps(batch).split(list(map(len, _completions(rows))))]
     torch.testing.assert_close(summed.flatten(), torch.stack(by_hand), rtol=1e-6, atol=0)
-    _, _, logps = model(batch, LOSSES[n])
-    torch.testing.assert_close(logps, summed, rtol=1e-6, atol=0)
+    _, _, token_logps = model(batch, LOSSES[n])
+    torch.testing.assert_close(batch.scored(token_logps).logps(), summed, rtol=1e-6, atol=0)
 
 
 @TIED

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydpo.objective import objectives
+from raydpo.objective.registry import make_objective, resolve
 from raydpo.runtime.shares import shares
 from raydpo.train.step import Share
 from tests.models import random_rows
@@ -55,7 +55,11 @@ def planned() -> list[dict[str, Any]]:
 
 def delivered(rows: Sequence[dict[str, Any]], first: int = 0) -> list[Share]:
     feed: Any = Feed(rows)
-    return list(shares(feed, objectives.dpo(beta=0.1), steps=range(first, STEPS), device=torch.device("cpu")))
+    return list(
+        shares(
+            feed, make_objective(resolve(["sigmoid"], beta=0.1)), steps=range(first, STEPS), device=torch.device("cpu")
+        )
+    )
 
 
 def test_a_share_holds_the_planned_rows_of_its_step() -> None:

@@ -1,0 +1,33 @@
+"""The run file's preference loss. The losses are looked up only when asked for: that loads torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raydpo.config.schema import RunFile
+
+if TYPE_CHECKING:
+    from raydpo.objective.contract import Objective
+    from raydpo.objective.registry import Term
+
+
+def objective_terms(run: RunFile) -> tuple[Term, ...]:
+    """The losses that preference training adds up, with all their arguments. Raises UserError for a mistake in them."""
+    from raydpo.objective.registry import resolve
+
+    settings = run.train.objective
+    return resolve(settings.loss_types, settings.loss_weights, **settings.arguments)
+
+
+def preference_objective(run: RunFile) -> Objective:
+    """What preference training minimises."""
+    from raydpo.objective.registry import make_objective
+
+    return make_objective(objective_terms(run))
+
+
+def needs_reference(run: RunFile) -> bool:
+    """Whether preference training reads the reference's log-probs: then they are scored, stored and checked first."""
+    from raydpo.objective.contract import REF_LOGPS
+
+    return REF_LOGPS in preference_objective(run).needs

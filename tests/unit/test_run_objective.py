@@ -1,0 +1,101 @@
+"""The preference loss of a run file: read, checked before anything heavy, and what it asks of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.config.errors import UserError
+from raydpo.config.load import load_run_file
+from raydpo.config.schema import RunFile
+from raydpo.runtime.inputs import check_inputs
+from raydpo.runtime.objective import needs_reference, objective_terms, preference_objective
+from raydpo.runtime.preflight import bills
+from tests.models import save_tiny_model
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    save_tiny_model(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: small\noutput_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/model}}\n"
+        f"data: {{train: [{tmp_path}/pairs.jsonl]}}\n"
+    )
+    return path
+
+
+def with_objective(run_file: Path, **values: Any) -> RunFile:
+    return load_run_file(run_file, [f"train.objective.{key}={value}" for key, value in values.items()])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, ["sigmoid"]),
+        ({"name": "dpo", "beta": 0.1, "label_smoothing": 0.0}, ["sigmoid"]),  # as run.yaml had it
+        ({"loss_type": "dpo"}, ["sigmoid"]),
+        ({"loss_type": "[simpo, sft]", "loss_weights": "[1.0, 0.2]"}, ["simpo", "sft"]),
+    ],
+)
+def test_a_run_file_names_its_losses(run_file: Path, values: dict[str, Any], expected: list[str]) -> None:
+    assert [term.loss_type for term in objective_terms(with_objective(run_file, **values))] == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"name": "dpo", "loss_type": "simpo"}, "name=dpo and loss_type=simpo are two losses; remove name"),
+        ({"name": "ipo"}, 'train.objective.name = "ipo"'),
+        ({"loss_type": "[]"}, "loss_type is empty"),
+        ({"f_divergence_type": "kl"}, "'reverse_kl', 'forward_kl', 'js_divergence' or 'alpha_divergence'"),
+        ({"unlikelihood_alpha": 2.0}, "less than or equal to 1"),
+    ],
+)
+def test_a_value_that_no_loss_allows_is_refused_where_the_file_is_read(
+    run_file: Path, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        with_objective(run_file, **values)
+    assert str(run_file) in str(refused.value)
+    assert said.replace("'", "") in str(refused.value).replace("'", "")
+
+
+@pytest.mark.parametrize("stage", ["train", "run"])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"loss_type": "sigmod"}, "there is no such loss; the nearest is sigmoid"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "hinge does not take it"),
+        ({"loss_type": "[sigmoid, sft]", "loss_weights": "[1.0]"}, "1 values for the 2 losses"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(
+    run_file: Path, stage: str, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        check_inputs(with_objective(run_file, **values), stage)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "needed"),
+    [("sigmoid", True), ("ipo", True), ("[simpo, sft]", False), ("[sft, sigmoid]", True), ("unlikelihood", False)],
+)
+def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss_type: str, needed: bool) -> None:
+    run = with_objective(run_file, loss_type=loss_type)
+    assert needs_reference(run) is needed
+    assert ("precompute" in bills(run, "run")) is needed
+    assert "precompute" in bills(run, "precompute")  # whoever asks for it gets it
+    overlapped = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.reference=overlap"])
+    asked = {demand.what for demand in bills(overlapped, "train")["train"]}
+    assert ("reference.pool" in asked) is needed
+
+
+def test_the_objective_of_a_run_file_is_that_of_its_terms(run_file: Path) -> None:
+    objective = preference_objective(with_objective(run_file, loss_type="orpo"))
+    assert (objective.needs, objective.mean_over) == (frozenset(), "rows")
