@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raydpo.objective.contract import REF_LOGPS, ScoredRows
 from raydpo.objective.preference.dpo import f_scores
-from raydpo.objective.registry import LOSSES
+from raydpo.objective.registry import LOSSES, loss_at_reference, resolve
 from tests.pairs import Pair, of_sums, scored
 
 pytestmark = pytest.mark.unit
@@ -205,6 +205,13 @@ def test_a_policy_equal_to_its_reference_has_a_known_loss(name: str, pairs: list
     same = replace(rows, columns={REF_LOGPS: rows.logps()})
     expected = torch.full((len(pairs),), AT_REFERENCE[name], dtype=torch.float64)
     torch.testing.assert_close(values(name, same), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_at_the_reference_is_told_where_there_is_one(name: str) -> None:
+    expected = pytest.approx(AT_REFERENCE[name], rel=1e-12) if name in AT_REFERENCE else None
+    assert loss_at_reference(resolve([name])) == expected
+    assert loss_at_reference(resolve(["sigmoid", "sft"])) is None
 
 
 def test_every_loss_with_a_reference_has_its_value_there() -> None:
