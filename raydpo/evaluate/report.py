@@ -153,11 +153,13 @@ def _terms(output: RunOutput) -> tuple[Term, ...]:
 
 def _losses(terms: Sequence[Term]) -> str:
     """`sigmoid (β = 0.1)`, and of a mix with the weights: `sigmoid (β = 0.1) + 0.2 × sft`."""
-    named = [
-        term.loss_type + (f" (β = {term.arguments['beta']:g})" if "beta" in term.arguments else "") for term in terms
-    ]
-    weights = [f"{term.weight:g} × " if term.weight != 1 else "" for term in terms]
-    return " + ".join(weight + name for weight, name in zip(weights, named, strict=True))
+    return " + ".join(map(_weighted, terms))
+
+
+def _weighted(term: Term) -> str:
+    beta = term.arguments.get("beta")
+    weight = f"{term.weight:g} × " if term.weight != 1 else ""
+    return f"{weight}{term.loss_type}{'' if beta is None else f' (β = {beta:g})'}"
 
 
 def _origin(origin: Origin) -> dict[str, str]:
