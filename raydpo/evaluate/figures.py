@@ -7,7 +7,8 @@ line style or label.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,28 +27,61 @@ ROUND = [1, 2, 5, 10]  # ticks fall on multiples of these
 LONG_RUN = 30  # steps, from which on a running mean is drawn over the single steps
 
 
-def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, margin, accuracy and the two implicit rewards by step; metrics are the rows of `train/metrics.jsonl`."""
-    figure = Figure(figsize=(FULL, 6.6), layout=ConstrainedLayoutEngine(h_pad=0.12))
-    loss, margin, accuracy, rewards = figure.subplots(2, 2).flat
-    _curve(loss, metrics, "loss", BLUE)
-    _level(loss, math.log(2), "ln 2: policy = reference")
-    _curve(margin, metrics, "rewards/margins", BLUE)
-    _level(margin, 0, "")
-    _curve(accuracy, metrics, "rewards/accuracies", BLUE)
-    _level(accuracy, 0.5, "chance")
-    _curve(rewards, metrics, "rewards/chosen", BLUE, label="chosen")
-    _curve(rewards, metrics, "rewards/rejected", ORANGE, label="rejected", style="--")
-    _level(rewards, 0, "")
-    rewards.legend(frameon=False, fontsize=9)
-    _in_percent(accuracy)
-    _dress(loss, "DPO loss", y="nats")
-    _dress(margin, "Reward margin of chosen over rejected", y="nats")
-    _dress(accuracy, "Pairs ranked right", y="share of the batch")
-    _dress(rewards, "Implicit rewards", y="nats")
-    for axes in (loss, margin, accuracy, rewards):
+def training_curves(metrics: Sequence[Mapping[str, Any]], *, at_reference: float | None) -> Figure:
+    """What `train/metrics.jsonl` says by step: the loss, and implicit rewards or else log-probs where it has them.
+
+    metrics: its rows, all with the same names. at_reference: the loss while policy and reference are the same.
+    """
+    panels: list[Callable[[Axes, Sequence[Mapping[str, Any]]], None]] = [partial(_loss_panel, at_reference)]
+    if "rewards/margins" in metrics[0]:
+        panels += [_margin_panel, _accuracy_panel, _rewards_panel]
+    elif "logps/chosen" in metrics[0]:
+        panels += [_logps_panel]
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(FULL, 3.3 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
+    for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
+        panel(axes, metrics)
         _by_step(axes)
+    for unused in figure.axes[len(panels) :]:
+        unused.remove()
     return figure
+
+
+def _loss_panel(at_reference: float | None, axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    _curve(axes, metrics, "loss", BLUE)
+    if at_reference is not None:
+        _level(axes, at_reference, f"{at_reference:.3g}: policy = reference")
+    _dress(axes, "Loss", y="mean of the batch")
+
+
+def _margin_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    _curve(axes, metrics, "rewards/margins", BLUE)
+    _level(axes, 0, "")
+    _dress(axes, "Reward margin of chosen over rejected", y="nats")
+
+
+def _accuracy_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    _curve(axes, metrics, "rewards/accuracies", BLUE)
+    _level(axes, 0.5, "chance")
+    _in_percent(axes)
+    _dress(axes, "Pairs ranked right", y="share of the batch")
+
+
+def _rewards_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    _chosen_and_rejected(axes, metrics, "rewards")
+    _level(axes, 0, "")
+    _dress(axes, "Implicit rewards", y="nats")
+
+
+def _logps_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    _chosen_and_rejected(axes, metrics, "logps")
+    _dress(axes, "Log-probs of the completions", y="nats")
+
+
+def _chosen_and_rejected(axes: Axes, metrics: Sequence[Mapping[str, Any]], name: str) -> None:
+    _curve(axes, metrics, f"{name}/chosen", BLUE, label="chosen")
+    _curve(axes, metrics, f"{name}/rejected", ORANGE, label="rejected", style="--")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def reward_and_kl(evaluations: Sequence[Evaluation]) -> Figure:

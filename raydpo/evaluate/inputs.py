@@ -13,7 +13,15 @@ from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
 
-PLOTTED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+ALWAYS = ("step", "loss")
+WHERE_MEASURED = (  # a loss without a reward has none of them: then no step has
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,10 @@ def read_output(output_dir: Path) -> RunOutput:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
-    for place, row in _lines(path):
-        bad = next((key for key in ("step", *PLOTTED) if not _is_number(row.get(key))), None)
+    lines = list(_lines(path))
+    measured = [key for key in WHERE_MEASURED if any(key in row for _, row in lines)]
+    for place, row in lines:
+        bad = next((key for key in (*ALWAYS, *measured) if not _is_number(row.get(key))), None)
         if bad:
             raise UserError(f"{place}: {bad} is {row.get(bad)}, not a finite number; run `raydpo train` again")
         # A resumed run repeats the steps since its checkpoint; the later attempt is the one that lives on.

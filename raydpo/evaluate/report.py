@@ -28,6 +28,7 @@ from raydpo.evaluate.summary import (
     reward_gain,
     summary_rows,
 )
+from raydpo.objective.registry import Term, loss_at_reference, resolve
 
 DOTS_PER_INCH = 150
 PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths")  # all that a report may have
@@ -100,7 +101,8 @@ def _by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
 
 
 def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
-    yield _picture("training", "Loss, margin, accuracy and rewards by step", figures.training_curves(output.metrics))
+    at_reference = loss_at_reference(_terms(output))
+    yield _picture("training", "Training by step", figures.training_curves(output.metrics, at_reference=at_reference))
     if output.stages:
         yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
@@ -144,6 +146,8 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
         origin=_origin(evaluations[-1].made_from) if evaluations else {},
         samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
         training=_training(output.metrics),
+        losses=_losses(_terms(output)),
+        rewarded="rewards/margins" in output.metrics[0],
         data_counts=output.data_counts,
         findings=_findings(output, evaluations),
     )
@@ -160,6 +164,22 @@ def _findings(output: RunOutput, evaluations: Sequence[Evaluation]) -> list[Find
     )
 
 
+def _terms(output: RunOutput) -> tuple[Term, ...]:
+    settings = output.run.train.objective
+    return resolve(settings.loss_types, settings.loss_weights, **settings.arguments)
+
+
+def _losses(terms: Sequence[Term]) -> str:
+    """`sigmoid (β = 0.1)`, and of a mix with the weights: `sigmoid (β = 0.1) + 0.2 × sft`."""
+    return " + ".join(map(_weighted, terms))
+
+
+def _weighted(term: Term) -> str:
+    beta = term.arguments.get("beta")
+    weight = f"{term.weight:g} × " if term.weight != 1 else ""
+    return f"{weight}{term.loss_type}{'' if beta is None else f' (β = {beta:g})'}"
+
+
 def _origin(origin: Origin) -> dict[str, str]:
     """What the figures were made from, but for what belongs to one model."""
     parts = {name: value for name, value in vars(origin).items() if name != "weights" and value is not None}
@@ -173,8 +193,9 @@ def _training(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
         "steps": f"{len(metrics):,}",
         "loss, first step": f"{metrics[0]['loss']:.4f}",
         "loss, last tenth": f"{fmean(row['loss'] for row in last):.4f}",
-        "accuracy, last tenth": f"{fmean(row['rewards/accuracies'] for row in last):.1%}",
     }
+    if "rewards/accuracies" in metrics[0]:
+        facts["accuracy, last tenth"] = f"{fmean(row['rewards/accuracies'] for row in last):.1%}"
     speeds = {"tokens_per_second": "tokens/s", "pairs_per_second": "pairs/s", "mfu": "MFU"}
     for key, name in speeds.items():
         values = [row[key] for row in metrics if row.get(key) is not None]  # there is no MFU of an unknown device

@@ -13,6 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raydpo.config.errors import UserError
@@ -156,6 +157,15 @@ def make_objective(terms: Sequence[Term]) -> Objective:
         compares=leading.compares,
         needs=frozenset().union(*(loss.needs for loss in losses)),
     )
+
+
+def loss_at_reference(terms: Sequence[Term]) -> float | None:
+    """The loss while policy and reference are the same, whatever the pairs; None where it rests on the pairs."""
+    if not all(LOSSES[term.loss_type].needs == REFERENCE for term in terms):
+        return None
+    logps = torch.full((2,), -1.0, dtype=torch.float64)
+    same = ScoredRows(logps, torch.arange(2), num_rows=1, completions_per_row=2, columns={REF_LOGPS: logps[None]})
+    return float(_weighted_sum(terms, same))
 
 
 def _weighted_sum(terms: Sequence[Term], rows: ScoredRows) -> Tensor:

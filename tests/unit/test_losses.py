@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from raydpo.objective.contract import REF_LOGPS, ScoredRows
 from raydpo.objective.preference.dpo import f_scores
-from raydpo.objective.registry import LOSSES
+from raydpo.objective.registry import LOSSES, loss_at_reference, resolve
 from tests.pairs import Pair, of_sums, scored
 
 pytestmark = pytest.mark.unit
@@ -149,6 +149,7 @@ def test_every_registered_loss_has_an_oracle() -> None:
 
 
 @EVERY
+@settings(deadline=None)
 @given(pairs=PAIRS)
 def test_a_loss_is_its_papers_formula(case: Case, pairs: list[Pair]) -> None:
     name, arguments, oracle = case
@@ -199,12 +200,20 @@ AT_REFERENCE = {
 
 
 @pytest.mark.parametrize("name", AT_REFERENCE)
+@settings(deadline=None)
 @given(pairs=PAIRS)
 def test_a_policy_equal_to_its_reference_has_a_known_loss(name: str, pairs: list[Pair]) -> None:
     rows = scored(pairs)
     same = replace(rows, columns={REF_LOGPS: rows.logps()})
     expected = torch.full((len(pairs),), AT_REFERENCE[name], dtype=torch.float64)
     torch.testing.assert_close(values(name, same), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_at_the_reference_is_told_where_there_is_one(name: str) -> None:
+    expected = pytest.approx(AT_REFERENCE[name], rel=1e-12) if name in AT_REFERENCE else None
+    assert loss_at_reference(resolve([name])) == expected
+    assert loss_at_reference(resolve(["sigmoid", "sft"])) is None
 
 
 def test_every_loss_with_a_reference_has_its_value_there() -> None:
@@ -223,6 +232,7 @@ def test_no_divergence_moves_the_loss_at_the_reference(divergence: str) -> None:
     "name",
     ["sigmoid", "sigmoid_norm", "robust", "hinge", "apo_zero", "simpo", "cpo", "orpo", "preferred_ft", "unlikelihood"],
 )
+@settings(deadline=None)
 @given(pairs=PAIRS)
 def test_the_loss_falls_with_the_chosen_and_rises_with_the_rejected(name: str, pairs: list[Pair]) -> None:
     rows = scored(pairs)
@@ -234,6 +244,7 @@ def test_the_loss_falls_with_the_chosen_and_rises_with_the_rejected(name: str, p
 
 
 @pytest.mark.parametrize(("name", "others"), [("sigmoid", {}), ("sigmoid_norm", {}), ("cpo", {"cpo_alpha": 0.0})])
+@settings(deadline=None)
 @given(pairs=PAIRS)
 def test_labels_that_are_wrong_half_the_time_say_nothing(name: str, others: dict[str, Any], pairs: list[Pair]) -> None:
     either = values(name, scored(pairs), label_smoothing=0.5, **others)
@@ -241,6 +252,7 @@ def test_labels_that_are_wrong_half_the_time_say_nothing(name: str, others: dict
     torch.testing.assert_close(either, flipped, rtol=1e-10, atol=1e-10)
 
 
+@settings(deadline=None)
 @given(pairs=PAIRS, epsilon=st.floats(0, 0.45))
 def test_robust_is_unbiased_under_wrong_labels(pairs: list[Pair], epsilon: float) -> None:
     as_labelled = values("robust", scored(pairs), label_smoothing=epsilon)
@@ -303,6 +315,7 @@ def test_scores_are_the_derivatives_of_the_divergences_generator(name: Any) -> N
     assert f_scores(torch.zeros(1), name, 0.3).item() == 0
 
 
+@settings(deadline=None)
 @given(st.floats(-20, 20))
 def test_the_alpha_divergence_becomes_the_reverse_kl_at_one(log_ratio: float) -> None:
     ratio = torch.tensor([log_ratio], dtype=torch.float64)

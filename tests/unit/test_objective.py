@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.config import schema
@@ -61,6 +61,7 @@ def test_dpo_worked_by_hand() -> None:
     }
 
 
+@settings(deadline=None)
 @given(FOUR, BETA)
 def test_the_gradient_of_dpo_is_the_papers(values: list[tuple[float, ...]], beta: float) -> None:
     """−β σ(r̂_l − r̂_w) on chosen and its opposite on rejected (Rafailov et al. 2023, section 4)."""
@@ -74,6 +75,7 @@ def test_the_gradient_of_dpo_is_the_papers(values: list[tuple[float, ...]], beta
     torch.testing.assert_close(rejected, beta * weight)
 
 
+@settings(deadline=None)
 @given(FOUR, BETA)
 def test_swapping_chosen_and_rejected_mirrors_the_margin(values: list[tuple[float, ...]], beta: float) -> None:
     rows, swapped = rows_of(values), rows_of([(b, a, d, c) for a, b, c, d in values])

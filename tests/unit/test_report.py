@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
@@ -99,6 +100,47 @@ def test_the_report_loads_nothing_from_outside(tmp_path: Path) -> None:
     assert len(sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "<script" not in html
+
+
+@pytest.mark.parametrize("left", ["logps", "nothing"])
+def test_a_run_without_rewards_has_a_report_too(tmp_path: Path, left: str) -> None:
+    output = make_output(tmp_path)
+    config = yaml.safe_load(RUN_YAML)
+    config["train"]["objective"] = {"loss_type": "preferred_ft"}
+    (output / "run.yaml").write_text(yaml.safe_dump(config))
+    rows = [{"step": step, "loss": 3.0 - 0.1 * step} for step in range(5)]
+    if left == "logps":
+        rows = [row | {"logps/chosen": -30.0, "logps/rejected": -40.0} for row in rows]
+    (output / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(output, WHOLE).read_text(encoding="utf-8")
+    assert "loss preferred_ft," in html
+    assert "Implicit rewards" not in html
+    assert "accuracy, last tenth" not in html
+    panels = figures.training_curves(rows, at_reference=None).axes
+    assert len(panels) == (2 if left == "logps" else 1)
+
+
+def test_a_measure_that_some_steps_lack_is_named(tmp_path: Path) -> None:
+    path = make_output(tmp_path, train_steps=2) / "train" / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "loss": 0.1}\n')
+    with pytest.raises(UserError, match="line 3: rewards/chosen is None"):
+        write_report(tmp_path, WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"beta": 0.1}, "loss sigmoid (β = 0.1),"),
+        ({"loss_type": "simpo"}, "loss simpo (β = 2),"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}, "loss sigmoid (β = 0.1) + 0.2 × sft,"),
+    ],
+)
+def test_the_report_says_which_loss_was_minimised(tmp_path: Path, objective: dict[str, Any], said: str) -> None:
+    output = make_output(tmp_path)
+    config = yaml.safe_load(RUN_YAML)
+    config["train"]["objective"] = objective
+    (output / "run.yaml").write_text(yaml.safe_dump(config))
+    assert said in write_report(output, WHOLE).read_text(encoding="utf-8")
 
 
 def test_every_picture_is_also_a_png_file(tmp_path: Path) -> None:
