@@ -148,7 +148,7 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
 
 def _terms(output: RunOutput) -> tuple[Term, ...]:
     settings = output.run.train.objective
-    return resolve(settings.loss_types, settings.loss_weights, **settings.arguments)
+    return resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
 
 
 def _losses(terms: Sequence[Term]) -> str:

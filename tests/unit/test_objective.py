@@ -185,5 +185,5 @@ def test_the_run_file_knows_the_arguments_of_the_losses_and_no_others() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_defaults_of_a_loss_are_values_that_the_run_file_allows(name: str) -> None:
-    settings = schema.Objective(loss_type=name, **LOSSES[name].defaults)
-    assert resolve(settings.loss_types, settings.loss_weights, **settings.arguments) == resolve([name])
+    settings = schema.Objective(loss_type=[name], **LOSSES[name].defaults)
+    assert resolve(settings.loss_type, settings.loss_weights, **settings.arguments) == resolve([name])
