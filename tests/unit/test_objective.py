@@ -100,8 +100,9 @@ def test_metrics_are_values_a_row_and_there_are_rewards_where_there_is_a_beta(na
     assert ("rewards/margins" in metrics) == ("beta" in LOSSES[name].defaults)
 
 
-def test_the_rewards_of_a_mix_are_those_of_its_first_loss() -> None:
-    mixed, alone = objective("simpo", "sft").metrics(ROWS), objective("simpo").metrics(ROWS)
+@pytest.mark.parametrize("names", [("simpo", "sft"), ("sft", "simpo"), ("simpo", "sigmoid")])
+def test_the_rewards_of_a_mix_are_those_of_its_first_loss_that_has_any(names: tuple[str, ...]) -> None:
+    mixed, alone = objective(*names).metrics(ROWS), objective("simpo").metrics(ROWS)
     assert mixed.keys() == alone.keys()
     assert all(torch.equal(mixed[name], alone[name]) for name in alone)
 
