@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -40,9 +40,15 @@ def _local(path: str) -> str:
     return path
 
 
+def _listed(names: object) -> object:
+    """A single name is a list of one."""
+    return [names] if isinstance(names, str) else names
+
+
 Location = Annotated[str, AfterValidator(_absolute)]
 Directory = Annotated[str, AfterValidator(_local), AfterValidator(_absolute)]
 ModelLocation = Annotated[str, AfterValidator(_absolute_if_local)]
+Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
 
 
 class Section(BaseModel):
@@ -166,8 +172,8 @@ class Objective(Section):
     one that is set for a loss without it is an error.
     """
 
-    loss_type: str | list[str] = "sigmoid"  # a name, or the names of a weighted sum
-    loss_weights: list[float] | None = None  # one a name; by default 1
+    loss_type: Names = ["sigmoid"]  # a name, or the names of a weighted sum
+    loss_weights: list[Annotated[float, Field(ge=0)]] | None = None  # one a name; by default 1
     name: Literal["dpo"] | None = None  # what run files said before there were other losses: dpo is sigmoid
     beta: float | None = Field(None, gt=0)
     label_smoothing: float | None = Field(None, ge=0, lt=0.5)
@@ -179,25 +185,15 @@ class Objective(Section):
     unlikelihood_alpha: float | None = Field(None, ge=0, le=1)
 
     @property
-    def loss_types(self) -> list[str]:
-        """The names, as written."""
-        return [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
-
-    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that are set."""
         return self.model_dump(exclude={"loss_type", "loss_weights", "name"}, exclude_none=True)
 
     @model_validator(mode="after")
-    def _some_loss(self) -> Objective:
-        if not self.loss_types:
-            raise ValueError("loss_type is empty; name a loss")
-        return self
-
-    @model_validator(mode="after")
     def _one_name(self) -> Objective:
-        if self.name and self.loss_types not in (["sigmoid"], ["dpo"]):
-            raise ValueError(f"name={self.name} and loss_type={self.loss_type} are two losses; remove name")
+        if self.name and self.loss_type not in (["sigmoid"], ["dpo"]):
+            asked = ", ".join(self.loss_type)
+            raise ValueError(f"name={self.name} and loss_type={asked} are not the same; remove name")
         return self
 
 

@@ -166,7 +166,7 @@ def _findings(output: RunOutput, evaluations: Sequence[Evaluation]) -> list[Find
 
 def _terms(output: RunOutput) -> tuple[Term, ...]:
     settings = output.run.train.objective
-    return resolve(settings.loss_types, settings.loss_weights, **settings.arguments)
+    return resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
 
 
 def _losses(terms: Sequence[Term]) -> str:

@@ -111,16 +111,7 @@ def resolve(
         )
     for argument in arguments:
         _check_taken(argument, names)
-    terms = []
-    for name, weight in zip(names, weights, strict=True):
-        defaults = LOSSES[name].defaults
-        chosen = {argument: value for argument, value in arguments.items() if argument in defaults}
-        terms.append(Term(name, weight, defaults | chosen))
-        if name == "exo_pair" and terms[-1].arguments["label_smoothing"] == 0:
-            raise UserError(
-                "train.objective.label_smoothing = 0: exo_pair has no such limit; set it above 0, say 0.001."
-            )
-    return tuple(terms)
+    return tuple(_term(name, weight, arguments) for name, weight in zip(names, weights, strict=True))
 
 
 def _known(name: str) -> str:
@@ -146,16 +137,27 @@ def _check_taken(argument: str, names: Sequence[str]) -> None:
     )
 
 
+def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
+    defaults = LOSSES[name].defaults
+    term = Term(name, weight, defaults | {each: value for each, value in arguments.items() if each in defaults})
+    if name == "exo_pair" and term.arguments["label_smoothing"] == 0:
+        raise UserError("train.objective.label_smoothing = 0: exo_pair has no such limit; set it above 0, say 0.001.")
+    return term
+
+
 def make_objective(terms: Sequence[Term]) -> Objective:
-    """The weighted sum of some losses, each a value per pair, averaged over the pairs of the global batch."""
-    losses = [LOSSES[term.loss_type] for term in terms]
-    leading = losses[0]
+    """The weighted sum of some losses, each a value per pair, averaged over the pairs of the global batch.
+
+    Rewards and the ranking of completions are those of the first loss that has a beta, or of the first.
+    """
+    leading = next((term for term in terms if "beta" in term.arguments), terms[0])
+    compares = LOSSES[leading.loss_type].compares
     return Objective(
         loss=partial(_weighted_sum, terms),
-        metrics=partial(_metrics, leading.compares, terms[0].arguments.get("beta")),
+        metrics=partial(_metrics, compares, leading.arguments.get("beta")),
         mean_over="rows",
-        compares=leading.compares,
-        needs=frozenset().union(*(loss.needs for loss in losses)),
+        compares=compares,
+        needs=frozenset().union(*(LOSSES[term.loss_type].needs for term in terms)),
     )
 
 

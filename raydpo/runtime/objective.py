@@ -16,7 +16,7 @@ def objective_terms(run: RunFile) -> tuple[Term, ...]:
     from raydpo.objective.registry import resolve
 
     settings = run.train.objective
-    return resolve(settings.loss_types, settings.loss_weights, **settings.arguments)
+    return resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
 
 
 def preference_objective(run: RunFile) -> Objective:

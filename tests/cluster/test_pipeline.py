@@ -138,6 +138,17 @@ def test_another_beta_finds_every_reference_row_in_a_shared_store(small: Run, in
     assert other[3]["rewards/margins"] != before[3]["rewards/margins"]
 
 
+def test_a_loss_that_reads_no_reference_trains_without_one(inputs: Path, tmp_path: Path) -> None:
+    run = small_run(inputs, tmp_path / "out")
+    run["train"] |= {"objective": {"loss_type": "preferred_ft"}, "max_steps": 2}
+    result = raydpo("run", write_run_file(tmp_path / "run.yaml", run)).succeeded().status["result"]
+    assert "precompute" not in result
+    assert not (tmp_path / "out" / "reference").exists()
+    assert not (tmp_path / "out" / "train" / "step0.json").exists()
+    assert not [name for name in metrics_of(tmp_path / "out")[0] if name.startswith("rewards/")]
+    assert "loss preferred_ft" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_precompute_again_scores_nothing_and_train_again_changes_nothing(small: Run) -> None:
     metrics = (small.output_dir / "train" / "metrics.jsonl").read_bytes()
     again = raydpo("precompute", small.run_file).succeeded().status["result"]

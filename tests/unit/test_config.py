@@ -34,7 +34,7 @@ def refusal(path: Path, *overrides: str) -> str:
 
 def test_defaults_fill_what_a_minimal_file_leaves_out(run_file: Path) -> None:
     run = load_run_file(run_file)
-    assert (run.name, run.train.objective.loss_type, run.sft) == ("small", "sigmoid", None)
+    assert (run.name, run.train.objective.loss_type, run.sft) == ("small", ["sigmoid"], None)
 
 
 def test_relative_paths_are_taken_from_the_current_directory_and_addresses_stay(

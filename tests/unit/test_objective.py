@@ -100,8 +100,9 @@ def test_metrics_are_values_a_row_and_there_are_rewards_where_there_is_a_beta(na
     assert ("rewards/margins" in metrics) == ("beta" in LOSSES[name].defaults)
 
 
-def test_the_rewards_of_a_mix_are_those_of_its_first_loss() -> None:
-    mixed, alone = objective("simpo", "sft").metrics(ROWS), objective("simpo").metrics(ROWS)
+@pytest.mark.parametrize("names", [("simpo", "sft"), ("sft", "simpo"), ("simpo", "sigmoid")])
+def test_the_rewards_of_a_mix_are_those_of_its_first_loss_that_has_any(names: tuple[str, ...]) -> None:
+    mixed, alone = objective(*names).metrics(ROWS), objective("simpo").metrics(ROWS)
     assert mixed.keys() == alone.keys()
     assert all(torch.equal(mixed[name], alone[name]) for name in alone)
 
@@ -185,5 +186,5 @@ def test_the_run_file_knows_the_arguments_of_the_losses_and_no_others() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_defaults_of_a_loss_are_values_that_the_run_file_allows(name: str) -> None:
-    settings = schema.Objective(loss_type=name, **LOSSES[name].defaults)
-    assert resolve(settings.loss_types, settings.loss_weights, **settings.arguments) == resolve([name])
+    settings = schema.Objective(loss_type=[name], **LOSSES[name].defaults)
+    assert resolve(settings.loss_type, settings.loss_weights, **settings.arguments) == resolve([name])

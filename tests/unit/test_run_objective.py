@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
+from raydpo.runtime.evaluation import _as_objectives_see
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.objective import needs_reference, objective_terms, preference_objective
 from raydpo.runtime.preflight import bills
@@ -50,9 +52,11 @@ def test_a_run_file_names_its_losses(run_file: Path, values: dict[str, Any], exp
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"name": "dpo", "loss_type": "simpo"}, "name=dpo and loss_type=simpo are two losses; remove name"),
+        ({"name": "dpo", "loss_type": "simpo"}, "name=dpo and loss_type=simpo are not the same; remove name"),
         ({"name": "ipo"}, 'train.objective.name = "ipo"'),
-        ({"loss_type": "[]"}, "loss_type is empty"),
+        ({"loss_type": "[]"}, "train.objective.loss_type = []: must have at least 1 item"),
+        ({"loss_type": 7}, "train.objective.loss_type = 7: must be a valid list"),
+        ({"loss_weights": "[-1.0]"}, "train.objective.loss_weights[0] = -1.0: must be greater than or equal to 0"),
         ({"f_divergence_type": "kl"}, "'reverse_kl', 'forward_kl', 'js_divergence' or 'alpha_divergence'"),
         ({"unlikelihood_alpha": 2.0}, "less than or equal to 1"),
     ],
@@ -99,3 +103,14 @@ def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss
 def test_the_objective_of_a_run_file_is_that_of_its_terms(run_file: Path) -> None:
     objective = preference_objective(with_objective(run_file, loss_type="orpo"))
     assert (objective.needs, objective.mean_over) == (frozenset(), "rows")
+
+
+@pytest.mark.parametrize(("loss_type", "chosen_is_preferred"), [("sigmoid", False), ("sigmoid_norm", True)])
+def test_held_out_pairs_are_ranked_by_what_the_loss_compares(
+    run_file: Path, loss_type: str, chosen_is_preferred: bool
+) -> None:
+    """Log-ratios of −4 over 4 tokens and −2 over one: the sum is worse, the mean is better."""
+    rows = _as_objectives_see([[np.full(4, -2.0), np.array([-3.0])]], np.array([[-4.0, -1.0]], dtype=np.float32))
+    assert rows.logps().tolist() == [[-8.0, -3.0]]
+    chosen, rejected = preference_objective(with_objective(run_file, loss_type=loss_type)).compares(rows)[0]
+    assert bool(chosen > rejected) is chosen_is_preferred

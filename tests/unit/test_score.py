@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from raydpo.data.tokens import TokenRow
 from raydpo.model.score import ScoringModel, sequence_logps
+from raydpo.objective import registry
 from raydpo.objective.contract import RowLoss, ScoredRows
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.registry import make_objective, resolve
@@ -119,6 +120,18 @@ def test_gradients_are_the_oracles(n: int, tied: bool) -> None:
     twin = exact(lm)
     _oracle_losses(twin, rows, LOSSES[n]).mean().backward()
     _assert_same_gradients(_mean_loss_gradients(lm, rows), _gradients(twin), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", registry.LOSSES)
+def test_every_loss_on_pairs_has_the_oracles_value_and_gradient(name: str) -> None:
+    lm, rows = tiny_llama(), random_rows(6, seed=2)
+    twin, loss = exact(lm), make_objective(resolve([name])).loss
+    expected = _oracle_losses(twin, rows, loss)
+    expected.sum().backward()
+    total, losses, _ = ScoringModel(lm)(make_batch(rows, _ref_logps(rows)), loss)
+    total.backward()
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    _assert_same_gradients(_gradients(lm), _gradients(twin), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [2, 0, 5, 1, 4, 3]])

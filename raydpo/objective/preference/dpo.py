@@ -31,7 +31,7 @@ def sigmoid(
     """DPO, [B]: −log σ(β (r_w − r_l)) (Rafailov et al. 2023, eq. 7).
 
     With ε > 0 conservative DPO (Mitchell 2023): −(1 − ε) log σ(m) − ε log σ(−m); TRL ignores label_smoothing here.
-    With another f-divergence than the reverse KL, f-DPO (Wang et al. 2023, eq. 15): f'(exp r) in place of r.
+    With another f-divergence than the reverse KL, f-DPO (Wang et al. 2023): f'(exp r) in place of r.
     """
     scores = f_scores(rows.log_ratios(), f_divergence_type, f_alpha_divergence_coef)
     return smoothed_logistic(beta * margins(scores), label_smoothing)
@@ -60,7 +60,7 @@ def f_scores(log_ratios: Tensor, f_divergence_type: FDivergence, alpha: float) -
 
 
 def sigmoid_norm(rows: ScoredRows, *, beta: float = 5.0, label_smoothing: float = 0.0) -> Tensor:
-    """Length-normalised DPO, [B]: −log σ(β (r_w/|y_w| − r_l/|y_l|)) (Lambert et al. 2024, Tülu 3, section 5.1.2).
+    """Length-normalised DPO, [B]: −log σ(β (r_w/|y_w| − r_l/|y_l|)) (Lambert et al. 2024, Tülu 3).
 
     β is Tülu 3's and Olmo's; TRL has one default of 0.1 for all losses, and ignores label_smoothing here.
     """
@@ -70,7 +70,7 @@ def sigmoid_norm(rows: ScoredRows, *, beta: float = 5.0, label_smoothing: float 
 def robust(rows: ScoredRows, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
     """Provably robust DPO, [B]: (−(1 − ε) log σ(m) + ε log σ(−m)) / (1 − 2ε), with m = β (r_w − r_l).
 
-    Chowdhury et al. 2024, eq. 12: without bias where labels are wrong with probability ε < 1/2. As in TRL.
+    Chowdhury et al. 2024: without bias where labels are wrong with probability ε < 1/2. As in TRL.
     """
     margin = beta * margins(rows.log_ratios())
     as_labelled = -(1 - label_smoothing) * F.logsigmoid(margin)

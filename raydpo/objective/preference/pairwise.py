@@ -18,7 +18,7 @@ from raydpo.objective.preference.margins import margins
 def hinge(rows: ScoredRows, *, beta: float = 0.1) -> Tensor:
     """SLiC's hinge on DPO's margin, [B]: max(0, 1 − β (r_w − r_l)).
 
-    Zhao et al. 2023; Liu et al. 2024 (RSO), section 2.3. As in TRL.
+    Zhao et al. 2023; Liu et al. 2024 (RSO). As in TRL.
     """
     return F.relu(1 - beta * margins(rows.log_ratios()))
 
@@ -46,7 +46,7 @@ def exo_pair(rows: ScoredRows, *, beta: float = 0.1, label_smoothing: float = 1e
 def nca_pair(rows: ScoredRows, *, beta: float = 0.1) -> Tensor:
     """Noise contrastive alignment, [B]: −log σ(β r_w) − ½ log σ(−β r_w) − ½ log σ(−β r_l).
 
-    Chen et al. 2024, section 3.2 for two completions. As in TRL. The optimum keeps the chosen likelihood from falling.
+    Chen et al. 2024, for two completions. As in TRL. The optimum keeps the chosen likelihood from falling.
     """
     chosen, rejected = (beta * rows.log_ratios()).unbind(dim=1)
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)

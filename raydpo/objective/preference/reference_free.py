@@ -24,9 +24,10 @@ def simpo(rows: ScoredRows, *, beta: float = 2.0, simpo_gamma: float = 0.5, labe
 
 
 def cpo(rows: ScoredRows, *, beta: float = 0.1, cpo_alpha: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
-    """Contrastive preference optimisation, [B]: −log σ(β (ℓ_w − ℓ_l)) − α ℓ_w/|y_w| (Xu et al. 2024, eqs. 3 to 5).
+    """Contrastive preference optimisation, [B]: −log σ(β (ℓ_w − ℓ_l)) − α ℓ_w/|y_w|.
 
-    The likelihood term is a mean over the tokens of a row; TRL's is one over all chosen tokens of a micro-batch.
+    Xu et al. 2024, eq. 3 and its likelihood term, which here is a mean over the tokens of a row; TRL's is one over all
+    chosen tokens of a micro-batch.
     """
     return smoothed_logistic(beta * margins(rows.logps()), label_smoothing) + cpo_alpha * sft(rows)
 
