@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _version(file: Path) -> tuple[Path, int, int]:
     return file, status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=16)
+@cache  # entries are small, and a run may have any number of exports
 def _digest(versions: tuple[tuple[Path, int, int], ...]) -> str:
     """Of the configuration, which comes first, and the weight files."""
     configuration, *files = [file for file, *_ in versions]

@@ -77,21 +77,14 @@ def train_identity(run: RunFile, order: Order) -> Identity:
 
 
 def _objective_part(terms: Sequence[Term]) -> dict[str, Any]:
-    """The objective with every argument that counts, whether the run file says it or leaves it to the loss."""
+    """The objective with every argument, whether the run file says it or leaves it to the loss."""
     if [term.weight for term in terms] == [1.0]:
         return _term_part(terms[0])
     return {"terms": [{"weight": term.weight} | _term_part(term) for term in terms]}
 
 
 def _term_part(term: Term) -> dict[str, Any]:
-    """Plain DPO is written as it was when there was no other loss, so that trainings of then have the same digest."""
-    arguments = dict(term.arguments)
-    divergence = arguments.get("f_divergence_type")
-    if divergence == "reverse_kl":
-        del arguments["f_divergence_type"]
-    if divergence != "alpha_divergence":
-        arguments.pop("f_alpha_divergence_coef", None)
-    return {"name": "dpo" if term.loss_type == "sigmoid" else term.loss_type} | arguments
+    return {"loss_type": term.loss_type, **term.arguments}
 
 
 def train_identity_now(run: RunFile) -> Identity | None:

@@ -17,24 +17,11 @@ from raydpo.runtime import stages
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.provenance import made_from
-from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
 
 CHECKOUT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (CHECKOUT / "jobs").glob("*.py") if path.stem in STAGES)
-
-
-@pytest.fixture
-def run_file(tmp_path: Path) -> Path:
-    save_tiny_model(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        f"name: small\noutput_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/model}}\n"
-        f"data: {{train: [{tmp_path}/pairs.jsonl]}}\n"
-    )
-    return path
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -29,24 +29,11 @@ from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.provenance import made_from
-from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("good")
-    save_tiny_model(path)
-    return path
-
-
-@pytest.fixture
-def model(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "model"))
 
 
 def config(**changes: Any) -> Callable[[Path], object]:

@@ -15,21 +15,8 @@ from raydpo.runtime.evaluation import _as_objectives_see
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.objective import needs_reference, objective_terms, preference_objective
 from raydpo.runtime.preflight import bills
-from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def run_file(tmp_path: Path) -> Path:
-    save_tiny_model(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        f"name: small\noutput_dir: {tmp_path}/out\nmodel: {{path: {tmp_path}/model}}\n"
-        f"data: {{train: [{tmp_path}/pairs.jsonl]}}\n"
-    )
-    return path
 
 
 def with_objective(run_file: Path, **values: Any) -> RunFile:

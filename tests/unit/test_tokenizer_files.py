@@ -20,24 +20,11 @@ from raydpo.config.errors import UserError
 from raydpo.data.tokens import TokenSettings, tokenize_pair
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.model.tokenizer_files import check_tokenizer_files, stop_ids
-from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
 
 ROW = {"prompt": "ACGT", "chosen": "ACC", "rejected": "GGG"}
 SETTINGS = TokenSettings(100, "error", append_eos=True)
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("good")
-    save_tiny_model(path)
-    return path
-
-
-@pytest.fixture
-def model(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "model"))
 
 
 def edit(path: Path, **changes: Any) -> None:
