@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 from ray.cluster_utils import Cluster
@@ -34,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.measure import conditions, peak_rss
 from benchmarks.shapes import SHAPES, make_pairs, real_tokens
 from raydpo.config.schema import RunFile
+from raydpo.data.lengths import completion_lengths, prompt_lengths
 from raydpo.data.shards import Counts, TokenManifest, read_shard, schema, to_rows, to_table, write_shard
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
@@ -84,7 +84,7 @@ class PacedScorer(TimedScorer):
         begin = time.time()
         [(path, _)] = unit
         table = read_shard(path)
-        tokens = sum(pc.sum(pc.list_value_length(table[name])).as_py() for name in table.column_names[1:])
+        tokens = int(prompt_lengths(table).sum() + completion_lengths(table).sum())
         time.sleep(tokens / PACE)
         self._store.sums(self._store.commit(_sums_table(table["row_id"])), table["row_id"])
         return Stint(os.getpid(), begin, time.time(), tokens)
@@ -113,7 +113,7 @@ class Job:
         source = np.random.default_rng(0).integers(VOCAB_SIZE, size=4096).tolist()
         pairs = make_pairs(SHAPES["mixed"], shards * rows, source)
         for i, path in enumerate(self._shards):
-            write_shard(to_table(pairs[i * rows : (i + 1) * rows], "pair"), path)
+            write_shard(to_table(pairs[i * rows : (i + 1) * rows]), path)
         self._pooled = self._shards[:pooled]
         self.tokens = real_tokens(pairs[: pooled * rows])
 
@@ -219,10 +219,14 @@ def _look_up(scratch: Path, sender: Connection) -> None:
 
 
 def _token_table(ids: pa.Array) -> pa.Table:
-    """Rows with 16 tokens in each part."""
-    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * 16)
-    part = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(16 * len(ids), np.int32)))
-    return pa.table([ids, part, part, part], schema=schema("pair"))
+    """Pairs with 16 tokens in the prompt and in each completion."""
+    prompts = _in_lists_of(16, pa.array(np.zeros(16 * len(ids), np.int32)))
+    completions = _in_lists_of(16, pa.array(np.zeros(2 * 16 * len(ids), np.int32)))
+    return pa.table([ids, prompts, _in_lists_of(2, completions)], schema=schema())
+
+
+def _in_lists_of(length: int, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, length, dtype=np.int32)), values)
 
 
 def _sums_table(ids: pa.Array) -> pa.Table:

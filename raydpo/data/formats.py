@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,9 @@ from raydpo.data.paths import filesystem_of
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
+
+Kind = Literal["sft", "pair", "unpaired", "ranked"]
+"""What the rows of a data set are."""
 
 Messages = list[dict[str, str]]
 Value = str | list[int] | Messages

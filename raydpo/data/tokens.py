@@ -19,9 +19,9 @@ boundary, and both together decode to the whole text:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,11 +35,15 @@ Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One prompt and the completions that answer it, none of them empty."""
+    """One prompt and the completions that answer it, none of them empty.
+
+    Without a column that ranks them, the completions stand best first: those of a pair are (chosen, rejected).
+    """
 
     row_id: bytes  # 16 bytes, see row_id()
     prompt_ids: list[int]
-    completions: tuple[list[int], ...]  # (chosen, rejected), or (completion,)
+    completions: tuple[list[int], ...]  # n >= 1
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name, n values: see raydpo.data.shards
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The driver's index of a tokenised dataset: where each row lies, how long it is, what the reference says of it.
 
-Legend: N rows. 56 bytes a row; the tokens themselves stay in the shards.
+Legend: N rows, n completions of a row. 72 bytes a row; the tokens themselves stay in the shards.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.shards import COMPLETIONS, Kind, ShardInfo, TokenManifest, read_shard, verify_shards
+from raydpo.data.formats import Kind
+from raydpo.data.lengths import completion_lengths, completions_per_row, first_completions, prompt_lengths
+from raydpo.data.pairs import count_pairs
+from raydpo.data.shards import ShardInfo, TokenManifest, read_shard, verify_shards
 from raydpo.reference.store import Store
 
 MANIFEST = "manifest.json"
@@ -33,6 +35,8 @@ class Dataset:
     row_ids: pa.FixedSizeBinaryArray  # [N], 16 bytes each
     tokens: NDArray[np.int64]  # [N], packed: prompt once, all completions
     completion_tokens: NDArray[np.int64]  # [N], all completions together
+    completions: NDArray[np.int64]  # [N], n
+    pairs: NDArray[np.int64]  # [N], of completions of which one is better
     ref_logps: NDArray[np.float32] | None = None  # [N, n], sums in nats
 
     def __len__(self) -> int:
@@ -70,28 +74,25 @@ def windows(directory: Path, rows: int) -> Iterator[Dataset]:
 
 def _index(directory: Path, manifest: TokenManifest, shards: Sequence[ShardInfo]) -> Dataset:
     verify_shards(directory, shards)
-    parts: list[list[NDArray[np.int64]]] = []
-    row_ids: list[pa.ChunkedArray] = []
     paths = tuple(str(directory / shard.path) for shard in shards)
-    for number, path in enumerate(paths):
-        table = read_shard(path)
-        lengths = [_lengths(table[name]) for name in COMPLETIONS[manifest.kind]]
-        completion: NDArray[np.int64] = np.stack(lengths).sum(axis=0)
-        rows = np.arange(table.num_rows)
-        parts.append([np.full_like(rows, number), rows, completion + _lengths(table["prompt_ids"]), completion])
-        row_ids.append(table["row_id"])
-    shard, offset, tokens, completion = (np.concatenate(column) for column in zip(*parts, strict=True))
+    tables = [read_shard(path) for path in paths]
+    row_ids = [chunk for table in tables for chunk in table["row_id"].chunks]
+    completion_tokens = np.concatenate([_completion_tokens(table) for table in tables])
     return Dataset(
         digest=manifest.digest,
         kind=manifest.kind,
         shards=paths,
-        shard=shard,
-        offset=offset,
-        row_ids=pa.chunked_array([c for ids in row_ids for c in ids.chunks], pa.binary(16)).combine_chunks(),
-        tokens=tokens,
-        completion_tokens=completion,
+        shard=np.repeat(np.arange(len(tables)), [table.num_rows for table in tables]),
+        offset=np.concatenate([np.arange(table.num_rows) for table in tables]),
+        row_ids=pa.chunked_array(row_ids, pa.binary(16)).combine_chunks(),
+        tokens=completion_tokens + np.concatenate([prompt_lengths(table) for table in tables]),
+        completion_tokens=completion_tokens,
+        completions=np.concatenate([completions_per_row(table) for table in tables]),
+        pairs=np.concatenate([count_pairs(table, manifest.kind) for table in tables]),
     )
 
 
-def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    return pc.list_value_length(column).to_numpy().astype(np.int64)
+def _completion_tokens(table: pa.Table) -> NDArray[np.int64]:
+    """Tokens of all completions of every row of a shard."""
+    sums: NDArray[np.int64] = np.add.reduceat(completion_lengths(table), first_completions(table))
+    return sums

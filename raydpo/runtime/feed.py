@@ -66,7 +66,12 @@ class Plan:
     def _step(self, step: int, world_size: int, num_tokens: int) -> Iterator[pa.Table]:
         """The part of each rank in a step; num_tokens counts those of all steps from the run's first to this one."""
         data, positions = self.dataset, self.order.batch(step)
-        totals = {"rows": len(positions), "tokens": int(data.completion_tokens[positions].sum())}
+        totals = {
+            "rows": len(positions),
+            "pairs": int(data.pairs[positions].sum()),
+            "completions": int(data.completions[positions].sum()),
+            "tokens": int(data.completion_tokens[positions].sum()),
+        }
         for micro_batches in split_microbatches(data.tokens[positions], world_size=world_size, budget=self.budget):
             mine = positions[np.concatenate(micro_batches)]
             columns: dict[str, Any] = {

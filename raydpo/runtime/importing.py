@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
+from raydpo.data.lengths import completion_lengths
 from raydpo.data.paths import expand_paths
 from raydpo.data.shards import read_shard
 from raydpo.data.tokenizer import RowTokenizer
@@ -114,8 +114,9 @@ def missing_rows(datasets: Sequence[Dataset], missing: NDArray[np.bool_]) -> Ite
 def _shard(prepared: pa.Table, given: _Given, rows: NDArray[np.int64]) -> pa.Table:
     """Prepared rows with their values, given[rows], as a shard. UserError where the numbers of tokens differ."""
     columns: dict[str, Any] = {"row_id": prepared["row_id"]}
+    lengths = completion_lengths(prepared)
     for j, side in enumerate(SIDES):
-        tokens = pc.list_value_length(prepared[f"{side}_ids"]).to_numpy()
+        tokens = lengths[j::2]
         said = given.tokens[rows, j]
         for i in np.flatnonzero((said != _UNKNOWN) & (said != tokens))[:1]:
             raise UserError(

@@ -22,20 +22,19 @@ import ray.data
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk, Field, check_files, pair_fields, sft_fields
+from raydpo.data.formats import Chunk, Field, Kind, check_files, pair_fields, sft_fields
+from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ledger import RowLedger
+from raydpo.data.lengths import extent_of, length_quantiles
 from raydpo.data.limits import ModelLimits
 from raydpo.data.paths import Found, find_files, share_out
 from raydpo.data.shards import (
+    COLUMNS,
     Counts,
-    Kind,
     ShardInfo,
     TokenManifest,
-    extent_of,
-    length_quantiles,
     read_shard,
     split_held_out,
-    tokenize_chunk,
     write_shard,
 )
 from raydpo.data.tokens import TokenSettings
@@ -162,8 +161,8 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
     if source.held_out_fraction:
         aside = sum(shard.rows for shard in shards["held_out"])
         counts = replace(counts, rows_read=counts.rows_read - aside, kept=counts.kept - aside)
-        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts(rows_read=aside, kept=aside), origin)
-    return _write_manifest(source.train, shards["train"], source.kind, counts, origin)
+        _write_manifest(source, source.held_out, shards["held_out"], Counts(rows_read=aside, kept=aside), origin)
+    return _write_manifest(source, source.train, shards["train"], counts, origin)
 
 
 def check_something_is_left(source: Source, counts: Counts, *, train: int, held_out: int) -> None:
@@ -201,12 +200,19 @@ def clear_tokens(directory: Path) -> None:
 
 
 def _write_manifest(
-    directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts, origin: dict[str, Any]
+    source: Source, directory: Path, shards: list[ShardInfo], counts: Counts, origin: dict[str, Any]
 ) -> TokenManifest:
-    row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
-    counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
-    quantiles, extent = length_quantiles(directory, shards, kind), extent_of(directory, shards)
-    manifest = TokenManifest(kind, shards, counts, quantiles, extent, origin)
+    tables = [read_shard(directory / shard.path) for shard in shards]
+    rows = pa.concat_tables(tables)
+    manifest = TokenManifest(
+        kind=source.kind,
+        shards=shards,
+        counts=replace(counts, duplicates=len(rows) - len(Asked(rows["row_id"]))),
+        quantiles=length_quantiles(tables, source.kind),
+        extent=extent_of(tables),
+        made_from=origin,
+        columns=[name for name in COLUMNS if name in rows.column_names],
+    )
     manifest.write(directory / MANIFEST)
     return manifest
 

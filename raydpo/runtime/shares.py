@@ -12,8 +12,8 @@ import ray.data
 import torch
 
 from raydpo.data.pack import pack_rows
-from raydpo.data.shards import COMPLETIONS
-from raydpo.data.tokens import TokenRow, row_id
+from raydpo.data.shards import to_row
+from raydpo.data.tokens import row_id
 from raydpo.model.batch import Batch
 from raydpo.objective.contract import Objective
 from raydpo.train.step import Share
@@ -41,7 +41,7 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
     step = rows[0]["step"]
     for row in rows:
         # Hashed again, because an id that was stored beside other tokens says nothing of them.
-        found = row_id(row["prompt_ids"], [row[name] for name in _completions(row)])
+        found = row_id(row["prompt_ids"], row["completions"])
         if found != row["expected_id"]:
             raise RuntimeError(
                 f"step {step + 1}: the tokens of row {found.hex()} came where row {row['expected_id'].hex()} was "
@@ -65,11 +65,5 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
 def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
     """Pack rows of the feed, with their reference log-probs where they have them."""
     rows = list(rows)
-    names = _completions(rows[0])
-    token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
     ref = np.asarray([r["ref_logps"] for r in rows], dtype=np.float32) if "ref_logps" in rows[0] else None
-    return Batch.from_pack(pack_rows(token_rows), ref, device=device)
-
-
-def _completions(row: dict[str, Any]) -> tuple[str, ...]:
-    return COMPLETIONS["pair" if "chosen_ids" in row else "sft"]
+    return Batch.from_pack(pack_rows([to_row(row) for row in rows]), ref, device=device)

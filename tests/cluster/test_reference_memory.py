@@ -51,9 +51,9 @@ def token_table(number: int) -> pa.Table:
     """A long row and a short one."""
     lists = pa.array(np.arange(LONG + 8, dtype=np.int32) % 256)
     prompts = pa.ListArray.from_arrays(pa.array([0, LONG, LONG + 8], pa.int32()), lists)
-    completions = pa.array([[3, 4], [5]], pa.list_(pa.int32()))
+    completions = pa.array([[[3, 4], [3, 4]], [[5], [5]]], pa.list_(pa.list_(pa.int32())))
     names = pa.array([bytes([number, i]) * 8 for i in range(2)], pa.binary(16))
-    return pa.table([names, prompts, completions, completions], schema=schema("pair"))
+    return pa.table([names, prompts, completions], schema=schema())
 
 
 def made_up_sums(row_ids: pa.ChunkedArray) -> pa.Table:

@@ -33,6 +33,8 @@ def dataset_of(contents: np.ndarray, known: np.ndarray) -> Dataset:
         row_ids=pa.array([int(i).to_bytes(16, "big") for i in contents], pa.binary(16)),
         tokens=np.ones(len(contents), dtype=np.int64),
         completion_tokens=np.ones(len(contents), dtype=np.int64),
+        completions=np.full(len(contents), 2),
+        pairs=np.ones(len(contents), dtype=np.int64),
         ref_logps=np.where(known[contents][:, None], -1.0, np.nan).astype(np.float32).repeat(2, axis=1),
     )
 

@@ -17,7 +17,8 @@ from raydpo.cli import main
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk
-from raydpo.data.shards import TokenManifest, read_shard, tokenize_chunk, write_shard
+from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.shards import TokenManifest, read_shard, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys
@@ -129,7 +130,7 @@ def test_a_list_of_the_tokens_values_is_summed(run: RunFile, tmp_path: Path) -> 
 def prepared_tokens(run: RunFile) -> list[int]:
     """Tokens of every chosen completion."""
     path = Path(run.output_dir) / "tokens/train/part-0.arrow"
-    return [len(ids) for ids in read_shard(path)["chosen_ids"].to_pylist()]
+    return [len(chosen) for chosen, _ in read_shard(path)["completions"].to_pylist()]
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
