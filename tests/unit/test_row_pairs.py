@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 RANKS = st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=7), min_size=1, max_size=8)
 
 
-def row_of(completions: int, **columns: list[int]) -> TokenRow:
+def row_of(completions: int, **columns: list[int] | list[bool]) -> TokenRow:
     return TokenRow(bytes(16), [1], tuple([2, i] for i in range(completions)), columns)
 
 
@@ -31,4 +31,4 @@ def test_every_two_completions_of_other_ranks_are_a_pair(ranks: list[list[int]])
 def test_without_ranks_the_completions_of_a_pair_stand_best_first_and_others_are_not_compared() -> None:
     assert count_pairs(to_table([row_of(2)] * 3), "pair").tolist() == [1, 1, 1]
     assert count_pairs(to_table([row_of(1)] * 3), "sft").tolist() == [0, 0, 0]
-    assert count_pairs(to_table([row_of(1, label=[1])] * 3), "unpaired").tolist() == [0, 0, 0]
+    assert count_pairs(to_table([row_of(1, label=[True])] * 3), "unpaired").tolist() == [0, 0, 0]
