@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import pyarrow as pa
 
 from raydpo.config.errors import UserError
-from raydpo.data.formats import Chunk, Kind
+from raydpo.data.formats import Chunk, Kind, Row
 from raydpo.data.limits import Extent, ModelLimits
+from raydpo.data.ranked import tokenize_ranked
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
-from raydpo.data.tokens import Outcome, TokenSettings, tokenize_pair, tokenize_sft
+from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
+
+_TOKENIZE: Mapping[Kind, Callable[[Row, RowTokenizer, TokenSettings], Outcome]] = MappingProxyType(
+    {"sft": tokenize_sft, "pair": tokenize_pair, "unpaired": tokenize_unpaired, "ranked": tokenize_ranked}
+)
 
 
 def tokenize_chunk(
@@ -21,11 +27,10 @@ def tokenize_chunk(
 
     limits: of the models that will read the rows. UserError names file and row.
     """
-    tokenize = tokenize_pair if kind == "pair" else tokenize_sft
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
         try:
-            outcome = tokenize(row, tokenizer, settings)
+            outcome = _TOKENIZE[kind](row, tokenizer, settings)
             if outcome.row:
                 extent = Extent.of_row(outcome.row)
                 for each in limits:
@@ -42,5 +47,13 @@ def tokenize_chunk(
         truncated_completion=events.count("truncated_completion"),
         dropped_too_long=events.count("dropped_too_long"),
         identical=events.count("identical"),
+        tied=events.count("tied"),
+        with_ties=sum(_has_ties(row) for row in rows),
+        merged_completions=sum(outcome.merged for outcome in outcomes),
     )
     return to_table(rows), counts
+
+
+def _has_ties(row: TokenRow) -> bool:
+    ranks = row.columns.get("rank", ())
+    return len(set(ranks)) < len(ranks)

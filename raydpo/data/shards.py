@@ -42,10 +42,10 @@ COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical.
+    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical + tied.
 
-    Truncated rows and duplicates are among the kept. Duplicates show only across shards: tokenize_chunk says 0. Under
-    data.held_out_fraction, the train side's truncated rows are those of both sides.
+    Truncated rows, duplicates and those with ties are among the kept. Duplicates show only across shards:
+    tokenize_chunk says 0. Under data.held_out_fraction, all but rows_read and kept of the train side are of both sides.
     """
 
     rows_read: int = 0
@@ -55,6 +55,9 @@ class Counts:
     dropped_too_long: int = 0
     identical: int = 0
     duplicates: int = 0
+    tied: int = 0  # ranked rows that have no pair, since all their completions are of one rank
+    with_ties: int = 0  # ranked rows with two completions of one rank, and others
+    merged_completions: int = 0  # of ranked rows, with the tokens of another one in their row
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
