@@ -300,13 +300,13 @@ class Sampler(Section):
 
 
 class Sample(Section):
-    """Sample completions from the reference, score them and pair them."""
+    """Sample completions from the reference, score them and compare them."""
 
     prompts: list[Location]
     column: str = "prompt"
     limit: PositiveInt | None = None  # prompts
     completions_per_prompt: int = Field(4, ge=2)
-    pairs: Literal["all", "best_worst"] = "all"
+    pairs: Literal["all", "best_worst"] = "all"  # every two of a prompt, as one ranked row; or one pair a prompt
     decoding: Decoding = Decoding()
     scorer: str = "vader"  # a name of raydpo.evaluate.scorers, or package.module:function
 
