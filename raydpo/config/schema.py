@@ -399,6 +399,11 @@ class RunFile(Section):
             )
         if train.keep_best == "pair_accuracy" and not (data.held_out or data.held_out_fraction):
             raise ValueError("train.keep_best=pair_accuracy needs data.held_out or data.held_out_fraction")
+        held_out_format = data.format if data.held_out or self.sample is None else "of samples"
+        if train.keep_best == "pair_accuracy" and held_out_format == "unpaired":
+            raise ValueError(
+                "train.keep_best=pair_accuracy needs held-out pairs; rows of data.format=unpaired have none"
+            )
         return self
 
     @model_validator(mode="after")
