@@ -399,11 +399,9 @@ class RunFile(Section):
             )
         if train.keep_best == "pair_accuracy" and not (data.held_out or data.held_out_fraction):
             raise ValueError("train.keep_best=pair_accuracy needs data.held_out or data.held_out_fraction")
-        held_out_format = data.format if data.held_out or self.sample is None else "of samples"
-        if train.keep_best == "pair_accuracy" and held_out_format == "unpaired":
-            raise ValueError(
-                "train.keep_best=pair_accuracy needs held-out pairs; rows of data.format=unpaired have none"
-            )
+        of_samples = self.sample and not data.held_out  # which are compared, whatever data.format says of files
+        if train.keep_best == "pair_accuracy" and data.format == "unpaired" and not of_samples:
+            raise ValueError("train.keep_best=pair_accuracy needs pairs, and rows of data.format=unpaired have none")
         return self
 
     @model_validator(mode="after")
