@@ -11,20 +11,31 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from raydpo.config.errors import UserError
-from raydpo.objective.contract import REF_LOGPS, Objective, ScoredRows, Values
+from raydpo.objective.contract import (
+    LOG_SUM_SQ_PROBS,
+    MARGIN,
+    RANK,
+    REF_LOGPS,
+    REF_TOKEN_LOGPS,
+    Objective,
+    ScoredRows,
+    Values,
+)
 from raydpo.objective.likelihood import preferred_ft, sft, unlikelihood
-from raydpo.objective.preference import dpo, pairwise, reference_free
+from raydpo.objective.preference import dpo, pairwise, ranked, reference_free
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss per pair, function(rows, **arguments) -> [P], whose signature has its arguments and their defaults.
+    """A loss, function(rows, **arguments), whose signature has its arguments and their defaults.
+
+    It has a value for every pair, [P], or every row, [B], as mean_over says.
 
     compares is what the loss compares between completions. Where it has a beta, that times beta is the implicit reward
     of the metrics.
@@ -33,6 +44,7 @@ class Loss:
     function: Callable[..., Tensor]
     compares: Values
     needs: frozenset[str] = frozenset()
+    mean_over: Literal["pairs", "rows"] = "pairs"
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -42,6 +54,10 @@ class Loss:
 
 
 REFERENCE = frozenset({REF_LOGPS})
+
+# What an argument reads where it is not left at its default: columns of the data, and statistics of the head.
+ARGUMENTS_NEED = MappingProxyType({"ld_alpha": REF_TOKEN_LOGPS, "use_margin": MARGIN})
+ARGUMENTS_ASK = MappingProxyType({"use_weighting": LOG_SUM_SQ_PROBS})
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
@@ -56,6 +72,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "apo_zero": Loss(pairwise.apo_zero, ScoredRows.log_ratios, REFERENCE),
         "apo_down": Loss(pairwise.apo_down, ScoredRows.log_ratios, REFERENCE),
         "discopop": Loss(pairwise.discopop, ScoredRows.log_ratios, REFERENCE),
+        "plackett_luce": Loss(ranked.plackett_luce, ScoredRows.log_ratios, REFERENCE | {RANK}, mean_over="rows"),
         "simpo": Loss(reference_free.simpo, ScoredRows.average_logps),
         "cpo": Loss(reference_free.cpo, ScoredRows.logps),
         "orpo": Loss(reference_free.orpo, ScoredRows.average_logps),
@@ -90,6 +107,27 @@ class Term:
     weight: float
     arguments: Mapping[str, Any]
 
+    @property
+    def loss(self) -> Loss:
+        """What is registered under the name."""
+        return LOSSES[self.loss_type]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Columns that the data must have, with these arguments."""
+        return self.loss.needs | self._read_by(ARGUMENTS_NEED)
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Columns of tokens that the head must find, with these arguments."""
+        return self._read_by(ARGUMENTS_ASK)
+
+    def _read_by(self, columns: Mapping[str, str]) -> frozenset[str]:
+        defaults = self.loss.defaults
+        return frozenset(
+            columns[name] for name, value in self.arguments.items() if name in columns and value != defaults[name]
+        )
+
 
 def resolve(
     loss_types: Sequence[str], loss_weights: Sequence[float] | None = None, /, **arguments: Any
@@ -110,6 +148,7 @@ def resolve(
         )
     for argument in arguments:
         _check_taken(argument, names)
+    _check_one_unit(names)
     return tuple(_term(name, weight, arguments) for name, weight in zip(names, weights, strict=True))
 
 
@@ -136,6 +175,15 @@ def _check_taken(argument: str, names: Sequence[str]) -> None:
     )
 
 
+def _check_one_unit(names: Sequence[str]) -> None:
+    by_unit = {LOSSES[name].mean_over: name for name in names}
+    if len(by_unit) > 1:
+        raise UserError(
+            f"train.objective.loss_type: {by_unit['rows']} is a mean over rows and {by_unit['pairs']} one over pairs, "
+            "so they do not add up; choose one of them."
+        )
+
+
 def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
     defaults = LOSSES[name].defaults
     term = Term(name, weight, defaults | {each: value for each, value in arguments.items() if each in defaults})
@@ -145,36 +193,46 @@ def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
 
 
 def make_objective(terms: Sequence[Term]) -> Objective:
-    """The weighted sum of some losses, averaged over the pairs of the global batch.
+    """The weighted sum of some losses, averaged over the pairs, or the rows, of the global batch.
 
     Rewards and the ranking of completions are those of the first loss that has a beta, or of the first.
     """
     leading = next((term for term in terms if "beta" in term.arguments), terms[0])
-    compares = LOSSES[leading.loss_type].compares
+    compares = leading.loss.compares
+    mean_over = leading.loss.mean_over
     return Objective(
-        loss=partial(_weighted_sum, terms),
+        loss=partial(_weighted_sum, terms, mean_over),
         metrics=partial(_metrics, compares, leading.arguments.get("beta")),
-        mean_over="pairs",
+        mean_over=mean_over,
         metrics_over="pairs",
         compares=compares,
-        needs=frozenset().union(*(LOSSES[term.loss_type].needs for term in terms)),
+        needs=frozenset().union(*(term.needs for term in terms)),
+        statistics=frozenset().union(*(term.statistics for term in terms)),
     )
 
 
 def loss_at_reference(terms: Sequence[Term]) -> float | None:
     """The loss while policy and reference are the same, whatever the pairs; None where it rests on the pairs."""
-    if not all(LOSSES[term.loss_type].needs == REFERENCE for term in terms):
+    if any(term.needs - {REF_TOKEN_LOGPS} != REFERENCE or term.statistics for term in terms):
         return None
     logps = torch.full((2,), -1.0, dtype=torch.float64)
     of_one_row = torch.zeros(2, dtype=torch.int64)
-    same = ScoredRows(logps, torch.arange(2), row=of_one_row, num_rows=1, columns={REF_LOGPS: logps})
-    return float(_weighted_sum(terms, same))
+    same = ScoredRows(
+        logps,
+        torch.arange(2),
+        row=of_one_row,
+        num_rows=1,
+        columns={REF_LOGPS: logps},
+        token_columns={REF_TOKEN_LOGPS: logps},
+    )
+    return float(_weighted_sum(terms, "pairs", same))
 
 
-def _weighted_sum(terms: Sequence[Term], rows: ScoredRows) -> Tensor:
-    """[B]: of every row the sum over its pairs."""
-    values = [term.weight * LOSSES[term.loss_type].function(rows, **term.arguments) for term in terms]
-    return rows.sum_by_row(sum(values[1:], start=values[0]), rows.pairs().row)
+def _weighted_sum(terms: Sequence[Term], unit: Literal["pairs", "rows"], rows: ScoredRows) -> Tensor:
+    """[B]: a row's own value, or the sum over its pairs."""
+    values = [term.weight * term.loss.function(rows, **term.arguments) for term in terms]
+    total = sum(values[1:], start=values[0])
+    return rows.sum_by_row(total, rows.pairs().row) if unit == "pairs" else total
 
 
 def _metrics(compares: Values, beta: float | None, rows: ScoredRows) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.shards import to_row
 from raydpo.data.tokens import row_id
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import COLUMNS, Unit
+from raydpo.objective.contract import COLUMNS, TOKEN_COLUMNS, Unit
 from raydpo.train.step import Share
 
 
@@ -64,13 +64,14 @@ def _share(rows: list[dict[str, Any]], device: torch.device) -> Share:
 def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
     """Pack rows of the feed, with the columns of their completions."""
     rows = list(rows)
-    return Batch.from_pack(pack_rows([to_row(row) for row in rows]), _columns(rows), device=device)
+    token_rows = [to_row(row) for row in rows]
+    return Batch.from_pack(pack_rows(token_rows), _columns(rows, COLUMNS), _columns(rows, TOKEN_COLUMNS), device=device)
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """What the feed brings of every completion, [C] each."""
+def _columns(rows: Sequence[dict[str, Any]], known: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """What the feed brings of every completion, [C] each, or of every token, [M] each; both flat in a row."""
     return {
         name: torch.tensor(list(chain.from_iterable(row[name] for row in rows)), dtype=dtype)
-        for name, dtype in COLUMNS.items()
+        for name, dtype in known.items()
         if name in rows[0]
     }

@@ -49,7 +49,7 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     for i, batch in enumerate(share.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
-        total, losses, token_logps = policy.engine(batch, objective.loss)
+        total, losses, token_logps = policy.engine(batch, objective.loss, objective.statistics)
         policy.engine.backward(total * (policy.world_size / normaliser))
         row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
