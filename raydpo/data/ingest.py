@@ -10,6 +10,7 @@ import pyarrow as pa
 from raydpo.config.errors import UserError
 from raydpo.data.formats import Chunk, Kind, Row
 from raydpo.data.limits import Extent, ModelLimits
+from raydpo.data.mismatched import with_others
 from raydpo.data.ranked import tokenize_ranked
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
@@ -21,11 +22,18 @@ _TOKENIZE: Mapping[Kind, Callable[[Row, RowTokenizer, TokenSettings], Outcome]] 
 
 
 def tokenize_chunk(
-    chunk: Chunk, tokenizer: RowTokenizer, settings: TokenSettings, kind: Kind, limits: Sequence[ModelLimits] = ()
+    chunk: Chunk,
+    tokenizer: RowTokenizer,
+    settings: TokenSettings,
+    kind: Kind,
+    limits: Sequence[ModelLimits] = (),
+    *,
+    others: bool = False,
 ) -> tuple[pa.Table, Counts]:
     """One chunk of input becomes the table of one shard, rows in order.
 
-    limits: of the models that will read the rows. UserError names file and row.
+    limits: of the models that will read the rows; others: whether each gets a completion of another prompt, see
+    raydpo.data.mismatched. UserError names file and row.
     """
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
@@ -51,6 +59,9 @@ def tokenize_chunk(
         with_ties=sum(_has_ties(row) for row in rows),
         merged_completions=sum(outcome.merged for outcome in outcomes),
     )
+    if others:
+        positions = [each.positions for each in limits if each.positions is not None]
+        rows = with_others(rows, min(settings.max_length, *positions))
     return to_table(rows), counts
 
 

@@ -24,7 +24,7 @@ def length_quantiles(tables: Sequence[pa.Table], kind: Kind) -> dict[str, dict[s
     """
     if not any(table.num_rows for table in tables):
         return {}
-    completions = np.concatenate([completion_lengths(table) for table in tables])
+    completions = np.concatenate([completion_lengths(table)[is_own(table)] for table in tables])
     lengths = {"prompt": np.concatenate([prompt_lengths(table) for table in tables])}
     if kind == "pair":
         lengths |= {"chosen": completions[0::2], "rejected": completions[1::2]}
@@ -54,6 +54,20 @@ def extent_of(tables: Sequence[pa.Table]) -> Extent:
             )
         )
     return Extent(*(max(getattr(each, f.name) for each in found) for f in fields(Extent)))
+
+
+def is_own(table: pa.Table) -> NDArray[np.bool_]:
+    """Of every completion of a shard, whether it belongs to its row's prompt, see raydpo.data.mismatched."""
+    if "mismatched" not in table.column_names:
+        return np.ones(int(completions_per_row(table).sum()), dtype=bool)
+    own: NDArray[np.bool_] = ~pc.list_flatten(table["mismatched"]).to_numpy()
+    return own
+
+
+def own_completions(table: pa.Table) -> Ints:
+    """How many completions of every row of a shard belong to its prompt."""
+    own: Ints = np.add.reduceat(is_own(table).astype(np.int64), first_completions(table))
+    return own
 
 
 def prompt_lengths(table: pa.Table) -> Ints:

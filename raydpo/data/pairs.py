@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydpo.data.formats import Kind
-from raydpo.data.lengths import completions_per_row
+from raydpo.data.lengths import completions_per_row, own_completions
 
 Ints = NDArray[np.int64]
 
@@ -18,13 +18,14 @@ def count_pairs(table: pa.Table, kind: Kind) -> Ints:
 
     A ranked row with the ranks 0, 1, 1, 2 has five: two completions of equal rank are no pair.
     """
-    counts = completions_per_row(table)
+    own = own_completions(table)
     if kind in ("sft", "unpaired"):
-        return np.zeros_like(counts)
-    every_two = counts * (counts - 1) // 2
+        return np.zeros_like(own)
+    every_two = own * (own - 1) // 2
     if "rank" not in table.column_names:
         return every_two
-    return every_two - _ties(pc.list_flatten(table["rank"]).to_numpy(), counts)
+    # A completion of another prompt has a rank of its own, so it is in no tie.
+    return every_two - _ties(pc.list_flatten(table["rank"]).to_numpy(), completions_per_row(table))
 
 
 def _ties(ranks: NDArray[np.int32], counts: Ints) -> Ints:

@@ -7,9 +7,10 @@ the system has room for.
 All kinds of rows have the same columns, row_id, prompt_ids and completions; what a kind knows of every completion
 beside its tokens stands in columns of its own, with as many values as the row has completions:
 
-    rank    int32    0 is the best; equal ranks are ties
-    label   bool     whether the completion is wanted
-    margin  float32  how far apart two completions are: the better one's value minus the worse one's
+    rank        int32    0 is the best; equal ranks are ties
+    label       bool     whether the completion is wanted
+    margin      float32  how far apart two completions are: the better one's value minus the worse one's
+    mismatched  bool     whether the completion belongs to another prompt, see raydpo.data.mismatched
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from raydpo.data.limits import Extent
 from raydpo.data.tokens import TokenRow, hash_fraction
 
 COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
-    {"rank": pa.int32(), "label": pa.bool_(), "margin": pa.float32()}  # of every completion, beside its tokens
+    {"rank": pa.int32(), "label": pa.bool_(), "margin": pa.float32(), "mismatched": pa.bool_()}
 )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydpo.data.formats import Kind
-from raydpo.data.lengths import completion_lengths, completions_per_row, first_completions, prompt_lengths
+from raydpo.data.lengths import completion_lengths, first_completions, own_completions, prompt_lengths
 from raydpo.data.pairs import count_pairs
 from raydpo.data.shards import ShardInfo, TokenManifest, read_shard, verify_shards
 from raydpo.reference.store import Store
@@ -35,7 +35,7 @@ class Dataset:
     row_ids: pa.FixedSizeBinaryArray  # [N], 16 bytes each
     tokens: NDArray[np.int64]  # [N], packed: prompt once, all completions
     completion_tokens: NDArray[np.int64]  # [N], all completions together
-    completions: NDArray[np.int64]  # [N], n
+    completions: NDArray[np.int64]  # [N], but those of other prompts
     pairs: NDArray[np.int64]  # [N], of completions of which one is better
     ref_logps: NDArray[np.float32] | None = None  # [N, n], sums in nats
 
@@ -87,7 +87,7 @@ def _index(directory: Path, manifest: TokenManifest, shards: Sequence[ShardInfo]
         row_ids=pa.chunked_array(row_ids, pa.binary(16)).combine_chunks(),
         tokens=completion_tokens + np.concatenate([prompt_lengths(table) for table in tables]),
         completion_tokens=completion_tokens,
-        completions=np.concatenate([completions_per_row(table) for table in tables]),
+        completions=np.concatenate([own_completions(table) for table in tables]),
         pairs=np.concatenate([count_pairs(table, manifest.kind) for table in tables]),
     )
 

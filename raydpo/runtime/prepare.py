@@ -42,6 +42,7 @@ from raydpo.model.model_files import model_limits
 from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.objective import needs_others
 from raydpo.runtime.prepared import check_order, check_trainable, readers_of_pairs
 from raydpo.runtime.progress import Progress
 from raydpo.runtime.provenance import made_from
@@ -69,12 +70,13 @@ class Source:
     held_out_fraction: float
     ignore: Sequence[str]
     limits: Sequence[ModelLimits] = ()  # of the models that will read the rows
+    others: bool = False  # whether every row gets a completion of another prompt, see raydpo.data.mismatched
 
 
 def prepare_pairs(run: RunFile) -> dict[str, Any]:
     """Tokenise the preference data, and the held-out rows where the run file names some."""
     layout = Layout(run)
-    train = replace(pair_source(run), limits=readers_of_pairs(run))
+    train = replace(pair_source(run), limits=readers_of_pairs(run), others=needs_others(run))
     clear_tokens(layout.held_out_tokens)
     tokens = _tokenise(train, made_from(run, "train"))
     result = {"train": asdict(tokens.counts)}
@@ -87,6 +89,7 @@ def prepare_pairs(run: RunFile) -> dict[str, Any]:
             kind=rows.kind,
             train=layout.held_out_tokens,
             held_out_fraction=0.0,
+            others=False,  # a pair is ranked without them
         )
         manifest = _tokenise(held_out, made_from(run, "held_out"))
         result["held_out"] = asdict(manifest.counts)
@@ -246,7 +249,9 @@ class Tokeniser:
         source = self._source
         name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
-        table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind, source.limits)
+        table, counts = tokenize_chunk(
+            chunk, self._tokenizer, source.settings, source.kind, source.limits, others=source.others
+        )
         total = int(batch["total"][0])
         arrived = {
             "file": int(batch["file"][0]),
