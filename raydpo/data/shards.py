@@ -12,23 +12,34 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_file, write_json
 from raydpo.data.formats import Chunk
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.tokenizer import RowTokenizer
-from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, hash_fraction, tokenize_pair, tokenize_sft
+from raydpo.data.tokens import (
+    Outcome,
+    TokenRow,
+    TokenSettings,
+    completion_digest,
+    hash_fraction,
+    tokenize_pair,
+    tokenize_sft,
+)
 
+Ints = NDArray[np.int64]
 Kind = Literal["pair", "sft"]
 COMPLETIONS: dict[Kind, tuple[str, ...]] = {"pair": ("chosen_ids", "rejected_ids"), "sft": ("completion_ids",)}
+_FIRST_COMPLETION = 2  # the column behind row_id and prompt_ids
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
@@ -194,6 +205,61 @@ def to_rows(table: pa.Table) -> list[TokenRow]:
     """The rows of a shard; undoes to_table."""
     columns = [column.to_pylist() for column in table.columns]
     return [TokenRow(name, prompt, tuple(completions)) for name, prompt, *completions in zip(*columns, strict=True)]
+
+
+def completion_begins(table: pa.Table) -> Ints:
+    """Where the completions of each of N rows begin among all C of the table, shape [N + 1]; the last is C."""
+    return np.arange(table.num_rows + 1) * len(table.column_names[_FIRST_COMPLETION:])
+
+
+def completion_column(table: pa.Table) -> pa.ListArray:
+    """The ids of every completion, shape [C], row by row."""
+    sides = [table[name].combine_chunks() for name in table.column_names[_FIRST_COMPLETION:]]
+    # The sides lie one behind the other: row i has the elements i, N + i, 2N + i, ...
+    by_row = np.arange(len(sides) * table.num_rows).reshape(len(sides), -1).T.ravel()
+    return pa.concat_arrays(sides).take(pa.array(by_row))
+
+
+def completion_ids(table: pa.Table) -> pa.FixedSizeBinaryArray:
+    """The completion_id of every completion, shape [C]. Tokens are hashed where they lie: 2 µs a completion."""
+    prompts = _Pieces.of(table["prompt_ids"].combine_chunks())
+    completions = _Pieces.of(completion_column(table))
+    row_of = np.repeat(np.arange(table.num_rows), np.diff(completion_begins(table)))
+    digests = bytearray()
+    for completion, row in enumerate(row_of.tolist()):
+        digests += completion_digest(prompts[row], completions[completion])
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(row_of), [None, pa.py_buffer(bytes(digests))])
+
+
+def rows_of(table: pa.Table, completions: NDArray[np.integer[Any]]) -> list[TokenRow]:
+    """The rows of some completions of a shard, each row with those that are asked for and no others.
+
+    completions: in ascending order, counted over the rows of the shard. No other row's tokens are read.
+    """
+    begins = completion_begins(table)
+    rows = np.searchsorted(begins, completions, side="right") - 1
+    members, firsts = np.unique(rows, return_index=True)
+    wanted = np.split(completions - begins[rows], firsts)[1:]
+    return [
+        replace(row, completions=tuple(row.completions[j] for j in of_row))
+        for row, of_row in zip(to_rows(table.take(pa.array(members))), wanted, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Lists of ids as bytes, without a copy."""
+
+    content: memoryview
+    ends: list[int]  # in bytes
+
+    @classmethod
+    def of(cls, lists: pa.ListArray) -> _Pieces:
+        ids = lists.values.to_numpy().astype("<i4", copy=False)
+        return cls(memoryview(ids).cast("B"), (4 * lists.offsets.to_numpy().astype(np.int64)).tolist())
+
+    def __getitem__(self, number: int) -> memoryview:
+        return self.content[self.ends[number] : self.ends[number + 1]]
 
 
 def write_shard(table: pa.Table, path: Path) -> ShardInfo:

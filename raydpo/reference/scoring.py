@@ -1,19 +1,19 @@
-"""The reference model at work: rows to log-probs, and those to what the store keeps. Here torch is loaded."""
+"""The reference model at work: completions to log-probs, and those to what the store keeps. Here torch is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from raydpo.config.schema import Model
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
-from raydpo.data.tokens import TokenRow
+from raydpo.data.tokens import TokenRow, completion_id
 from raydpo.model.batch import Batch
 from raydpo.model.flops import Bounds, forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
@@ -43,7 +43,7 @@ class ReferenceModel:
         self.ceiling = matmul_ceiling(getattr(torch, settings.dtype), device)  # FLOP/s
 
     def score(self, rows: Sequence[TokenRow], *, budget: int, keep_token_logps: bool) -> Scores:
-        """Sums and counts of every row, and its per-token values if they are to be kept."""
+        """Sum and token count of every completion, and its values by token if they are to be kept."""
         values, bounds = score_rows(self._model, rows, budget=budget, device=self._device)
         return Scores(
             table=_as_table(rows, values, keep=keep_token_logps),
@@ -55,12 +55,14 @@ class ReferenceModel:
 def score_rows(
     model: ScoringModel, rows: Sequence[TokenRow], *, budget: int, device: torch.device
 ) -> tuple[list[list[np.ndarray]], Bounds]:
-    """Per-token log-probs of every completion of every row, in the order of the rows; and the bounds of all packs."""
-    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
+    """Per-token log-probs of every completion of every row, in the order of the rows; and the bounds of all packs.
+
+    A completion sees its prompt and itself, whatever else is in its pack, so only the rounding of its value depends on
+    that: kernels add up in another order where a pack has another size.
+    """
     results: list[list[np.ndarray]] = [[] for _ in rows]
     bounds: list[tuple[int, ...]] = []
-    [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(budget, int(lengths.max())))
-    for members in micro_batches:
+    for members in _micro_batches(rows, budget):
         batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=device)
         values = model.token_logps(batch).cpu().numpy()
         sizes = [len(completion) for i in members for completion in rows[i].completions]
@@ -71,10 +73,25 @@ def score_rows(
     return results, tuple(bounds)
 
 
+def _micro_batches(rows: Sequence[TokenRow], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of rows that go into one pack. A pack takes rows with as many completions each."""
+    sizes = np.asarray([len(row.completions) for row in rows])
+    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
+    for size in np.unique(sizes):
+        alike = np.flatnonzero(sizes == size)
+        room = max(budget, int(lengths[alike].max()))
+        [micro_batches] = split_microbatches(lengths[alike], world_size=1, budget=room)
+        for members in micro_batches:
+            yield alike[members]
+
+
 def _as_table(rows: Sequence[TokenRow], scored: list[list[np.ndarray]], *, keep: bool) -> pa.Table:
-    columns: dict[str, Any] = {"row_id": [row.row_id for row in rows]}
-    for j, side in enumerate(("chosen", "rejected")):
-        columns[f"{side}_logps"] = [float(values[j].sum(dtype=np.float64)) for values in scored]
-        columns[f"{side}_tokens"] = [len(values[j]) for values in scored]
-        columns[f"{side}_token_logps"] = [values[j].tolist() if keep else None for values in scored]
-    return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
+    """What the store keeps, completion by completion in the order of the rows."""
+    values = [of_completion for of_row in scored for of_completion in of_row]
+    columns = {
+        "completion_id": [completion_id(row.prompt_ids, ids) for row in rows for ids in row.completions],
+        "logps": [float(each.sum(dtype=np.float64)) for each in values],
+        "tokens": [len(each) for each in values],
+        "token_logps": [each.tolist() if keep else None for each in values],
+    }
+    return pa.table(columns, schema=SCHEMA)

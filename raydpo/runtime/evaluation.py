@@ -142,7 +142,7 @@ def _as_objectives_see(scored: Sequence[Sequence[np.ndarray]], ref_logps: np.nda
         owner=torch.arange(len(completions)).repeat_interleave(lengths),
         num_rows=len(scored),
         completions_per_row=len(scored[0]),
-        columns={} if ref_logps is None else {REF_LOGPS: torch.from_numpy(ref_logps)},
+        columns={} if ref_logps is None else {REF_LOGPS: torch.from_numpy(ref_logps).view(len(scored), -1)},
     )
 
 

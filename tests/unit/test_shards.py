@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,10 @@ from raydpo.data.shards import (
     COMPLETIONS,
     Counts,
     TokenManifest,
+    completion_ids,
     length_quantiles,
     read_shard,
+    rows_of,
     schema,
     split_held_out,
     to_rows,
@@ -23,7 +26,7 @@ from raydpo.data.shards import (
     verify_shards,
     write_shard,
 )
-from raydpo.data.tokens import TokenRow, TokenSettings, row_id
+from raydpo.data.tokens import TokenRow, TokenSettings, completion_id, row_id
 from raydpo.runtime.dataset import open_dataset, windows
 from tests.helpers import row_tokenizer
 
@@ -61,6 +64,23 @@ def test_a_shard_is_read_exactly_as_it_was_written(case, tmp_path_factory):
     assert table.schema == schema(kind)
     assert (info.path, info.rows) == ("0.arrow", len(made))
     assert info.tokens == sum(len(row.prompt_ids) + sum(map(len, row.completions)) for row in made)
+
+
+@given(case=ANY_KIND, skipped=st.integers(0, 3))
+def test_a_completion_has_the_same_id_in_a_shard_in_a_part_of_it_and_alone(case, skipped):
+    kind, made = case
+    expected = [completion_id(row.prompt_ids, ids) for row in made[skipped:] for ids in row.completions]
+    assert completion_ids(to_table(made, kind).slice(skipped)).to_pylist() == expected
+
+
+@given(made=rows("pair"), data=st.data())
+def test_completions_that_are_asked_for_come_with_their_prompt_and_without_the_others(made, data):
+    every = [(row, ids) for row in made for ids in row.completions]
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(every) - 1)))) if every else []
+    found = rows_of(to_table(made, "pair"), np.asarray(wanted, np.int32))
+    expected = [(every[i][0].row_id, every[i][0].prompt_ids, every[i][1]) for i in wanted]
+    assert [(row.row_id, row.prompt_ids, ids) for row in found for ids in row.completions] == expected
+    assert len(found) == len({i // 2 for i in wanted}), "each row once"
 
 
 @given(made=rows("pair"), fraction=st.floats(0, 1))
