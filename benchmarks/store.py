@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
@@ -35,7 +34,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.measure import conditions, peak_rss
 from benchmarks.shapes import SHAPES, make_pairs, real_tokens
 from raydpo.config.schema import RunFile
-from raydpo.data.shards import Counts, TokenManifest, completion_ids, read_shard, schema, to_rows, to_table, write_shard
+from raydpo.data.completions import completion_ids
+from raydpo.data.lengths import completion_lengths, prompt_lengths
+from raydpo.data.shards import Counts, TokenManifest, read_shard, schema, to_rows, to_table, write_shard
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.reference.scoring import score_rows
@@ -85,7 +86,7 @@ class PacedScorer(TimedScorer):
         begin = time.time()
         [(path, _)] = unit
         table = read_shard(path)
-        tokens = sum(pc.sum(pc.list_value_length(table[name])).as_py() for name in table.column_names[1:])
+        tokens = int(prompt_lengths(table).sum() + completion_lengths(table).sum())
         time.sleep(tokens / PACE)
         ids = completion_ids(table)
         self._store.sums(self._store.commit(_sums_table(ids)), ids)
@@ -115,7 +116,7 @@ class Job:
         source = np.random.default_rng(0).integers(VOCAB_SIZE, size=4096).tolist()
         pairs = make_pairs(SHAPES["mixed"], shards * rows, source)
         for i, path in enumerate(self._shards):
-            write_shard(to_table(pairs[i * rows : (i + 1) * rows], "pair"), path)
+            write_shard(to_table(pairs[i * rows : (i + 1) * rows]), path)
         self._pooled = self._shards[:pooled]
         self.tokens = real_tokens(pairs[: pooled * rows])
 
@@ -221,17 +222,15 @@ def _look_up(scratch: Path, sender: Connection) -> None:
 
 
 def _token_table(numbers: NDArray[np.int64]) -> pa.Table:
-    """Rows of their own numbers, with 16 tokens in each part: the number in the prompt, the side in the completions."""
+    """Pairs with 16 tokens in the prompt and in each completion: the pair's number in one, the side in the other."""
     ids = pa.array([int(number).to_bytes(16, "big") for number in numbers], pa.binary(16))
-    sides = np.zeros(len(numbers), np.int32)
-    parts = [_sixteen(numbers.astype(np.int32)), _sixteen(sides), _sixteen(sides + 1)]
-    return pa.table([ids, *parts], schema=schema("pair"))
+    prompts = _in_lists_of(16, pa.array(np.repeat(numbers, 16).astype(np.int32)))
+    completions = _in_lists_of(16, pa.array(np.tile(np.repeat([0, 1], 16), len(numbers)).astype(np.int32)))
+    return pa.table([ids, prompts, _in_lists_of(2, completions)], schema=schema())
 
 
-def _sixteen(tokens: NDArray[np.int32]) -> pa.ListArray:
-    """For each token a list of 16 times that token."""
-    offsets = pa.array(np.arange(len(tokens) + 1, dtype=np.int32) * 16)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.repeat(tokens, 16)))
+def _in_lists_of(length: int, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, length, dtype=np.int32)), values)
 
 
 def _sums_table(ids: pa.Array) -> pa.Table:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk
-from raydpo.data.shards import TokenManifest, tokenize_chunk, write_shard
+from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.runtime.provenance import made_from

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,16 +31,20 @@ from raydpo.data.formats import Row, Value, is_ids
 from raydpo.data.tokenizer import RowTokenizer
 
 Truncation = Literal["error", "drop", "truncate_prompt_left", "truncate_completion"]
-Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical"]
+Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied"]
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One prompt and the completions that answer it, none of them empty."""
+    """One prompt and the completions that answer it, none of them empty.
+
+    Without a column that ranks them, the completions stand best first: those of a pair are (chosen, rejected).
+    """
 
     row_id: bytes  # 16 bytes, see row_id()
     prompt_ids: list[int]
-    completions: tuple[list[int], ...]  # (chosen, rejected), or (completion,)
+    completions: tuple[list[int], ...]  # n >= 1
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name, n values: see raydpo.data.shards
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,13 @@ class Outcome:
 
     event: Event
     row: TokenRow | None = None
+    merged: int = 0  # completions of a ranked row that repeat another one of it
+
+    def with_column(self, name: str, values: Sequence[Any]) -> Outcome:
+        """The same, and where there is a row, one value more of each of its completions."""
+        if self.row is None:
+            return self
+        return replace(self, row=replace(self.row, columns={**self.row.columns, name: values}))
 
 
 @dataclass(frozen=True)
@@ -65,17 +76,27 @@ def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) ->
 
     Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
     """
-    outcome = _tokenize(row, ("chosen", "rejected"), tokenizer, settings)
-    if outcome.row and outcome.row.completions[0] == outcome.row.completions[1]:
+    completions = {name: row[name] for name in ("chosen", "rejected")}
+    outcome = tokenize_row(row["prompt"], completions, tokenizer, settings)
+    if outcome.row is None:
+        return outcome
+    if outcome.row.completions[0] == outcome.row.completions[1]:
         if outcome.event != "truncated_completion":
             _check_rendered_apart(row)
         return Outcome("identical")
+    if "margin" in row:
+        return outcome.with_column("margin", [row["margin"], 0.0])
     return outcome
 
 
 def tokenize_sft(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
     """Tokenise {"prompt", "completion"}. Raises as tokenize_pair does."""
-    return _tokenize(row, ("completion",), tokenizer, settings)
+    return tokenize_row(row["prompt"], {"completion": row["completion"]}, tokenizer, settings)
+
+
+def tokenize_unpaired(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
+    """Tokenise {"prompt", "completion", "label"}. Raises as tokenize_pair does."""
+    return tokenize_sft(row, tokenizer, settings).with_column("label", [row["label"]])
 
 
 def tokenize_prompt(value: Value, tokenizer: RowTokenizer) -> list[int]:
@@ -118,15 +139,20 @@ def hash_fraction(content: bytes) -> float:
     return float((word >> 11) / 2**53)  # 53 bits: all that a float holds without rounding up to 1
 
 
-def _tokenize(row: Row, names: Sequence[str], tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
-    prompt = row["prompt"]
-    if isinstance(prompt, str) and any(_is_chat(row[name]) for name in names):
+def tokenize_row(
+    prompt: Value, values: Mapping[str, Value], tokenizer: RowTokenizer, settings: TokenSettings
+) -> Outcome:
+    """Tokenise a prompt and its completions, which go by the names that messages give them.
+
+    Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
+    """
+    if isinstance(prompt, str) and any(_is_chat(value) for value in values.values()):
         prompt = [{"role": "user", "content": prompt}]
     prompt_ids = tokenize_prompt(prompt, tokenizer)
     completions = []
-    for name in names:
+    for name, value in values.items():
         try:
-            completions.append(_completion(prompt, row[name], tokenizer, append_eos=settings.append_eos))
+            completions.append(_completion(prompt, value, tokenizer, append_eos=settings.append_eos))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     event = _fit(prompt_ids, completions, settings, bos=tokenizer.bos_id)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from raydpo.config.schema import Model
 from raydpo.data.order import split_microbatches
@@ -62,7 +61,9 @@ def score_rows(
     """
     results: list[list[np.ndarray]] = [[] for _ in rows]
     bounds: list[tuple[int, ...]] = []
-    for members in _micro_batches(rows, budget):
+    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
+    [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(budget, int(lengths.max())))
+    for members in micro_batches:
         batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=device)
         values = model.token_logps(batch).cpu().numpy()
         sizes = [len(completion) for i in members for completion in rows[i].completions]
@@ -71,18 +72,6 @@ def score_rows(
             results[i] = [next(pieces) for _ in rows[i].completions]
         bounds += batch.bounds
     return results, tuple(bounds)
-
-
-def _micro_batches(rows: Sequence[TokenRow], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of rows that go into one pack. A pack takes rows with as many completions each."""
-    sizes = np.asarray([len(row.completions) for row in rows])
-    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
-    for size in np.unique(sizes):
-        alike = np.flatnonzero(sizes == size)
-        room = max(budget, int(lengths[alike].max()))
-        [micro_batches] = split_microbatches(lengths[alike], world_size=1, budget=room)
-        for members in micro_batches:
-            yield alike[members]
 
 
 def _as_table(rows: Sequence[TokenRow], scored: list[list[np.ndarray]], *, keep: bool) -> pa.Table:

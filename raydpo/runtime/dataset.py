@@ -1,6 +1,6 @@
 """The driver's index of a tokenised dataset: where each row lies, how long it is, what the reference says of it.
 
-Legend: N rows, C completions of all rows. 56 bytes a row and 20 a completion, so 96 a pair; the tokens themselves stay
+Legend: N rows, C completions of all rows. 64 bytes a row and 20 a completion, so 104 a pair; the tokens themselves stay
 in the shards.
 """
 
@@ -14,19 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.shards import (
-    Kind,
-    ShardInfo,
-    TokenManifest,
-    completion_begins,
-    completion_column,
-    completion_ids,
-    read_shard,
-    verify_shards,
-)
+from raydpo.data.completions import completion_begins, completion_ids
+from raydpo.data.formats import Kind
+from raydpo.data.lengths import completion_lengths, first_completions, prompt_lengths
+from raydpo.data.pairs import count_pairs
+from raydpo.data.shards import ShardInfo, TokenManifest, read_shard, verify_shards
 from raydpo.reference.store import Store
 
 Ints = NDArray[np.int64]
@@ -49,6 +43,7 @@ class Dataset:
     row_ids: pa.FixedSizeBinaryArray  # [N], 16 bytes each
     tokens: NDArray[np.int64]  # [N], packed: prompt once, all completions
     completion_tokens: NDArray[np.int64]  # [N], all completions together
+    pairs: NDArray[np.int64]  # [N], of completions of which one is better
     begins: NDArray[np.int64]  # [N + 1], where the completions of each row begin; the last is C
     completion_ids: pa.FixedSizeBinaryArray  # [C], 16 bytes each
     ref_logps: NDArray[np.float32] | None = None  # [C], sums in nats
@@ -102,35 +97,27 @@ def windows(directory: Path, rows: int) -> Iterator[Dataset]:
 
 def _index(directory: Path, manifest: TokenManifest, shards: Sequence[ShardInfo]) -> Dataset:
     verify_shards(directory, shards)
-    parts: list[list[NDArray[np.int64]]] = []
-    row_ids: list[pa.ChunkedArray] = []
-    ids: list[pa.FixedSizeBinaryArray] = []
     paths = tuple(str(directory / shard.path) for shard in shards)
-    for number, path in enumerate(paths):
-        table = read_shard(path)
-        rows = np.arange(table.num_rows)
-        begins = completion_begins(table)
-        lengths = np.concatenate([[0], np.cumsum(_lengths(completion_column(table)))])
-        completion = np.diff(lengths[begins])
-        tokens = completion + _lengths(table["prompt_ids"])
-        parts.append([np.full_like(rows, number), rows, tokens, completion, np.diff(begins)])
-        row_ids.append(table["row_id"])
-        ids.append(completion_ids(table))
-    shard, offset, tokens, completion, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    tables = [read_shard(path) for path in paths]
+    row_ids = [chunk for table in tables for chunk in table["row_id"].chunks]
+    counts = np.concatenate([np.diff(completion_begins(table)) for table in tables])
+    completion_tokens = np.concatenate([_completion_tokens(table) for table in tables])
     return Dataset(
         digest=manifest.digest,
         kind=manifest.kind,
         shards=paths,
-        shard=shard,
-        offset=offset,
-        row_ids=pa.chunked_array([c for each in row_ids for c in each.chunks], pa.binary(16)).combine_chunks(),
-        tokens=tokens,
-        completion_tokens=completion,
+        shard=np.repeat(np.arange(len(tables)), [table.num_rows for table in tables]),
+        offset=np.concatenate([np.arange(table.num_rows) for table in tables]),
+        row_ids=pa.chunked_array(row_ids, pa.binary(16)).combine_chunks(),
+        tokens=completion_tokens + np.concatenate([prompt_lengths(table) for table in tables]),
+        completion_tokens=completion_tokens,
+        pairs=np.concatenate([count_pairs(table, manifest.kind) for table in tables]),
         begins=np.concatenate([[0], np.cumsum(counts)]),
-        completion_ids=pa.concat_arrays(ids),
+        completion_ids=pa.concat_arrays([completion_ids(table) for table in tables]),
     )
 
 
-def _lengths(column: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    lengths: NDArray[np.int64] = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
-    return lengths
+def _completion_tokens(table: pa.Table) -> NDArray[np.int64]:
+    """Tokens of all completions of every row of a shard."""
+    sums: NDArray[np.int64] = np.add.reduceat(completion_lengths(table), first_completions(table))
+    return sums

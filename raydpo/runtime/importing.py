@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.completions import completion_ids
 from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
+from raydpo.data.lengths import completion_lengths
 from raydpo.data.paths import expand_paths
-from raydpo.data.shards import completion_column, completion_ids, read_shard
+from raydpo.data.shards import read_shard
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, completion_id, tokenize_pair
 from raydpo.model.tokenizer import load_row_tokenizer
@@ -125,7 +126,7 @@ def _shards(datasets: list[Dataset], missing: Bools, given: _Given, asked: Asked
 def _shard(prepared: pa.Table, completions: NDArray[np.int32], given: _Given, asked: Asked) -> pa.Table:
     """Prepared completions with their values as a shard. UserError where the numbers of tokens differ."""
     ids = completion_ids(prepared).take(pa.array(completions))
-    tokens = pc.list_value_length(completion_column(prepared)).to_numpy()[completions]
+    tokens = completion_lengths(prepared)[completions]
     at, _ = asked.find(as_numpy(ids))
     values = asked.first[at]
     said = given.tokens[values]
@@ -134,8 +135,8 @@ def _shard(prepared: pa.Table, completions: NDArray[np.int32], given: _Given, as
             f"{given.file} row {given.rows[values[i]]}: {given.columns[values[i]]} is over {said[i]} tokens, but the "
             f"completion has {tokens[i]}; the values come from another tokenizer, template or truncation."
         )
-    columns = [ids, pa.array(given.sums[values]), pa.array(tokens), pa.nulls(len(ids), pa.list_(pa.float32()))]
-    return pa.table(columns, schema=SCHEMA)
+    not_kept = pa.nulls(len(ids), SCHEMA.field("token_logps").type)
+    return pa.table([ids, pa.array(given.sums[values]), pa.array(tokens, pa.int32()), not_kept], schema=SCHEMA)
 
 
 def _read(run: RunFile, file: str) -> _Given:

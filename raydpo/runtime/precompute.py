@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from raydpo.config.schema import RunFile
-from raydpo.data.shards import TokenManifest, completion_begins, read_shard
+from raydpo.data.lengths import completions_per_row
+from raydpo.data.shards import TokenManifest, read_shard
 from raydpo.reference.store import Store
 from raydpo.runtime.converting import check_converted
 from raydpo.runtime.dataset import MANIFEST, Dataset, windows
@@ -63,4 +64,4 @@ def _windows(directories: Sequence[Path]) -> Iterator[Dataset]:
 def _completions(directories: Sequence[Path]) -> int:
     """Of all rows. Shards are asked, for a manifest counts rows only; no token is read."""
     paths = [directory / s.path for directory in directories for s in TokenManifest.read(directory / MANIFEST).shards]
-    return sum(int(completion_begins(read_shard(path))[-1]) for path in paths)
+    return sum(int(completions_per_row(read_shard(path)).sum()) for path in paths)

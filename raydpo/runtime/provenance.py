@@ -20,6 +20,7 @@ from raydpo.data.shards import TokenManifest
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.rows import given_rows, training_rows
 
 Part = Literal["train", "held_out", "sft"]
 TOKENIZER = "tokenizer"
@@ -92,8 +93,10 @@ def _settings(run: RunFile, part: Part) -> dict[str, Any]:
     if part == "sft":
         assert run.sft
         return {**settings, "sft.prompt": run.sft.prompt, "sft.completion": run.sft.completion}
+    rows = training_rows(data, run.sample) if part == "train" else given_rows(data)
     return {
         **settings,
+        "data.format": rows.name,
         "data.columns": data.columns.model_dump(),
         "data.held_out_fraction": data.held_out_fraction,
     }

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from raydpo.config.say import say
 from raydpo.config.schema import RunFile
-from raydpo.data.shards import read_shard, rows_of
+from raydpo.data.completions import rows_of
+from raydpo.data.shards import read_shard
 from raydpo.data.tokens import completion_id
 from raydpo.reference.store import Store
 from raydpo.runtime.layout import Layout

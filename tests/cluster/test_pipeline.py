@@ -13,7 +13,8 @@ import pytest
 
 from raydpo.config.load import load_run_file
 from raydpo.config.say import MARK
-from raydpo.data.shards import completion_ids, read_shard
+from raydpo.data.completions import completion_ids
+from raydpo.data.shards import read_shard
 from raydpo.evaluate.records import Evaluation
 from raydpo.runtime.origin import Asked
 from tests.cluster.conftest import Run

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raydpo.data.shards import completion_ids, read_shard
+from raydpo.data.completions import completion_ids
+from raydpo.data.shards import read_shard
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys, verify_store
 from tests.cluster.conftest import Run
 from tests.cluster.processes import PYTHON, job, raydpo

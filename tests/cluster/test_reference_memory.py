@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from raydpo.config.schema import RunFile
-from raydpo.data.shards import Counts, TokenManifest, completion_ids, schema, write_shard
+from raydpo.data.completions import completion_ids
+from raydpo.data.shards import Counts, TokenManifest, schema, write_shard
 from raydpo.reference.shard import SCHEMA
 from raydpo.runtime.layout import reference_store
 from raydpo.runtime.precompute import score_missing
@@ -53,10 +54,9 @@ def token_table(number: int) -> pa.Table:
     """A long row and a short one."""
     lists = pa.array(np.arange(LONG + 8, dtype=np.int32) % 256)
     prompts = pa.ListArray.from_arrays(pa.array([0, LONG, LONG + 8], pa.int32()), lists)
-    chosen = pa.array([[3, 4], [5, number]], pa.list_(pa.int32()))
-    rejected = pa.array([[5], [6, number]], pa.list_(pa.int32()))
+    answers = [[[3, 4], [5]], [[5, number], [6, number]]]
     names = pa.array([bytes([number, i]) * 8 for i in range(2)], pa.binary(16))
-    return pa.table([names, prompts, chosen, rejected], schema=schema("pair"))
+    return pa.table([names, prompts, pa.array(answers, pa.list_(pa.list_(pa.int32())))], schema=schema())
 
 
 def made_up_sums(ids: pa.FixedSizeBinaryArray) -> pa.Table:

@@ -41,6 +41,7 @@ def dataset_of(contents: np.ndarray, known: np.ndarray) -> Dataset:
         row_ids=pa.array([i.to_bytes(16, "big") for i in range(ROWS)], pa.binary(16)),
         tokens=np.ones(ROWS, dtype=np.int64),
         completion_tokens=np.ones(ROWS, dtype=np.int64),
+        pairs=np.ones(ROWS, dtype=np.int64),
         begins=BEGINS,
         completion_ids=pa.array([int(i).to_bytes(16, "big") for i in contents], pa.binary(16)),
         ref_logps=np.where(known[contents], -1.0, np.nan).astype(np.float32),

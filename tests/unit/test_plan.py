@@ -32,6 +32,7 @@ def plan_of(tail: Literal["carry", "drop"]) -> Plan:
         row_ids=pa.array([i.to_bytes(16, "big") for i in range(NUM_PAIRS)], pa.binary(16)),
         tokens=tokens,
         completion_tokens=tokens - 1,
+        pairs=np.ones(NUM_PAIRS, dtype=np.int64),
         begins=2 * np.arange(NUM_PAIRS + 1),
         completion_ids=pa.array([i.to_bytes(16, "big") for i in range(2 * NUM_PAIRS)], pa.binary(16)),
         ref_logps=np.stack((-tokens, -2.0 * tokens), axis=1).astype(np.float32).ravel(),
@@ -88,7 +89,11 @@ def test_a_row_brings_its_reference_and_the_totals_of_its_step() -> None:
     for table in planned(plan, 0, 2):
         for row in table.to_pylist():
             batch = plan.order.batch(row["step"])
-            assert row["step_rows"] == GLOBAL_BATCH
+            assert (row["step_rows"], row["step_pairs"], row["step_completions"]) == (
+                GLOBAL_BATCH,
+                GLOBAL_BATCH,
+                2 * GLOBAL_BATCH,
+            )
             assert row["step_tokens"] == plan.dataset.completion_tokens[batch].sum()
             assert row["ref_logps"] == [-tokens[row["expected_id"]], -2 * tokens[row["expected_id"]]]
 

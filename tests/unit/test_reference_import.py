@@ -104,7 +104,7 @@ def test_a_list_of_the_tokens_values_is_summed(run: RunFile, tmp_path: Path) -> 
 def prepared_tokens(run: RunFile) -> list[int]:
     """Tokens of every chosen completion."""
     path = Path(run.output_dir) / "tokens/train/part-0.arrow"
-    return [len(ids) for ids in read_shard(path)["chosen_ids"].to_pylist()]
+    return [len(chosen) for chosen, _ in read_shard(path)["completions"].to_pylist()]
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
