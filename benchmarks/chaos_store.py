@@ -119,7 +119,7 @@ class Trials:
         store.claim()
         scorer, dataset = ReferenceScorer(run, store), open_dataset(self._tokens)
         scorer.load()
-        for piece in dataset.where(np.arange(len(dataset))):
+        for piece in dataset.where(np.flatnonzero(store.missing(dataset.completion_ids))):
             scorer.score([piece])
         self._expected = _content(undisturbed)
 

@@ -19,6 +19,7 @@ boundary, and both together decode to the whole text:
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -115,6 +116,20 @@ def row_id(prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> b
     digest = hashlib.blake2b(np.asarray([len(parts), *map(len, parts)], dtype="<i8").tobytes(), digest_size=16)
     for part in parts:
         digest.update(np.asarray(part, dtype="<i4").tobytes())
+    return digest.digest()
+
+
+def completion_id(prompt_ids: Sequence[int], completion: Sequence[int]) -> bytes:
+    """What log π(completion | prompt) depends on, as 16 bytes: the same in whatever rows the completion stands."""
+    return row_id(prompt_ids, [completion])
+
+
+def completion_digest(prompt: memoryview, completion: memoryview) -> bytes:
+    """completion_id of ids that lie in memory as int32, little endian; nothing is copied."""
+    lengths = struct.pack("<3q", 2, prompt.nbytes // 4, completion.nbytes // 4)
+    digest = hashlib.blake2b(lengths, digest_size=16)
+    digest.update(prompt)
+    digest.update(completion)
     return digest.digest()
 
 

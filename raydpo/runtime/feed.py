@@ -68,7 +68,7 @@ class Plan:
         """What the loss and the metrics of a global batch may be means over."""
         return {
             "rows": len(positions),
-            "completions": int(self.dataset.completions[positions].sum()),
+            "completions": int(self.dataset.own[positions].sum()),
             "pairs": int(self.dataset.pairs[positions].sum()),
             "tokens": int(self.dataset.completion_tokens[positions].sum()),
         }
@@ -91,9 +91,9 @@ class Plan:
                 **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
             }
             if data.ref_logps is not None:
-                columns["ref_logps"] = pa.array(data.ref_logps[mine].tolist(), pa.list_(pa.float32()))
+                columns["ref_logps"] = data.by_row(data.ref_logps, mine)
             if self.ahead:
-                columns["number"] = self.ahead.numbers[mine]
+                columns["number"] = data.by_row(self.ahead.numbers, mine)
             yield pa.table(columns)
 
 

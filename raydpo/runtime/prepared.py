@@ -7,7 +7,7 @@ from raydpo.config.schema import RunFile, Training
 from raydpo.data.limits import ModelLimits
 from raydpo.data.shards import TokenManifest
 from raydpo.model.model_files import model_limits
-from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.dataset import MANIFEST, Dataset, open_dataset
 from raydpo.runtime.identity import order_of
 from raydpo.runtime.layout import Layout
 from raydpo.runtime.objective import preference_objective
@@ -19,6 +19,16 @@ def readers_of_pairs(run: RunFile) -> list[ModelLimits]:
     """What the policy and the reference can read."""
     layout = Layout(run)
     return [model_limits(path) for path in dict.fromkeys((layout.start_model, layout.reference_model))]
+
+
+def prepared_datasets(run: RunFile) -> list[Dataset]:
+    """The train tokens and, where there are any, the held-out ones. UserError where they are not this run's."""
+    layout = Layout(run)
+    check_prepared(run)
+    directories = [layout.train_tokens]
+    if (layout.held_out_tokens / MANIFEST).exists():
+        directories.append(layout.held_out_tokens)
+    return [open_dataset(directory) for directory in directories]
 
 
 def check_pairs(run: RunFile) -> None:

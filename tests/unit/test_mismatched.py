@@ -96,5 +96,5 @@ def test_tokens_without_them_are_refused_by_a_loss_that_reads_them(
     check_prepared(run)
     plain = objective.preference_objective(run)
     monkeypatch.setattr(objective, "preference_objective", lambda _: replace(plain, needs=plain.needs | {MISMATCHED}))
-    with pytest.raises(UserError, match="completions of other prompts=False, .* says True; run `raydpo prep"):
+    with pytest.raises(UserError, match=r"completions of other prompts=False, .* says True; run `raydpo prep"):
         check_prepared(run)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
 from raydpo.data import shards
+from raydpo.data.completions import completion_ids, rows_of
 from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.lengths import length_quantiles
@@ -22,7 +24,7 @@ from raydpo.data.shards import (
     verify_shards,
     write_shard,
 )
-from raydpo.data.tokens import TokenRow, TokenSettings, row_id
+from raydpo.data.tokens import TokenRow, TokenSettings, completion_id, row_id
 from raydpo.runtime.dataset import open_dataset, windows
 from tests.helpers import row_tokenizer
 
@@ -75,6 +77,22 @@ def test_a_shard_of_any_kind_of_rows_is_read_exactly_as_it_was_written(made, tmp
     assert table.schema == schema(list(made[0].columns) if made else [])
     assert (info.path, info.rows) == ("0.arrow", len(made))
     assert info.tokens == sum(len(row.prompt_ids) + sum(map(len, row.completions)) for row in made)
+
+
+@given(made=st.one_of(*EVERY_KIND.values()), skipped=st.integers(0, 3))
+def test_a_completion_has_the_same_id_in_a_shard_in_a_part_of_it_and_alone(made, skipped):
+    expected = [completion_id(row.prompt_ids, ids) for row in made[skipped:] for ids in row.completions]
+    assert completion_ids(to_table(made).slice(skipped)).to_pylist() == expected
+
+
+@given(made=st.one_of(*EVERY_KIND.values()), data=st.data())
+def test_completions_that_are_asked_for_come_with_their_prompt_and_without_the_others(made, data):
+    every = [(number, ids) for number, row in enumerate(made) for ids in row.completions]
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(every) - 1)))) if every else []
+    found = rows_of(to_table(made), np.asarray(wanted, np.int32))
+    expected = [(made[number].row_id, made[number].prompt_ids, ids) for number, ids in map(every.__getitem__, wanted)]
+    assert [(row.row_id, row.prompt_ids, ids) for row in found for ids in row.completions] == expected
+    assert len(found) == len({every[i][0] for i in wanted}), "each row once"
 
 
 @given(made=rows(PAIR), fraction=st.floats(0, 1))
