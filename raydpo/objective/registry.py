@@ -122,6 +122,18 @@ class Term:
         """Columns of tokens that the head must find, with these arguments."""
         return self._read_by(ARGUMENTS_ASK)
 
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """The arguments without those that would make another loss of it and are left off.
+
+        They are what a run is known by: an argument that is new here does not make another run of an earlier one.
+        """
+        switches = ARGUMENTS_NEED.keys() | ARGUMENTS_ASK.keys()
+        defaults = self.loss.defaults
+        return {
+            name: value for name, value in self.arguments.items() if name not in switches or value != defaults[name]
+        }
+
     def _read_by(self, columns: Mapping[str, str]) -> frozenset[str]:
         defaults = self.loss.defaults
         return frozenset(
