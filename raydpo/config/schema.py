@@ -182,6 +182,8 @@ class Objective(Section):
     discopop_tau: float | None = Field(None, gt=0)
     simpo_gamma: float | None = Field(None, ge=0)
     cpo_alpha: float | None = Field(None, ge=0)
+    desirable_weight: float | None = Field(None, ge=0)
+    undesirable_weight: float | None = Field(None, ge=0)
     unlikelihood_alpha: float | None = Field(None, ge=0, le=1)
 
     @property

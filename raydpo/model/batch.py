@@ -33,6 +33,7 @@ class Batch:
     completion_row: Tensor  # [C], the row of each completion
     token_counts: tuple[int, ...]  # completion tokens of each row, all its completions together
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # [C] each, see raydpo.objective.contract
+    token_columns: Mapping[str, Tensor] = field(default_factory=dict)  # [M] each
 
     @property
     def num_rows(self) -> int:
@@ -48,6 +49,7 @@ class Batch:
             row=self.completion_row[completions] - rows.start,
             num_rows=len(self.bounds[rows]),
             columns={name: values[completions] for name, values in self.columns.items()},
+            token_columns={name: values[positions] for name, values in self.token_columns.items()},
         )
 
     def _completions(self, rows: slice) -> slice:

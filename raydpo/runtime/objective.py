@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 
 if TYPE_CHECKING:
@@ -16,7 +18,21 @@ def objective_terms(run: RunFile) -> tuple[Term, ...]:
     from raydpo.objective.registry import resolve
 
     settings = run.train.objective
-    return resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
+    terms = resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
+    _check_not_alone(terms, run.train.global_batch_size)
+    return terms
+
+
+def _check_not_alone(terms: Sequence[Term], global_batch_size: int) -> None:
+    """A row that is a batch of its own would be compared with itself: no ranks, and a baseline that is its own value."""
+    from raydpo.objective.registry import LOSSES
+
+    coupled = [term.loss_type for term in terms if LOSSES[term.loss_type].coupled]
+    if coupled and global_batch_size < 2:
+        raise UserError(
+            f"train.global_batch_size = {global_batch_size}: {', '.join(coupled)} compares the rows of a global batch "
+            "with each other; set it to 2 or more."
+        )
 
 
 def preference_objective(run: RunFile) -> Objective:

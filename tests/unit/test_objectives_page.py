@@ -10,28 +10,29 @@ from pathlib import Path
 
 import pytest
 
+from raydpo.objective.contract import LABEL, MISMATCHED, REF_LOGPS
 from raydpo.objective.registry import LOSSES
 
 pytestmark = pytest.mark.unit
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "objectives.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| `(\w+)` \| .* \| ([^|]*) \| (reference|nothing) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \| .* \| ([^|]*) \| ((?:reference|nothing)[^|]*) \|$", re.MULTILINE)
 ARGUMENT = re.compile(r"`(\w+)` ([\w.]+)")
+NEEDS = {REF_LOGPS: "reference", LABEL: "labels", MISMATCHED: "completions of other prompts"}
 DIFF = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_the_table_has_every_loss_with_its_arguments_and_needs() -> None:
-    rows = {
-        name: (dict(ARGUMENT.findall(arguments)), needs == "reference") for name, arguments, needs in ROW.findall(PAGE)
-    }
+    rows = {name: (dict(ARGUMENT.findall(arguments)), needs) for name, arguments, needs in ROW.findall(PAGE)}
     assert rows.keys() == LOSSES.keys()
-    for name, (arguments, needs_reference) in rows.items():
+    for name, (arguments, needs) in rows.items():
         defaults = {
             each: f"{value:g}" if isinstance(value, float) else value for each, value in LOSSES[name].defaults.items()
         }
         assert arguments == defaults, name
-        assert needs_reference is bool(LOSSES[name].needs), name
+        asked = [word for column, word in NEEDS.items() if column in LOSSES[name].needs]
+        assert needs == (", ".join(asked) or "nothing"), name
 
 
 def test_the_example_is_the_whole_of_a_new_loss(tmp_path: Path) -> None:
