@@ -24,7 +24,7 @@ def objective_terms(run: RunFile) -> tuple[Term, ...]:
 
 
 def _check_not_alone(terms: Sequence[Term], global_batch_size: int) -> None:
-    """A row that is a batch of its own would be compared with itself: no ranks, and a baseline that is its own value."""
+    """A row that is a batch of its own would be compared with itself: nothing to rank, and no baseline but its own."""
     from raydpo.objective.registry import LOSSES
 
     coupled = [term.loss_type for term in terms if LOSSES[term.loss_type].coupled]
