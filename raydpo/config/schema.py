@@ -179,6 +179,9 @@ class Objective(Section):
     label_smoothing: float | None = Field(None, ge=0, lt=0.5)
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None = None
     f_alpha_divergence_coef: float | None = None
+    ld_alpha: float | None = Field(None, ge=0, le=1)
+    use_margin: bool | None = None
+    use_weighting: bool | None = None
     discopop_tau: float | None = Field(None, gt=0)
     simpo_gamma: float | None = Field(None, ge=0)
     cpo_alpha: float | None = Field(None, ge=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from raydpo.data.pack import Pack
 from raydpo.objective.contract import ScoredRows
 
 ALL = slice(0, None)
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,14 @@ class Batch:
 
     @classmethod
     def from_pack(
-        cls, pack: Pack, columns: Mapping[str, Tensor] | None = None, *, device: torch.device | str = "cpu"
+        cls,
+        pack: Pack,
+        columns: Mapping[str, Tensor] = NOTHING,
+        token_columns: Mapping[str, Tensor] = NOTHING,
+        *,
+        device: torch.device | str = "cpu",
     ) -> Batch:
-        """Move a pack, and what is known of its completions, to a device."""
+        """Move a pack, and what is known of its completions and of their tokens, to a device."""
 
         def move(array: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
@@ -78,5 +85,6 @@ class Batch:
             owner=move(pack.owner),
             completion_row=move(pack.completion_row),
             token_counts=tuple(tokens_by_row.tolist()),
-            columns={name: values.to(device) for name, values in (columns or {}).items()},
+            columns={name: values.to(device) for name, values in columns.items()},
+            token_columns={name: values.to(device) for name, values in token_columns.items()},
         )

@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import RowLoss, ScoredRows
+from raydpo.objective.contract import LOG_SUM_SQ_PROBS, RowLoss, ScoredRows
 
 CHUNK_POSITIONS = 1024  # logits held at once in bfloat16, half as many in float32: 100 MB for a vocabulary of 49k
 TILE_LOGITS = 2**20  # of them normalised at once on a CPU: 4 MB in float32, which its cache holds from pass to pass
 
+Asked = frozenset[str]
+"""What is to be found of every token beside its log-prob, from the same logits: LOG_SUM_SQ_PROBS or nothing."""
+
+NOTHING: Asked = frozenset()
 
 Scored = tuple[Tensor, Tensor, Tensor]
 """total, losses [B], token_logps [M]: the sum of the losses, which alone has a gradient; the losses; nats a token.
@@ -87,8 +91,8 @@ def _cap(logits: Tensor, softcap: float | None) -> Tensor | None:
     return bend
 
 
-def _normalise(logits: Tensor, target: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Log-probs [m] of the targets [m], and the sums [m] of e = exp(logit - largest logit).
+def _normalise(logits: Tensor, target: Tensor, softcap: float | None, *, squares: bool) -> tuple[Tensor, ...]:
+    """Log-probs [m] of the targets [m], and the sums [m] of e = exp(logit - largest logit); log Σ p² [m] if asked.
 
     Over the logits [m, V] is written e, less its sum at the target: -sum times the derivative of the log-prob. That
     factor is left to rows of D numbers, which are fewer than V. The sum may reach V: too much for float16.
@@ -98,9 +102,13 @@ def _normalise(logits: Tensor, target: Tensor, softcap: float | None) -> tuple[T
     largest = e.amax(dim=1, keepdim=True)
     logps = e.gather(1, target) - largest
     sums = e.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    found = [(logps - sums.log()).squeeze(1), sums.squeeze(1)]
+    if squares:
+        norms = torch.linalg.vector_norm(e, dim=1)  # a square root of Σ e² needs no second matrix for the squares
+        found.append(2 * (norms / sums.squeeze(1)).log())
     e.scatter_add_(1, target, -sums)
     logits.copy_(e if bend is None else e.mul_(bend))
-    return (logps - sums.log()).squeeze(1), sums.squeeze(1)
+    return tuple(found)
 
 
 class _Sweep:
@@ -110,7 +118,10 @@ class _Sweep:
     for the logits of all chunks, and what is done to them is done in place.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, form: _Form) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, form: _Form, asked: Asked = NOTHING
+    ) -> None:
+        self.squares = LOG_SUM_SQ_PROBS in asked
         dtype = form.dtype(weight)
         self.hidden, self.weight = form.scaled(hidden.to(dtype)), weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
@@ -130,9 +141,10 @@ class _Sweep:
             torch.addmm(self.bias, h, self.weight.t(), out=self.residual)
         tile = max(1, TILE_LOGITS // len(self.weight)) if h.device.type == "cpu" else chunk.size
         tiles = zip(self.residual.split(tile), self.target[chunk.positions].split(tile), strict=True)
-        logps, sums = zip(*(_normalise(logits, target, self.form.softcap) for logits, target in tiles), strict=True)
-        self.sums = torch.cat(sums)
-        return torch.cat(logps)
+        found = [_normalise(logits, at, self.form.softcap, squares=self.squares) for logits, at in tiles]
+        logps, self.sums, *squares = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.statistics = {LOG_SUM_SQ_PROBS: squares[0]} if squares else {}
+        return logps
 
     def add_gradients(self, chunk: _Chunk, slopes: Tensor) -> None:
         """Chain rule through the chunk scored last, from the derivatives [m] with respect to its log-probs."""
@@ -164,14 +176,22 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, loss: RowLoss, form: _Form
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        batch: Batch,
+        loss: RowLoss,
+        form: _Form,
+        asked: Asked,
     ) -> Scored:
-        sweep = _Sweep(hidden, weight, bias, batch, form)
+        sweep = _Sweep(hidden, weight, bias, batch, form, asked)
         losses = hidden.new_zeros(batch.num_rows, dtype=_summing(weight.dtype))
         token_logps = losses.new_zeros(len(batch.target))
         for chunk in sweep.chunks:
             token_logps[chunk.positions] = sweep.score(chunk)
             scored = batch.scored(token_logps[chunk.positions], chunk.rows, chunk.positions)
+            scored = replace(scored, token_columns={**scored.token_columns, **sweep.statistics})
             losses[chunk.rows], slopes = _loss_and_slopes(loss, scored)
             sweep.add_gradients(chunk, slopes)
         ctx.save_for_backward(*sweep.gradients(weight.dtype))
@@ -183,7 +203,7 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # In place, for want of memory: autograd itself refuses a second backward over saved tensors that have changed.
         gradients = (None if each is None else each.mul_(grad_total) for each in ctx.saved_tensors)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _loss_and_slopes(loss: RowLoss, scored: ScoredRows) -> tuple[Tensor, Tensor]:
@@ -232,11 +252,16 @@ class CompletionHead(nn.Module):
         self.bias = lm_head.bias
         self.form = _Form(scale, softcap, fp32)
 
-    def forward(self, hidden: Tensor, batch: Batch, loss: RowLoss | None = None) -> Scored | Tensor:
-        """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32."""
+    def forward(
+        self, hidden: Tensor, batch: Batch, loss: RowLoss | None = None, asked: Asked = NOTHING
+    ) -> Scored | Tensor:
+        """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32.
+
+        asked: columns of tokens that the loss reads and the head finds, which have no gradient.
+        """
         if loss is None:
             return _TokenLogps.apply(hidden, self.weight, self.bias, batch, self.form)
-        return _OnePass.apply(hidden, self.weight, self.bias, batch, loss, self.form)
+        return _OnePass.apply(hidden, self.weight, self.bias, batch, loss, self.form, asked)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, D] -> [m, V] in float32."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from raydpo.model.batch import Batch
-from raydpo.model.head import CompletionHead, Scored
+from raydpo.model.head import NOTHING, Asked, CompletionHead, Scored
 from raydpo.model.layout import backbone, is_packed, packed_states, padded_states
 from raydpo.objective.contract import RowLoss
 
@@ -34,13 +34,15 @@ class ScoringModel(nn.Module):
         )
         self._states = packed_states if is_packed(lm) else padded_states
 
-    def forward(self, batch: Batch, loss: RowLoss | None = None) -> Scored | Tensor:
+    def forward(self, batch: Batch, loss: RowLoss | None = None, asked: Asked = NOTHING) -> Scored | Tensor:
         """With a loss: (total, losses [B], token log-probs [M]), of which `total` can be differentiated, in one pass.
 
         Without: log π(token | what stands before it) of every completion token, shape [M], in nats, which can be
         differentiated: for losses that weigh tokens or want more than sums over completions.
+
+        asked: see CompletionHead.forward.
         """
-        return self.head(self.completion_states(batch), batch, loss)
+        return self.head(self.completion_states(batch), batch, loss, asked)
 
     @torch.no_grad()
     def token_logps(self, batch: Batch) -> Tensor:

@@ -20,6 +20,8 @@ REF_LOGPS = "ref_logps"
 RANK = "rank"
 """The column of a completion's place in its row: 0 is the best, and equal ranks are ties."""
 
+MARGIN = "margin"
+"""The column of which a pair's difference is how much better one completion is, in the units of rewards."""
 LABEL = "label"
 """The column of what an unpaired completion is: wanted or not."""
 
@@ -36,10 +38,20 @@ COLUMNS: Mapping[str, torch.dtype] = MappingProxyType(
         LABEL: torch.bool,
         MISMATCHED: torch.bool,
         "score": torch.float32,
-        "margin": torch.float32,
+        MARGIN: torch.float32,
     }
 )
 """What may be known of every completion beside its tokens, and the dtype in which it is kept."""
+
+REF_TOKEN_LOGPS = "ref_token_logps"
+"""The column of the reference's log-prob of every completion token, in nats."""
+
+LOG_SUM_SQ_PROBS = "log_sum_sq_probs"
+"""The column of log Σ π(v|x, y<t)² over the vocabulary at every completion token: what a draw's log-prob is at most on
+average. The head finds it on its way over the logits, where an objective asks for it."""
+
+TOKEN_COLUMNS: Mapping[str, torch.dtype] = MappingProxyType({REF_TOKEN_LOGPS: torch.float32})
+"""What the data may bring of every completion token, and the dtype in which it is kept."""
 
 Unit = Literal["pairs", "completions", "rows", "tokens"]
 """What a mean over a global batch is taken over. Completions of other prompts do not count."""
@@ -75,7 +87,19 @@ class ScoredRows:
 
     def logps(self) -> Tensor:
         """log π(y|x) of every completion, [C]: the sums over its tokens."""
-        return self.token_logps.new_zeros(len(self.row)).index_add(0, self.owner, self.token_logps)
+        return self.sum_by_completion(self.token_logps)
+
+    def sum_by_completion(self, values: Tensor) -> Tensor:
+        """Sums of one value a token, [M], over each completion, [C]."""
+        return values.new_zeros(len(self.row)).index_add(0, self.owner, values)
+
+    def table(self, values: Tensor) -> Tensor:
+        """One value a token, [M], laid out by completion and place, [C, longest completion]; 0 where no token is."""
+        counts = torch.bincount(self.owner, minlength=len(self.row))
+        begins = counts.cumsum(0) - counts
+        place = torch.arange(len(self.owner), device=self.owner.device) - begins[self.owner]
+        empty = values.new_zeros(len(self.row), int(counts.max()))
+        return empty.index_put((self.owner, place), values)
 
     def lengths(self) -> Tensor:
         """Tokens of every completion, [C], in the dtype of the log-probs."""
@@ -180,5 +204,6 @@ class Objective:
     metrics: RowMetrics
     mean_over: Unit  # what the loss of the global batch is the mean over
     compares: Values  # the larger, the more the policy prefers a completion to the others of its row
-    needs: frozenset[str] = frozenset()  # columns that the rows must have
+    needs: frozenset[str] = frozenset()  # columns that the data must have
+    statistics: frozenset[str] = frozenset()  # columns of tokens that the head must find: LOG_SUM_SQ_PROBS or none
     coupled: bool = False  # whether the value of a row rests on the other rows of the global batch

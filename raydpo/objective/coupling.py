@@ -68,7 +68,7 @@ def couple(objective: Objective, parts: Sequence[Part]) -> list[Coupled]:
 def linear(rows: ScoredRows) -> Tensor:
     """The sums over each row of slope times log-prob, [B]; a loss with the gradient of the coupled one."""
     products = rows.token_columns[SLOPE] * rows.token_logps
-    return rows.sum_by_row(products, rows.row[rows.owner])
+    return rows.sum_by_row(rows.sum_by_completion(products), rows.row)
 
 
 def joined(parts: Sequence[ScoredRows]) -> ScoredRows:
@@ -82,7 +82,8 @@ def joined(parts: Sequence[ScoredRows]) -> ScoredRows:
         owner=torch.cat(owners),
         row=torch.cat(rows),
         num_rows=sum(part.num_rows for part in parts),
-        columns={name: _exact(torch.cat([part.columns[name] for part in parts])) for name in parts[0].columns},
+        columns={name: _exact([part.columns[name] for part in parts]) for name in parts[0].columns},
+        token_columns={name: _exact([part.token_columns[name] for part in parts]) for name in parts[0].token_columns},
     )
 
 
@@ -105,6 +106,7 @@ def in_order(rows: ScoredRows, order: Tensor) -> tuple[ScoredRows, Tensor]:
         row=place[rows.row][completions],
         num_rows=rows.num_rows,
         columns={name: values[completions] for name, values in rows.columns.items()},
+        token_columns={name: values[tokens] for name, values in rows.token_columns.items()},
     )
     return ordered, tokens
 
@@ -116,5 +118,6 @@ def _put_back(values: Tensor, order: Tensor) -> Tensor:
     return original
 
 
-def _exact(values: Tensor) -> Tensor:
-    return values.double() if values.is_floating_point() else values
+def _exact(values: Sequence[Tensor]) -> Tensor:
+    together = torch.cat(list(values))
+    return together.double() if together.is_floating_point() else together

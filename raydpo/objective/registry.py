@@ -17,24 +17,40 @@ import torch
 from torch import Tensor
 
 from raydpo.config.errors import UserError
-from raydpo.objective.contract import LABEL, MISMATCHED, REF_LOGPS, Mean, Objective, ScoredRows, Values
+from raydpo.objective.contract import (
+    LABEL,
+    LOG_SUM_SQ_PROBS,
+    MARGIN,
+    MISMATCHED,
+    RANK,
+    REF_LOGPS,
+    REF_TOKEN_LOGPS,
+    Mean,
+    Objective,
+    ScoredRows,
+    Values,
+)
 from raydpo.objective.likelihood import preferred_ft, sft, unlikelihood
-from raydpo.objective.preference import coupled, dpo, pairwise, reference_free, unpaired
+from raydpo.objective.preference import coupled, dpo, pairwise, ranked, reference_free, unpaired
+
+LossUnit = Literal["pairs", "completions", "rows"]
 
 
 @dataclass(frozen=True)
 class Loss:
     """A loss, function(rows, **arguments), whose signature has its arguments and their defaults.
 
-    It has a value a pair, [P], or a value a completion, [C], as unit says. compares is what the loss compares between
-    completions. Where it has a beta, that times beta is the implicit reward of the metrics. A loss that is coupled sees
-    the whole global batch, and baselines(rows, beta) names what it takes from there.
+    It has a value for every pair, [P], every completion, [C], or every row, [B], as mean_over says.
+
+    compares is what the loss compares between completions. Where it has a beta, that times beta is the implicit reward
+    of the metrics. A loss that is coupled is given the whole global batch, and baselines(rows, beta) are what it takes
+    from there, by name.
     """
 
     function: Callable[..., Tensor]
     compares: Values
     needs: frozenset[str] = frozenset()
-    unit: Literal["pairs", "completions"] = "pairs"
+    mean_over: LossUnit = "pairs"
     coupled: bool = False
     baselines: Callable[[ScoredRows, float], dict[str, Tensor]] | None = None
 
@@ -46,8 +62,11 @@ class Loss:
 
 
 REFERENCE = frozenset({REF_LOGPS})
-LABELLED = frozenset({REF_LOGPS, LABEL})
-WITH_OTHERS = frozenset({REF_LOGPS, LABEL, MISMATCHED})
+LABELLED = REFERENCE | {LABEL}
+
+# What an argument reads where it is not left at its default: columns of the data, and statistics of the head.
+ARGUMENTS_NEED = MappingProxyType({"ld_alpha": REF_TOKEN_LOGPS, "use_margin": MARGIN})
+ARGUMENTS_ASK = MappingProxyType({"use_weighting": LOG_SUM_SQ_PROBS})
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
@@ -63,27 +82,30 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "apo_down": Loss(pairwise.apo_down, ScoredRows.log_ratios, REFERENCE),
         "discopop": Loss(pairwise.discopop, ScoredRows.log_ratios, REFERENCE),
         "aot": Loss(coupled.aot, ScoredRows.log_ratios, REFERENCE, coupled=True),
-        "aot_unpaired": Loss(unpaired.aot_unpaired, ScoredRows.log_ratios, LABELLED, unit="completions", coupled=True),
         "bco_pair": Loss(
             coupled.bco_pair, ScoredRows.log_ratios, REFERENCE, coupled=True, baselines=coupled.bco_pair_baselines
+        ),
+        "kto": Loss(
+            unpaired.kto,
+            ScoredRows.log_ratios,
+            LABELLED | {MISMATCHED},
+            mean_over="completions",
+            coupled=True,
+            baselines=unpaired.kto_baselines,
         ),
         "bco": Loss(
             unpaired.bco,
             ScoredRows.log_ratios,
             LABELLED,
-            unit="completions",
+            mean_over="completions",
             coupled=True,
             baselines=unpaired.bco_baselines,
         ),
-        "kto": Loss(
-            unpaired.kto,
-            ScoredRows.log_ratios,
-            WITH_OTHERS,
-            unit="completions",
-            coupled=True,
-            baselines=unpaired.kto_baselines,
+        "aot_unpaired": Loss(
+            unpaired.aot_unpaired, ScoredRows.log_ratios, LABELLED, mean_over="completions", coupled=True
         ),
-        "apo_zero_unpaired": Loss(unpaired.apo_zero_unpaired, ScoredRows.log_ratios, LABELLED, unit="completions"),
+        "apo_zero_unpaired": Loss(unpaired.apo_zero_unpaired, ScoredRows.log_ratios, LABELLED, mean_over="completions"),
+        "plackett_luce": Loss(ranked.plackett_luce, ScoredRows.log_ratios, REFERENCE | {RANK}, mean_over="rows"),
         "simpo": Loss(reference_free.simpo, ScoredRows.average_logps),
         "cpo": Loss(reference_free.cpo, ScoredRows.logps),
         "orpo": Loss(reference_free.orpo, ScoredRows.average_logps),
@@ -113,6 +135,39 @@ class Term:
     weight: float
     arguments: Mapping[str, Any]
 
+    @property
+    def loss(self) -> Loss:
+        """What is registered under the name."""
+        return LOSSES[self.loss_type]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Columns that the data must have, with these arguments."""
+        return self.loss.needs | self._read_by(ARGUMENTS_NEED)
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Columns of tokens that the head must find, with these arguments."""
+        return self._read_by(ARGUMENTS_ASK)
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """The arguments without those that would make another loss of it and are left off.
+
+        They are what a run is known by: an argument that is new here does not make another run of an earlier one.
+        """
+        switches = ARGUMENTS_NEED.keys() | ARGUMENTS_ASK.keys()
+        defaults = self.loss.defaults
+        return {
+            name: value for name, value in self.arguments.items() if name not in switches or value != defaults[name]
+        }
+
+    def _read_by(self, columns: Mapping[str, str]) -> frozenset[str]:
+        defaults = self.loss.defaults
+        return frozenset(
+            columns[name] for name, value in self.arguments.items() if name in columns and value != defaults[name]
+        )
+
 
 def resolve(
     loss_types: Sequence[str], loss_weights: Sequence[float] | None = None, /, **arguments: Any
@@ -131,10 +186,12 @@ def resolve(
             f"train.objective.loss_weights has {len(weights)} values for the {len(names)} losses of loss_type "
             f"({', '.join(names)}); give one a loss."
         )
-    _check_one_unit(names)
     for argument in arguments:
         _check_taken(argument, names)
-    return tuple(_term(name, weight, arguments) for name, weight in zip(names, weights, strict=True))
+    _check_one_unit(names)
+    terms = tuple(_term(name, weight, arguments) for name, weight in zip(names, weights, strict=True))
+    _check_statistics(terms)
+    return terms
 
 
 def _known(name: str) -> str:
@@ -150,15 +207,6 @@ def _known(name: str) -> str:
     return name
 
 
-def _check_one_unit(names: Sequence[str]) -> None:
-    by_unit = {unit: [name for name in names if LOSSES[name].unit == unit] for unit in ("pairs", "completions")}
-    if all(by_unit.values()):
-        raise UserError(
-            f"train.objective.loss_type adds {', '.join(by_unit['completions'])}, a loss of single completions, to "
-            f"{', '.join(by_unit['pairs'])}, a loss of pairs: their means are over different things; keep one kind."
-        )
-
-
 def _check_taken(argument: str, names: Sequence[str]) -> None:
     if any(argument in LOSSES[name].defaults for name in names):
         return
@@ -167,6 +215,23 @@ def _check_taken(argument: str, names: Sequence[str]) -> None:
         f"train.objective.{argument} is set, and {' + '.join(names)} does not take it; remove it, or choose a loss "
         f"that does: {', '.join(takers)}."
     )
+
+
+def _check_one_unit(names: Sequence[str]) -> None:
+    by_unit = {LOSSES[name].mean_over: name for name in names}
+    if len(by_unit) > 1:
+        means = " and ".join(f"{name} is a mean over {unit}" for unit, name in by_unit.items())
+        raise UserError(f"train.objective.loss_type: {means}, so they do not add up; choose losses of one kind.")
+
+
+def _check_statistics(terms: Sequence[Term]) -> None:
+    """The head finds statistics in the pass that makes the gradient, when coupled losses have been made already."""
+    coupled_terms = [term.loss_type for term in terms if term.loss.coupled]
+    if coupled_terms and any(term.statistics for term in terms):
+        raise UserError(
+            f"train.objective.use_weighting does not go with {', '.join(coupled_terms)}, which couples the rows of a "
+            "batch; remove one of them."
+        )
 
 
 def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
@@ -178,38 +243,51 @@ def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
 
 
 def make_objective(terms: Sequence[Term]) -> Objective:
-    """The weighted sum of some losses, averaged over the pairs or the completions of the global batch.
+    """The weighted sum of some losses, averaged over the pairs, completions or rows of the global batch.
 
     Rewards and the ranking of completions are those of the first loss that has a beta, or of the first. Where one loss
     is coupled, all are given the whole global batch.
     """
     leading = next((term for term in terms if "beta" in term.arguments), terms[0])
-    losses = [LOSSES[term.loss_type] for term in terms]
+    mean_over = leading.loss.mean_over
     return Objective(
-        loss=partial(_weighted_sum, terms),
+        loss=partial(_weighted_sum, terms, mean_over),
         metrics=partial(_metrics, terms, leading),
-        mean_over=losses[0].unit,
-        compares=LOSSES[leading.loss_type].compares,
-        needs=frozenset().union(*(loss.needs for loss in losses)),
-        coupled=any(loss.coupled for loss in losses),
+        mean_over=mean_over,
+        compares=leading.loss.compares,
+        needs=frozenset().union(*(term.needs for term in terms)),
+        statistics=frozenset().union(*(term.statistics for term in terms)),
+        coupled=any(term.loss.coupled for term in terms),
     )
 
 
 def loss_at_reference(terms: Sequence[Term]) -> float | None:
     """The loss while policy and reference are the same, whatever the pairs; None where it rests on the pairs."""
-    if not all(LOSSES[term.loss_type].needs == REFERENCE for term in terms):
+    if any(term.needs - {REF_TOKEN_LOGPS} != REFERENCE or term.statistics for term in terms):
         return None
     logps = torch.full((2,), -1.0, dtype=torch.float64)
     of_one_row = torch.zeros(2, dtype=torch.int64)
-    same = ScoredRows(logps, torch.arange(2), row=of_one_row, num_rows=1, columns={REF_LOGPS: logps})
-    return float(_weighted_sum(terms, same))
+    same = ScoredRows(
+        logps,
+        torch.arange(2),
+        row=of_one_row,
+        num_rows=1,
+        columns={REF_LOGPS: logps},
+        token_columns={REF_TOKEN_LOGPS: logps},
+    )
+    return float(_weighted_sum(terms, "pairs", same))
 
 
-def _weighted_sum(terms: Sequence[Term], rows: ScoredRows) -> Tensor:
-    """[B]: of every row the sum over its pairs, or over its completions."""
-    values = [term.weight * LOSSES[term.loss_type].function(rows, **term.arguments) for term in terms]
-    unit_row = rows.pairs().row if LOSSES[terms[0].loss_type].unit == "pairs" else rows.row
-    return rows.sum_by_row(sum(values[1:], start=values[0]), unit_row)
+def _weighted_sum(terms: Sequence[Term], unit: LossUnit, rows: ScoredRows) -> Tensor:
+    """[B]: a row's own value, or the sum over its pairs or completions."""
+    values = [term.weight * term.loss.function(rows, **term.arguments) for term in terms]
+    total = sum(values[1:], start=values[0])
+    match unit:
+        case "pairs":
+            return rows.sum_by_row(total, rows.pairs().row)
+        case "completions":
+            return rows.sum_by_row(total, rows.row)
+    return total
 
 
 def _metrics(terms: Sequence[Term], leading: Term, rows: ScoredRows) -> dict[str, Mean]:
@@ -218,13 +296,12 @@ def _metrics(terms: Sequence[Term], leading: Term, rows: ScoredRows) -> dict[str
     TRL's rewards are of the sums over tokens for every loss; these are of the means where the loss is. What a coupled
     loss takes from the global batch is the same for every row.
     """
-    loss = LOSSES[leading.loss_type]
-    of_unit = _pair_metrics if loss.unit == "pairs" else _completion_metrics
-    named = of_unit(loss.compares, leading.arguments.get("beta"), rows)
+    of_unit = _completion_metrics if leading.loss.mean_over == "completions" else _pair_metrics
+    named = of_unit(leading.loss.compares, leading.arguments.get("beta"), rows)
     every_row = torch.ones(rows.num_rows, dtype=rows.token_logps.dtype)
     for term in terms:
-        if (baselines := LOSSES[term.loss_type].baselines) is not None:
-            found = baselines(rows, term.arguments["beta"])
+        if term.loss.baselines is not None:
+            found = term.loss.baselines(rows, term.arguments["beta"])
             named |= {name: Mean(value * every_row, every_row) for name, value in found.items()}
     return named
 

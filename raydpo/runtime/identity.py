@@ -77,14 +77,14 @@ def train_identity(run: RunFile, order: Order) -> Identity:
 
 
 def _objective_part(terms: Sequence[Term]) -> dict[str, Any]:
-    """The objective with every argument, whether the run file says it or leaves it to the loss."""
+    """The objective with every argument in force, whether the run file says it or leaves it to the loss."""
     if [term.weight for term in terms] == [1.0]:
         return _term_part(terms[0])
     return {"terms": [{"weight": term.weight} | _term_part(term) for term in terms]}
 
 
 def _term_part(term: Term) -> dict[str, Any]:
-    return {"loss_type": term.loss_type, **term.arguments}
+    return {"loss_type": term.loss_type, **term.in_force}
 
 
 def train_identity_now(run: RunFile) -> Identity | None:

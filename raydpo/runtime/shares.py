@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.shards import COMPLETIONS
 from raydpo.data.tokens import TokenRow, row_id
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import COLUMNS, Unit
+from raydpo.objective.contract import COLUMNS, TOKEN_COLUMNS, Unit
 from raydpo.train.step import Share
 
 
@@ -66,14 +66,14 @@ def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
     rows = list(rows)
     names = _completions(rows[0])
     token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
-    return Batch.from_pack(pack_rows(token_rows), _columns(rows), device=device)
+    return Batch.from_pack(pack_rows(token_rows), _columns(rows, COLUMNS), _columns(rows, TOKEN_COLUMNS), device=device)
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """What the feed brings of every completion, [C] each."""
+def _columns(rows: Sequence[dict[str, Any]], known: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """What the feed brings of every completion, [C] each, or of every token, [M] each; both flat in a row."""
     return {
         name: torch.tensor(list(chain.from_iterable(row[name] for row in rows)), dtype=dtype)
-        for name, dtype in COLUMNS.items()
+        for name, dtype in known.items()
         if name in rows[0]
     }
 

@@ -52,4 +52,5 @@ def _in_host_memory(rows: ScoredRows) -> ScoredRows:
         owner=rows.owner.cpu(),
         row=rows.row.cpu(),
         columns={name: values.cpu() for name, values in rows.columns.items()},
+        token_columns={name: values.cpu() for name, values in rows.token_columns.items()},
     )

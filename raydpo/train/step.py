@@ -77,7 +77,7 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
 
 def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
     """One micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
-    total, losses, token_logps = policy.engine(batch, objective.loss)
+    total, losses, token_logps = policy.engine(batch, objective.loss, objective.statistics)
     policy.engine.backward(total * scale)
     return losses, objective.metrics(batch.scored(token_logps))
 

@@ -201,7 +201,7 @@ def agree(rows: ScoredRows, result: tuple[Tensor, Tensor], expected: Outcome) ->
 
 
 def test_every_loss_beyond_one_pair_has_an_oracle() -> None:
-    beyond = {name for name, loss in LOSSES.items() if loss.coupled or loss.unit == "completions"}
+    beyond = {name for name, loss in LOSSES.items() if loss.coupled or loss.mean_over == "completions"}
     assert {name for name, *_ in OF_PAIRS + OF_COMPLETIONS} == beyond
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
+from random import Random
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -19,13 +22,17 @@ from raydpo.model import head
 from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead
 from raydpo.model.score import ScoringModel
-from raydpo.objective.contract import RANK, REF_LOGPS, ScoredRows
+from raydpo.objective.contract import LOG_SUM_SQ_PROBS, RANK, REF_LOGPS, REF_TOKEN_LOGPS, ScoredRows
 from raydpo.objective.registry import LOSSES, make_objective, resolve
-from tests.models import VOCAB_SIZE, make_batch, make_row, random_rows, tiny_llama
+from tests.models import VOCAB_SIZE, exact, exact_logps, make_batch, make_row, random_rows, tiny_llama
 
 pytestmark = pytest.mark.unit
 
-EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
+# Coupled losses, and those of single completions, have their laws in test_coupled_losses.py.
+COMPARING = sorted(name for name, loss in LOSSES.items() if not loss.coupled and loss.mean_over != "completions")
+EVERY_LOSS = pytest.mark.parametrize("name", COMPARING)
+PAIRWISE = [name for name in COMPARING if LOSSES[name].mean_over == "pairs"]
+EVERY_PAIRWISE_LOSS = pytest.mark.parametrize("name", PAIRWISE)
 
 
 @st.composite
@@ -122,10 +129,10 @@ def test_ranks_say_which_is_better_wherever_it_stands(name: str) -> None:
     moved = replace(rows, token_logps=rows.token_logps[order], columns=columns)
     torch.testing.assert_close(objective.loss(moved), objective.loss(rows), rtol=1e-12, atol=0)
     metrics, expected = objective.metrics(moved), objective.metrics(rows)
-    assert all(torch.allclose(metrics[each], expected[each], rtol=1e-12) for each in expected)
+    assert all(torch.allclose(metrics[each].total, expected[each].total, rtol=1e-12) for each in expected)
 
 
-@EVERY_LOSS
+@EVERY_PAIRWISE_LOSS
 def test_a_group_of_four_is_its_six_pair_rows_through_a_model(name: str) -> None:
     rows = random_rows(2, seed=4, completions=4)
     total, gradient = loss_and_gradient(tiny_llama(), rows, name)
@@ -137,7 +144,7 @@ def test_a_group_of_four_is_its_six_pair_rows_through_a_model(name: str) -> None
     assert distance(gradient, expected_gradient) <= tolerance
 
 
-@EVERY_LOSS
+@EVERY_PAIRWISE_LOSS
 def test_a_group_of_four_is_its_six_pair_rows_through_the_head_exactly(name: str) -> None:
     """In float64, which transformers' own norms are not: so from hidden states on."""
     rows, loss = random_rows(2, seed=4, completions=4), make_objective(resolve([name])).loss
@@ -165,7 +172,7 @@ def test_the_metrics_of_a_group_are_the_sums_of_its_pair_rows(name: str) -> None
     def sums(some: list[TokenRow]) -> dict[str, Tensor]:
         batch = batch_of(some)
         scored_rows = batch.scored(model.token_logps(batch))
-        return {each: values.sum() for each, values in objective.metrics(scored_rows).items()}
+        return {each: mean.total.sum() for each, mean in objective.metrics(scored_rows).items()}
 
     found, expected = sums(rows), sums(pair_rows(rows))
     assert found.keys() == expected.keys()
@@ -174,7 +181,7 @@ def test_the_metrics_of_a_group_are_the_sums_of_its_pair_rows(name: str) -> None
 
 
 @settings(deadline=None, max_examples=25)
-@given(groups(), st.integers(1, 80), st.sampled_from(sorted(LOSSES)))
+@given(groups(), st.integers(1, 80), st.sampled_from(COMPARING))
 def test_chunks_do_not_change_a_ragged_batch(rows: list[TokenRow], positions: int, name: str) -> None:
     rows = [*rows, *random_rows(1, seed=1)]  # one row at least has a pair
     lm = tiny_llama(dtype=torch.float64)
@@ -186,7 +193,7 @@ def test_chunks_do_not_change_a_ragged_batch(rows: list[TokenRow], positions: in
 
 
 @settings(deadline=None, max_examples=25)
-@given(groups(), st.sampled_from(sorted(LOSSES)))
+@given(groups(), st.sampled_from(COMPARING))
 def test_a_batch_of_mixed_rows_is_its_rows_one_by_one(rows: list[TokenRow], name: str) -> None:
     model, loss = ScoringModel(tiny_llama(dtype=torch.float64)), make_objective(resolve([name])).loss
     _, together, token_logps = model(batch_of(rows), loss)
@@ -200,7 +207,7 @@ def test_a_batch_of_mixed_rows_is_its_rows_one_by_one(rows: list[TokenRow], name
 def test_a_part_of_a_batch_is_the_batch_of_that_part(rows: list[TokenRow], data: st.DataObject) -> None:
     first = data.draw(st.integers(0, len(rows) - 1))
     last = data.draw(st.integers(first + 1, len(rows)))
-    batch, part = batch_of(rows), batch_of(rows[first:last])
+    batch, part = with_tokens_of_reference(batch_of(rows)), with_tokens_of_reference(batch_of(rows[first:last]))
     begin = sum(batch.token_counts[:first])
     positions = slice(begin, begin + len(part.target))
     logps = torch.arange(len(batch.target), dtype=torch.float32)[positions]
@@ -209,3 +216,74 @@ def test_a_part_of_a_batch_is_the_batch_of_that_part(rows: list[TokenRow], data:
     assert torch.equal(found.owner, expected.owner)
     assert torch.equal(found.row, expected.row)
     assert torch.equal(found.columns[REF_LOGPS], expected.columns[REF_LOGPS])
+    assert torch.equal(found.token_columns[REF_TOKEN_LOGPS], expected.token_columns[REF_TOKEN_LOGPS])
+
+
+RANKED = make_objective(resolve(["plackett_luce"], beta=0.5)).loss
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-30, 0), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_plackett_luce_is_minus_the_log_of_choosing_one_after_the_other(logps: list[float], random: Random) -> None:
+    ranks = random.sample(range(len(logps)), len(logps))
+    rewards = [0.5 * logps[ranks.index(rank)] for rank in range(len(logps))]
+    chosen = [math.exp(reward) / math.fsum(map(math.exp, rewards[k:])) for k, reward in enumerate(rewards)]
+    rows = replace(scored([ranks]), token_logps=torch.tensor(logps, dtype=torch.float64))
+    assert RANKED(rows).item() == pytest.approx(-math.log(math.prod(chosen)), rel=1e-9, abs=1e-9)
+
+
+def test_the_probabilities_of_all_rankings_add_up_to_one() -> None:
+    rankings = [scored([list(ranks)]) for ranks in permutations(range(4))]
+    assert math.fsum(math.exp(-RANKED(rows).item()) for rows in rankings) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_plackett_luce_at_the_reference_is_the_log_of_the_number_of_rankings() -> None:
+    rows = scored([[2, 0, 1], [0], [1, 0], [3, 2, 1, 0]])
+    same = replace(rows, columns={**rows.columns, REF_LOGPS: rows.logps()})
+    expected = torch.tensor([6.0, 1.0, 2.0, 24.0], dtype=torch.float64).log()
+    torch.testing.assert_close(RANKED(same), expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-30, 0), min_size=6, max_size=6))
+def test_the_slopes_of_plackett_luce_are_those_of_finite_differences(logps: list[float]) -> None:
+    rows = scored([[1, 0, 3, 2], [0, 1]])
+    tokens = torch.tensor(logps, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda moved: RANKED(replace(rows, token_logps=moved)), (tokens,))
+
+
+@pytest.mark.parametrize("apart", [-1e4, 1e4])
+def test_plackett_luce_takes_rewards_that_are_far_apart(apart: float) -> None:
+    tokens = torch.tensor([0.0, apart, 2 * apart], requires_grad=True)
+    losses = RANKED(replace(scored([[0, 1, 2]]), token_logps=tokens))
+    (slopes,) = torch.autograd.grad(losses.sum(), tokens)
+    assert losses.isfinite().all()
+    assert slopes.isfinite().all()
+
+
+def with_tokens_of_reference(batch: Batch) -> Batch:
+    """Made-up log-probs of the reference's tokens, which rest on the tokens alone."""
+    return replace(batch, token_columns={REF_TOKEN_LOGPS: -6.0 + batch.target.to(torch.float32) % 7})
+
+
+@pytest.mark.parametrize("positions", [15, 1000], ids=["chunks", "whole"])
+@pytest.mark.parametrize("argument", [{"ld_alpha": 0.3}, {"use_weighting": True}], ids=str)
+def test_a_loss_that_weighs_tokens_has_the_oracles_value_and_gradient(argument: Any, positions: int) -> None:
+    rows = random_rows(3, seed=2, completions=3)
+    objective = make_objective(resolve(["sigmoid"], **argument))
+    batch, lm = with_tokens_of_reference(batch_of(rows)), tiny_llama()
+    with patch.object(head, "CHUNK_POSITIONS", positions):
+        total, losses, _ = ScoringModel(lm)(batch, objective.loss, objective.statistics)
+    total.backward()
+    twin = exact(lm)
+    logps = torch.cat([each for row in rows for each in exact_logps(twin, row)])
+    of_tokens = batch.scored(logps.gather(1, batch.target[:, None]).squeeze(1))
+    squares = (2 * logps.detach()).logsumexp(dim=1)
+    columns = {**of_tokens.token_columns, LOG_SUM_SQ_PROBS: squares}
+    expected = objective.loss(replace(of_tokens, token_columns=columns))
+    expected.sum().backward()
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    exactly = dict(twin.named_parameters())
+    for name, parameter in lm.named_parameters():
+        assert parameter.grad is not None
+        assert distance(parameter.grad.double(), exactly[name].grad) <= 1e-5, name

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raydpo.objective.contract import REF_LOGPS, ScoredRows
+from raydpo.objective.contract import RANK, REF_LOGPS, REF_TOKEN_LOGPS, ScoredRows
 from raydpo.objective.preference.dpo import f_scores
 from raydpo.objective.registry import LOSSES, loss_at_reference, resolve
-from tests.pairs import Pair, of_sums, scored
+from tests.pairs import LOG_SUM_SQ, Pair, of_sums, scored
 
 pytestmark = pytest.mark.unit
 
@@ -84,6 +84,20 @@ def f_dpo(pair: Pair, *, beta: float = 0.1, epsilon: float = 0.0, slope: Callabl
     return smoothed(beta * (chosen - rejected), epsilon)
 
 
+def ld_dpo(pair: Pair, alpha: float, beta: float = 0.1) -> float:
+    shared = min(len(pair.chosen), len(pair.rejected))
+    rewards = []
+    for tokens, reference in ((pair.chosen, pair.ref_chosen), (pair.rejected, pair.ref_rejected)):
+        log_ratios = [token - reference / len(tokens) for token in tokens]
+        rewards.append(beta * (math.fsum(log_ratios[:shared]) + alpha * math.fsum(log_ratios[shared:])))
+    return smoothed(rewards[0] - rewards[1], 0)
+
+
+def wpo(pair: Pair, *, beta: float = 0.1) -> float:
+    weights = [math.exp((1 - LOG_SUM_SQ) * math.fsum(tokens) / len(tokens)) for tokens in (pair.chosen, pair.rejected)]
+    return weights[0] * weights[1] * smoothed(beta * margin(pair), 0)
+
+
 Case = tuple[str, dict[str, Any], Callable[[Pair], float]]
 
 CASES: list[Case] = [
@@ -92,6 +106,15 @@ CASES: list[Case] = [
     ("sigmoid", {"f_divergence_type": "forward_kl"}, lambda pair: f_dpo(pair, slope=lambda u: -1 / u)),
     ("sigmoid", {"f_divergence_type": "js_divergence"}, lambda p: f_dpo(p, slope=lambda u: math.log(2 * u / (1 + u)))),
     ("sigmoid", {"f_divergence_type": "alpha_divergence"}, lambda p: f_dpo(p, slope=lambda u: (1 - u**-0.5) / 0.5)),
+    ("sigmoid", {"ld_alpha": 0.3}, lambda pair: ld_dpo(pair, 0.3)),
+    ("sigmoid", {"ld_alpha": 0.0}, lambda pair: ld_dpo(pair, 0.0)),
+    (
+        "sigmoid",
+        {"use_margin": True},
+        lambda pair: smoothed(0.1 * margin(pair) - (pair.margins[0] - pair.margins[1]), 0),
+    ),
+    ("sigmoid", {"use_weighting": True}, wpo),
+    ("plackett_luce", {"beta": 0.5}, lambda pair: smoothed(0.5 * margin(pair), 0)),
     ("sigmoid_norm", {}, lambda pair: smoothed(5 * average_margin(pair), 0)),
     ("sigmoid_norm", {"beta": 2.0, "label_smoothing": 0.1}, lambda pair: smoothed(2 * average_margin(pair), 0.1)),
     ("robust", {}, lambda pair: smoothed(0.1 * margin(pair), 0)),
@@ -125,12 +148,21 @@ CASES: list[Case] = [
         lambda pair: 0.3 * math.fsum(pair.rejected) - math.fsum(pair.chosen),
     ),
 ]
-EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join((case[0], *map(str, case[1].values()))))
+
+
+def label(case: Case) -> str:
+    name, arguments, _ = case
+    return "-".join((name, *(f"{argument}={value}" for argument, value in arguments.items())))
+
+
+EVERY = pytest.mark.parametrize("case", CASES, ids=label)
 
 TOKENS = st.lists(st.floats(-8, -0.01), min_size=1, max_size=6)
-PAIRS = st.lists(st.builds(Pair, TOKENS, TOKENS, st.floats(-40, 0), st.floats(-40, 0)), min_size=1, max_size=4)
+MARGINS = st.tuples(st.floats(-2, 2), st.floats(-2, 2))
+PAIR = st.builds(Pair, TOKENS, TOKENS, st.floats(-40, 0), st.floats(-40, 0), MARGINS)
+PAIRS = st.lists(PAIR, min_size=1, max_size=4)
 SOME = [
-    Pair([-1.5, -0.2, -3.0], [-2.0, -0.7], -5.0, -2.5),
+    Pair([-1.5, -0.2, -3.0], [-2.0, -0.7], -5.0, -2.5, (1.5, 0.5)),
     Pair([-0.9], [-0.4, -4.0, -1.1, -0.6], -1.2, -6.0),
     Pair([-2.2, -1.0], [-1.9], -2.0, -3.0),
 ]
@@ -144,8 +176,8 @@ def with_tokens(rows: ScoredRows, token_logps: Tensor) -> ScoredRows:
     return replace(rows, token_logps=token_logps)
 
 
-def test_every_loss_that_looks_at_one_pair_has_an_oracle() -> None:
-    local = {name for name, loss in LOSSES.items() if loss.unit == "pairs" and not loss.coupled}
+def test_every_loss_that_looks_at_one_row_has_an_oracle() -> None:
+    local = {name for name, loss in LOSSES.items() if loss.mean_over != "completions" and not loss.coupled}
     assert {name for name, *_ in CASES} == local  # the others have theirs in test_coupled_losses.py
 
 
@@ -158,7 +190,7 @@ def test_a_loss_is_its_papers_formula(case: Case, pairs: list[Pair]) -> None:
     torch.testing.assert_close(values(name, scored(pairs), **arguments), expected, rtol=1e-10, atol=1e-10)
 
 
-@EVERY
+@pytest.mark.parametrize("case", [case for case in CASES if "use_weighting" not in case[1]], ids=label)  # held constant
 def test_the_slope_of_every_token_is_that_of_finite_differences(case: Case) -> None:
     name, arguments, _ = case
     rows = scored(SOME)
@@ -177,12 +209,20 @@ def test_rows_do_not_see_each_other(case: Case) -> None:
 @EVERY
 def test_what_is_not_declared_is_not_read(case: Case) -> None:
     name, arguments, _ = case
-    rows, needs = scored(SOME), LOSSES[case[0]].needs
-    kept = {column: value for column, value in rows.columns.items() if column in needs}
-    values(name, replace(rows, columns=kept), **arguments)
-    if needs:
+    rows = scored(SOME)
+    [term] = resolve([name], **arguments)
+    declared = term.needs | term.statistics
+
+    def without(*left_out: str) -> ScoredRows:
+        columns = {each: value for each, value in rows.columns.items() if each in declared - {*left_out}}
+        tokens = {each: value for each, value in rows.token_columns.items() if each in declared - {*left_out}}
+        return replace(rows, columns=columns, token_columns=tokens)
+
+    values(name, without(), **arguments)
+    read_by_metrics_only = {REF_LOGPS} if REF_TOKEN_LOGPS in declared else set()
+    for each in declared - {RANK} - read_by_metrics_only:  # without ranks a row stands best first
         with pytest.raises(KeyError):
-            values(name, replace(rows, columns={}), **arguments)
+            values(name, without(each), **arguments)
 
 
 AT_REFERENCE = {
@@ -231,9 +271,55 @@ def test_no_divergence_moves_the_loss_at_the_reference(divergence: str) -> None:
     torch.testing.assert_close(found, torch.full((3,), math.log(2), dtype=torch.float64))
 
 
+@settings(deadline=None)
+@given(pairs=PAIRS, alpha=st.floats(0, 1))
+def test_weighing_tokens_does_not_move_the_loss_at_the_reference(pairs: list[Pair], alpha: float) -> None:
+    rows = scored(pairs)
+    same = replace(rows, columns={REF_LOGPS: rows.logps()}, token_columns={REF_TOKEN_LOGPS: rows.token_logps})
+    found = values("sigmoid", same, ld_alpha=alpha)
+    torch.testing.assert_close(found, torch.full((len(pairs),), math.log(2), dtype=torch.float64))
+    assert loss_at_reference(resolve(["sigmoid"], ld_alpha=alpha)) == pytest.approx(math.log(2), rel=1e-12)
+
+
+@settings(deadline=None)
+@given(pairs=PAIRS)
+def test_verbose_tokens_in_full_are_dpo(pairs: list[Pair]) -> None:
+    almost = values("sigmoid", scored(pairs), ld_alpha=1 - 1e-12)
+    torch.testing.assert_close(almost, values("sigmoid", scored(pairs)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("argument", ["use_margin", "use_weighting"])
+def test_a_loss_that_rests_on_the_pairs_has_no_value_at_the_reference(argument: str) -> None:
+    assert loss_at_reference(resolve(["sigmoid"], **{argument: True})) is None
+
+
+def test_weights_have_no_slope() -> None:
+    """The slope of the weighted loss is the weighted slope."""
+    rows = scored(SOME)
+    tokens = rows.token_logps.requires_grad_()
+    weighted = values("sigmoid", with_tokens(rows, tokens), use_weighting=True)
+    plain = values("sigmoid", with_tokens(rows, tokens))
+    weights = (weighted / plain).detach()
+    (found,) = torch.autograd.grad(weighted.sum(), tokens)
+    (expected,) = torch.autograd.grad((weights * plain).sum(), tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     "name",
-    ["sigmoid", "sigmoid_norm", "robust", "hinge", "apo_zero", "simpo", "cpo", "orpo", "preferred_ft", "unlikelihood"],
+    [
+        "sigmoid",
+        "sigmoid_norm",
+        "robust",
+        "hinge",
+        "plackett_luce",
+        "apo_zero",
+        "simpo",
+        "cpo",
+        "orpo",
+        "preferred_ft",
+        "unlikelihood",
+    ],
 )
 @settings(deadline=None)
 @given(pairs=PAIRS)

@@ -106,7 +106,7 @@ def test_metrics_are_values_a_row_and_there_are_rewards_where_there_is_a_beta(na
     assert {(*mean.total.shape, *mean.count.shape) for mean in metrics.values()} == {(2, 2)}
     assert {"logps/chosen", "logps/rejected"} <= metrics.keys()
     assert ("rewards/chosen" in metrics) == ("beta" in LOSSES[name].defaults)
-    assert ("rewards/margins" in metrics) == ("rewards/chosen" in metrics and LOSSES[name].unit == "pairs")
+    assert ("rewards/margins" in metrics) == ("rewards/chosen" in metrics and LOSSES[name].mean_over != "completions")
 
 
 @pytest.mark.parametrize("names", [("simpo", "sft"), ("sft", "simpo"), ("simpo", "sigmoid")])
@@ -166,7 +166,12 @@ def test_an_argument_goes_to_every_loss_that_takes_it() -> None:
         (["simp"], None, {}, "the nearest is simpo"),
         (["cdpo"], None, {}, "write loss_type: sigmoid with label_smoothing"),
         (["rpo"], None, {}, r"write loss_type: \[sigmoid, sft\] with loss_weights"),
-        (["sigmoid", "kto"], None, {}, "adds kto, a loss of single completions, to sigmoid, a loss of pairs"),
+        (
+            ["sigmoid", "kto"],
+            None,
+            {},
+            "sigmoid is a mean over pairs and kto is a mean over completions, so they do not add up",
+        ),
         (["sigmoid", "dpo"], None, {}, "names a loss twice: sigmoid, sigmoid"),
         (["sigmoid", "sft"], [1.0], {}, "loss_weights has 1 values for the 2 losses"),
         (["sigmoid"], [1.0, 2.0], {}, "loss_weights has 2 values for the 1 losses"),

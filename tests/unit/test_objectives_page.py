@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.objective.contract import LABEL, MISMATCHED, REF_LOGPS
+from raydpo.objective.contract import LABEL, MISMATCHED, RANK, REF_LOGPS
 from raydpo.objective.registry import LOSSES
 
 pytestmark = pytest.mark.unit
@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "objectives.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| .* \| ([^|]*) \| ((?:reference|nothing)[^|]*) \|$", re.MULTILINE)
 ARGUMENT = re.compile(r"`(\w+)` ([\w.]+)")
-NEEDS = {REF_LOGPS: "reference", LABEL: "labels", MISMATCHED: "completions of other prompts"}
+NEEDS = {REF_LOGPS: "reference", RANK: "ranks", LABEL: "labels", MISMATCHED: "completions of other prompts"}
 DIFF = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,12 +27,14 @@ def test_the_table_has_every_loss_with_its_arguments_and_needs() -> None:
     rows = {name: (dict(ARGUMENT.findall(arguments)), needs) for name, arguments, needs in ROW.findall(PAGE)}
     assert rows.keys() == LOSSES.keys()
     for name, (arguments, needs) in rows.items():
-        defaults = {
-            each: f"{value:g}" if isinstance(value, float) else value for each, value in LOSSES[name].defaults.items()
-        }
-        assert arguments == defaults, name
-        asked = [word for column, word in NEEDS.items() if column in LOSSES[name].needs]
-        assert needs == (", ".join(asked) or "nothing"), name
+        loss = LOSSES[name]
+        assert arguments == {each: _said(value) for each, value in loss.defaults.items()}, name
+        words = [word for column, word in NEEDS.items() if column in loss.needs]
+        assert needs == (", ".join(words) or "nothing"), name
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def test_the_example_is_the_whole_of_a_new_loss(tmp_path: Path) -> None:

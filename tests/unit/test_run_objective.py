@@ -64,7 +64,7 @@ def test_a_value_that_no_loss_allows_is_refused_where_the_file_is_read(
         ({"loss_type": "sigmod"}, "there is no such loss; the nearest is sigmoid"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "hinge does not take it"),
         ({"loss_type": "[sigmoid, sft]", "loss_weights": "[1.0]"}, "1 values for the 2 losses"),
-        ({"loss_type": "[bco, hinge]"}, "adds bco, a loss of single completions, to hinge, a loss of pairs"),
+        ({"loss_type": "[bco, hinge]"}, "bco is a mean over completions and hinge is a mean over pairs"),
     ],
 )
 def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(

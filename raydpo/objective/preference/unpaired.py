@@ -49,9 +49,9 @@ def kto(
 
 
 def divergence(rows: ScoredRows) -> Tensor:
-    """KTO's z₀, a scalar in nats, from all completions of other prompts that the rows have."""
+    """KTO's z₀, a scalar in nats, from all completions of other prompts that the rows have; 0 where they have none."""
     of_others = rows.log_ratios()[rows.columns[MISMATCHED]]
-    return of_others.mean().clamp(min=0).detach()
+    return (of_others.sum() / max(1, len(of_others))).clamp(min=0).detach()
 
 
 def kto_baselines(rows: ScoredRows, beta: float) -> dict[str, Tensor]:
