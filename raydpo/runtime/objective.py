@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.mismatched import MISMATCHED
 
 if TYPE_CHECKING:
     from raydpo.objective.contract import Objective
@@ -40,6 +41,11 @@ def preference_objective(run: RunFile) -> Objective:
     from raydpo.objective.registry import make_objective
 
     return make_objective(objective_terms(run))
+
+
+def needs_others(run: RunFile) -> bool:
+    """Whether preference training reads a completion of another prompt in every row: then prepare puts one there."""
+    return MISMATCHED in preference_objective(run).needs
 
 
 def needs_reference(run: RunFile) -> bool:
