@@ -119,7 +119,7 @@ class Trials:
         store.claim()
         scorer, dataset = ReferenceScorer(run, store), open_dataset(self._tokens)
         scorer.load()
-        for piece in dataset.where(np.arange(len(dataset))):
+        for piece in dataset.where(np.flatnonzero(store.missing(dataset.completion_ids))):
             scorer.score([piece])
         self._expected = _content(undisturbed)
 
@@ -162,7 +162,7 @@ def write_tokens(directory: Path, run: RunFile) -> None:
     """Rows as prepare leaves them."""
     rows = random_rows(SHARDS * ROWS_PER_SHARD, seed=0)
     infos = [
-        write_shard(to_table(rows[begin : begin + ROWS_PER_SHARD], "pair"), directory / f"part-{begin:05d}.arrow")
+        write_shard(to_table(rows[begin : begin + ROWS_PER_SHARD]), directory / f"part-{begin:05d}.arrow")
         for begin in range(0, len(rows), ROWS_PER_SHARD)
     ]
     counts = Counts(len(rows), len(rows))

@@ -25,15 +25,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import conditions, peak_rss
 from benchmarks.shapes import SHAPES, make_pairs, real_tokens
 from raydpo.config.schema import RunFile
+from raydpo.data.completions import completion_ids
+from raydpo.data.lengths import completion_lengths, prompt_lengths
 from raydpo.data.shards import Counts, TokenManifest, read_shard, schema, to_rows, to_table, write_shard
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
@@ -84,9 +86,10 @@ class PacedScorer(TimedScorer):
         begin = time.time()
         [(path, _)] = unit
         table = read_shard(path)
-        tokens = sum(pc.sum(pc.list_value_length(table[name])).as_py() for name in table.column_names[1:])
+        tokens = int(prompt_lengths(table).sum() + completion_lengths(table).sum())
         time.sleep(tokens / PACE)
-        self._store.sums(self._store.commit(_sums_table(table["row_id"])), table["row_id"])
+        ids = completion_ids(table)
+        self._store.sums(self._store.commit(_sums_table(ids)), ids)
         return Stint(os.getpid(), begin, time.time(), tokens)
 
 
@@ -113,7 +116,7 @@ class Job:
         source = np.random.default_rng(0).integers(VOCAB_SIZE, size=4096).tolist()
         pairs = make_pairs(SHAPES["mixed"], shards * rows, source)
         for i, path in enumerate(self._shards):
-            write_shard(to_table(pairs[i * rows : (i + 1) * rows], "pair"), path)
+            write_shard(to_table(pairs[i * rows : (i + 1) * rows]), path)
         self._pooled = self._shards[:pooled]
         self.tokens = real_tokens(pairs[: pooled * rows])
 
@@ -151,7 +154,7 @@ class Job:
         run = run_of(self._scratch, str(self._model), {"store": store, "pool": pool})
         opened = reference_store(run)
         opened.claim()
-        units = [[(str(path), np.arange(read_shard(path).num_rows, dtype=np.int32))] for path in shards]
+        units = [[(str(path), np.arange(2 * read_shard(path).num_rows, dtype=np.int32))] for path in shards]
         pools.ReferenceScorer = scorer
         return [stint for _, stint in pools.ScorerPool(run, opened).score(units)]
 
@@ -191,9 +194,9 @@ def driver_peak(scratch: Path, rows: int) -> int:
     infos = []
     for number, begin in enumerate(range(0, rows, ROWS_PER_SHARD)):
         size = min(ROWS_PER_SHARD, rows - begin)
-        ids = pa.array([(begin + i).to_bytes(16, "big") for i in range(size)], pa.binary(16))
-        infos.append(write_shard(_token_table(ids), directory / f"part-{number}.arrow"))
-        store.commit(_sums_table(ids))
+        table = _token_table(np.arange(begin, begin + size))
+        infos.append(write_shard(table, directory / f"part-{number}.arrow"))
+        store.commit(_sums_table(completion_ids(table)))
     TokenManifest("pair", infos, Counts(rows, rows)).write(directory / MANIFEST)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -218,18 +221,23 @@ def _look_up(scratch: Path, sender: Connection) -> None:
     sender.send(peak_rss("self"))
 
 
-def _token_table(ids: pa.Array) -> pa.Table:
-    """Rows with 16 tokens in each part."""
-    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * 16)
-    part = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(16 * len(ids), np.int32)))
-    return pa.table([ids, part, part, part], schema=schema("pair"))
+def _token_table(numbers: NDArray[np.int64]) -> pa.Table:
+    """Pairs with 16 tokens in the prompt and in each completion: the pair's number in one, the side in the other."""
+    ids = pa.array([int(number).to_bytes(16, "big") for number in numbers], pa.binary(16))
+    prompts = _in_lists_of(16, pa.array(np.repeat(numbers, 16).astype(np.int32)))
+    completions = _in_lists_of(16, pa.array(np.tile(np.repeat([0, 1], 16), len(numbers)).astype(np.int32)))
+    return pa.table([ids, prompts, _in_lists_of(2, completions)], schema=schema())
+
+
+def _in_lists_of(length: int, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, length, dtype=np.int32)), values)
 
 
 def _sums_table(ids: pa.Array) -> pa.Table:
-    zeros = np.zeros(len(ids), np.float32)
+    zeros = pa.array(np.zeros(len(ids), np.float32))
+    counts = pa.array(np.full(len(ids), 16, np.int32))
     none = pa.nulls(len(ids), pa.list_(pa.float32()))
-    counts = np.full(len(ids), 16, np.int32)
-    return pa.table([ids, pa.array(zeros), pa.array(zeros), counts, counts, none, none], schema=SCHEMA)
+    return pa.table([ids, zeros, counts, none], schema=SCHEMA)
 
 
 def main() -> None:

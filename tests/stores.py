@@ -14,26 +14,23 @@ from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
 
 KEY = Key(weights="0123", dtype="float32", fp32_head=False, attention="segments", scorer_version=1)
-ROWS = [bytes([i]) * 16 for i in range(6)]
-LOGPS = np.random.default_rng(0).normal(-40, 20, (6, 2)).astype(np.float32)
+NAMES = [bytes([i]) * 16 for i in range(6)]
+LOGPS = np.random.default_rng(0).normal(-40, 20, 6).astype(np.float32)
 BUCKET = "tests"
 
 
-def ids(rows: Sequence[int]) -> pa.FixedSizeBinaryArray:
-    """Row ids as the store is asked for them."""
-    return pa.array([ROWS[i] for i in rows], pa.binary(16))
+def ids(completions: Sequence[int]) -> pa.FixedSizeBinaryArray:
+    """Completion ids as the store is asked for them."""
+    return pa.array([NAMES[i] for i in completions], pa.binary(16))
 
 
-def table(rows: Sequence[int], logps: np.ndarray = LOGPS) -> pa.Table:
-    """What a scorer says of these rows."""
+def table(completions: Sequence[int], logps: np.ndarray = LOGPS) -> pa.Table:
+    """What a scorer says of these completions; of every second one it kept the tokens."""
     columns = {
-        "row_id": ids(rows),
-        "chosen_logps": logps[rows, 0].tolist(),
-        "rejected_logps": logps[rows, 1].tolist(),
-        "chosen_tokens": [2] * len(rows),
-        "rejected_tokens": [1] * len(rows),
-        "chosen_token_logps": [[logps[i, 0] / 2] * 2 for i in rows],
-        "rejected_token_logps": [None] * len(rows),
+        "completion_id": ids(completions),
+        "logps": logps[completions].tolist(),
+        "tokens": [2] * len(completions),
+        "token_logps": [[logps[i] / 2] * 2 if i % 2 else None for i in completions],
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -46,7 +43,7 @@ def claimed(root: str, key: Key = KEY) -> Store:
 
 
 def full_store(root: str) -> tuple[Store, list[str]]:
-    """A store of all rows, and the names of its two shards: rows 0 to 2, rows 3 to 5."""
+    """A store of all completions, and the names of its two shards: completions 0 to 2, and 3 to 5."""
     store = claimed(root)
     return store, [store.commit(table([0, 1, 2])), store.commit(table([3, 4, 5]))]
 

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Callable
 
 COMMANDS = {
-    "ls": ("list the keys of a reference store: rows, size, whether verified, age", ("STORE",)),
+    "ls": ("list the keys of a reference store: completions, size, whether verified, age", ("STORE",)),
     "verify": ("read every shard and name what does not count, and why; exit code 1 when there is any", ("STORE",)),
     "gc": ("list what nobody would miss: leftovers of killed writers, duplicates; --yes removes it", ("STORE",)),
-    "export": ("write all rows of a key to one parquet file", ("STORE", "KEY", "FILE")),
+    "export": ("write all completions of a key to one parquet file", ("STORE", "KEY", "FILE")),
+    "convert": ("take over what an earlier raydpo has scored of a run's rows; nothing is scored again", ("RUNFILE",)),
     "import": ("take reference log-probs of a run's rows from a file, as TRL names the columns", ("RUNFILE", "FILE")),
 }
-OPTIONS = {"gc": ("keys", "unverified", "older_than", "yes"), "import": ("overrides",)}
+OPTIONS = {"gc": ("keys", "unverified", "older_than", "yes"), "import": ("overrides",), "convert": ("overrides",)}
 
 
 def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +32,8 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--older-than", metavar="MINUTES", type=float, default=60, help="younger files are a writer's at work (60)"
     )
     gc.add_argument("--yes", action="store_true", help="remove it")
-    by_name["import"].add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides of the run file")
+    for name in ("import", "convert"):
+        by_name[name].add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides of the run file")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         "gc": references.gc,
         "export": references.export,
         "import": references.import_file,
+        "convert": references.convert,
     }
     given = {name: getattr(arguments, name) for name in OPTIONS.get(arguments.command, ())}
     return functions[arguments.command](*arguments.paths, **given)

@@ -66,19 +66,38 @@ class Model(Section):
 
 
 class Columns(Section):
-    """What the input files call their columns."""
+    """What the input files call their columns; data.format says which of them are read."""
 
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    margin: str | None = None  # of pairs, where they have one: how far apart the completions are
+    completion: str = "completion"
+    label: str = "label"  # true or false: whether the completion is wanted
+    completions: str = "completions"
+    ranks: str = "ranks"  # one whole number a completion, 1 is the best, equal ones are ties
+    scores: str = "scores"  # or one number a completion, the higher the better
+
+    def read_by(self, rows: str) -> list[str]:
+        """Keys of the columns that rows of a format have, by data.format."""
+        return ["prompt", *_COLUMNS_OF[rows]]
+
+
+_COLUMNS_OF = {
+    "pairs": ("chosen", "rejected", "margin"),
+    "unpaired": ("completion", "label"),
+    "ranked": ("completions", "ranks", "scores"),
+}
+Format = Literal["pairs", "unpaired", "ranked"]
 
 
 class Data(Section):
-    """Preference pairs and how they become tokens."""
+    """Preference data and how it becomes tokens."""
 
-    train: list[Location] = []  # .jsonl, .jsonl.gz, .parquet, or globs; empty when the sample stage makes the pairs
-    held_out: list[Location] = []  # pairs never trained on, for pair accuracy
+    train: list[Location] = []  # .jsonl, .jsonl.gz, .parquet, or globs; empty when the sample stage makes the rows
+    held_out: list[Location] = []  # rows never trained on, for pair accuracy
     held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
+    format: Format = "pairs"  # what a row of these files is: two completions, one with a label, or several in order
     columns: Columns = Columns()
     ignore: list[str] = []  # columns, and keys of chat messages, that mean something and are left out knowingly
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
@@ -95,10 +114,21 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _nothing_that_is_read_is_ignored(self) -> Data:
-        read = {self.columns.prompt, self.columns.chosen, self.columns.rejected, "role", "content"}
+        read = {getattr(self.columns, key) for key in self.columns.read_by(self.format)} | {"role", "content"}
         both = sorted(read.intersection(self.ignore))
         if both:
             raise ValueError(f"data.ignore names {', '.join(both)}, which is read; take it out of the list")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_that_are_named_are_read(self) -> Data:
+        named = {key for key, value in self.columns if value != getattr(Columns(), key)}
+        unread = sorted(named.difference(self.columns.read_by(self.format)))
+        if unread:
+            raise ValueError(
+                f"data.columns.{unread[0]} is set, and rows of data.format={self.format} have no such column; remove "
+                "it, or set the format that has it"
+            )
         return self
 
 
@@ -185,6 +215,8 @@ class Objective(Section):
     discopop_tau: float | None = Field(None, gt=0)
     simpo_gamma: float | None = Field(None, ge=0)
     cpo_alpha: float | None = Field(None, ge=0)
+    desirable_weight: float | None = Field(None, ge=0)
+    undesirable_weight: float | None = Field(None, ge=0)
     unlikelihood_alpha: float | None = Field(None, ge=0, le=1)
 
     @property
@@ -273,13 +305,13 @@ class Sampler(Section):
 
 
 class Sample(Section):
-    """Sample completions from the reference, score them and pair them."""
+    """Sample completions from the reference, score them and compare them."""
 
     prompts: list[Location]
     column: str = "prompt"
     limit: PositiveInt | None = None  # prompts
     completions_per_prompt: int = Field(4, ge=2)
-    pairs: Literal["all", "best_worst"] = "all"
+    pairs: Literal["all", "best_worst"] = "all"  # every two of a prompt, as one ranked row; or one pair a prompt
     decoding: Decoding = Decoding()
     scorer: str = "vader"  # a name of raydpo.evaluate.scorers, or package.module:function
 
@@ -372,6 +404,9 @@ class RunFile(Section):
             )
         if train.keep_best == "pair_accuracy" and not (data.held_out or data.held_out_fraction):
             raise ValueError("train.keep_best=pair_accuracy needs data.held_out or data.held_out_fraction")
+        of_samples = self.sample and not data.held_out  # which are compared, whatever data.format says of files
+        if train.keep_best == "pair_accuracy" and data.format == "unpaired" and not of_samples:
+            raise ValueError("train.keep_best=pair_accuracy needs pairs, and rows of data.format=unpaired have none")
         return self
 
     @model_validator(mode="after")

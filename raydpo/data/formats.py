@@ -1,20 +1,28 @@
 """Input files → canonical rows, streaming: .jsonl, .jsonl.gz and .parquet, on any filesystem pyarrow reaches.
 
-A canonical row maps a field's name to a value, and a value's type says what it is: text (str), chat messages (a list
-of {"role", "content"}) or token ids (a list of int, from the columns prompt_ids, chosen_ids, ...; they win over text).
+A canonical row maps a field's name to what stands there. A prompt or a completion is a value whose type says what it
+is: text (str), chat messages (a list of {"role", "content"}) or token ids (a list of int, from the columns prompt_ids,
+chosen_ids, ...; they win over text). The forms of a row:
+
+    pairs      {"prompt", "chosen", "rejected"}, and "margin" where there is one: a float
+    unpaired   {"prompt", "completion", "label"}: a bool
+    ranked     {"prompt", "completions", "ranks"}: a list of values, and as many ints; 0 is the best
+    sft        {"prompt", "completion"}
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydpo.config.errors import UserError
+from raydpo.data.annotations import flag, number, numbers, order_of, whole_numbers
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
 from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
@@ -23,9 +31,13 @@ from raydpo.data.paths import filesystem_of
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+Kind = Literal["sft", "pair", "unpaired", "ranked"]
+"""What the rows of a data set are."""
+
 Messages = list[dict[str, str]]
 Value = str | list[int] | Messages
-Row = dict[str, Value]
+Holds = Literal["text", "texts", "flag", "number", "ranks", "scores"]
+Row = dict[str, Any]
 
 # A parquet file of a few hundred bytes can expand to gigabytes: read few rows at a time, and look at their size.
 PARQUET_BATCH_ROWS = 64
@@ -40,11 +52,28 @@ class Field:
     column: str
     optional: bool = False  # the column may be absent
     nullable: bool = False  # a value may be null, which is an empty text
+    holds: Holds = "text"
 
     @property
     def ids_column(self) -> str:
         """Where exact token ids stand, if there are any."""
         return f"{self.name}_ids"
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What a row of some files is."""
+
+    name: str  # the run file's
+    kind: Kind
+    fields: tuple[Field, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """What such rows say of every completion beside its tokens, see raydpo.data.shards."""
+        holds = {field.holds for field in self.fields}
+        names = {"ranks": "rank", "flag": "label", "number": "margin"}
+        return [name for what, name in names.items() if what in holds]
 
 
 @dataclass(frozen=True)
@@ -56,9 +85,29 @@ class Chunk:
     rows: list[Row]
 
 
-def pair_fields(prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected") -> tuple[Field, ...]:
+def pair_fields(
+    prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected", margin: str | None = None
+) -> tuple[Field, ...]:
     """The fields of a preference pair; arguments are column names."""
-    return Field("prompt", prompt), Field("chosen", chosen), Field("rejected", rejected)
+    fields = Field("prompt", prompt), Field("chosen", chosen), Field("rejected", rejected)
+    return (*fields, Field("margin", margin, holds="number")) if margin else fields
+
+
+def unpaired_fields(prompt: str = "prompt", completion: str = "completion", label: str = "label") -> tuple[Field, ...]:
+    """The fields of a completion that is wanted or not; arguments are column names."""
+    return Field("prompt", prompt), Field("completion", completion), Field("label", label, holds="flag")
+
+
+def ranked_fields(
+    prompt: str = "prompt", completions: str = "completions", ranks: str = "ranks", scores: str = "scores"
+) -> tuple[Field, ...]:
+    """The fields of several completions in order; arguments are column names. Of the last two, one is enough."""
+    return (
+        Field("prompt", prompt),
+        Field("completions", completions, holds="texts"),
+        Field("ranks", ranks, optional=True, holds="ranks"),
+        Field("scores", scores, optional=True, holds="scores"),
+    )
 
 
 def sft_fields(prompt: str = "prompt", completion: str = "completion") -> tuple[Field, ...]:
@@ -69,6 +118,18 @@ def sft_fields(prompt: str = "prompt", completion: str = "completion") -> tuple[
 def prompt_fields(prompt: str = "prompt") -> tuple[Field, ...]:
     """The field of a prompt without completions; the argument is its column's name."""
     return (Field("prompt", prompt),)
+
+
+def row_format(name: str, columns: Mapping[str, Any] = MappingProxyType({})) -> RowFormat:
+    """A format by the run file's name for it; columns: names of the columns of its fields, where they are others."""
+    match name:
+        case "pairs":
+            return RowFormat(name, "pair", pair_fields(**columns))
+        case "unpaired":
+            return RowFormat(name, "unpaired", unpaired_fields(**columns))
+        case "ranked":
+            return RowFormat(name, "ranked", ranked_fields(**columns))
+    raise ValueError(f"{name!r} is no format of rows")
 
 
 def read_chunks(
@@ -103,29 +164,70 @@ def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, igno
     row: Row = {}
     for field in fields:
         _require_column(field, list(raw), place)
-        ids, value = raw.get(field.ids_column), raw.get(field.column)
-        if ids is not None:
-            row[field.name] = _ids(ids, f"{place}, column {field.ids_column!r},")
-        elif value is None and (field.optional or field.nullable):
-            row[field.name] = ""
-        else:
-            row[field.name] = text_or_messages(
-                value, f"{place}, column {field.column!r},", may_be_empty=field.name == "prompt", ignore=ignore
-            )
+        row[field.name] = _READ[field.holds](field, raw, place, ignore)
+    if "completions" in row:
+        row["ranks"] = order_of(len(row["completions"]), row["ranks"], row.pop("scores"), place)
     read = {column for field in fields for column in (field.column, field.ids_column)}
     refuse_lost_columns(raw, read, {field.name for field in fields}, ignore, place)
     _check_completions(row, fields, place)
     return row
 
 
+def _text(field: Field, raw: dict[str, Any], place: str, ignore: Collection[str]) -> Value:
+    ids = raw.get(field.ids_column)
+    value = raw.get(field.column)
+    if ids is not None:
+        return _ids(ids, f"{place}, column {field.ids_column!r},")
+    if value is None and (field.optional or field.nullable):
+        return ""
+    where = f"{place}, column {field.column!r},"
+    return text_or_messages(value, where, may_be_empty=field.name == "prompt", ignore=ignore)
+
+
+def _texts(field: Field, raw: dict[str, Any], place: str, ignore: Collection[str]) -> list[Value]:
+    exact = raw.get(field.ids_column) is not None
+    column = field.ids_column if exact else field.column
+    values = raw.get(column)
+    where = f"{place}, column {column!r},"
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{where} is {short(values)}; give a list of completions, or remove the row.")
+    numbered = [(value, f"{where} completion {i},") for i, value in enumerate(values, start=1)]
+    if exact:
+        return [_ids(value, at) for value, at in numbered]
+    return [text_or_messages(value, at, may_be_empty=False, ignore=ignore) for value, at in numbered]
+
+
+def _annotation(check: Callable[[Any, str], Any]) -> Callable[[Field, dict[str, Any], str, Collection[str]], Any]:
+    def read(field: Field, raw: dict[str, Any], place: str, _: Collection[str]) -> Any:
+        value = raw.get(field.column)
+        return None if value is None and field.optional else check(value, f"{place}, column {field.column!r},")
+
+    return read
+
+
+_READ: Mapping[Holds, Callable[[Field, dict[str, Any], str, Collection[str]], Any]] = {
+    "text": _text,
+    "texts": _texts,
+    "flag": _annotation(flag),
+    "number": _annotation(number),
+    "ranks": _annotation(whole_numbers),
+    "scores": _annotation(numbers),
+}
+
+
 def _check_completions(row: Row, fields: Sequence[Field], place: str) -> None:
-    columns = {field.name: field.column for field in fields if field.name != "prompt"}
-    if not columns:
+    completions: list[tuple[Value, str]] = []
+    for field in fields:
+        if field.holds == "texts":
+            at = f"{place}, column {field.column!r}, completion"
+            completions += [(value, f"{at} {i},") for i, value in enumerate(row[field.name], start=1)]
+        elif field.holds == "text" and field.name != "prompt":
+            completions.append((row[field.name], f"{place}, column {field.column!r},"))
+    if not completions:
         return
-    prompt = row["prompt"]
-    for name, column in columns.items():
-        check_completion(prompt, row[name], f"{place}, column {column!r},")
-    check_prompt_is_not_repeated(prompt, [row[name] for name in columns], place)
+    for value, at in completions:
+        check_completion(row["prompt"], value, at)
+    check_prompt_is_not_repeated(row["prompt"], [value for value, _ in completions], place)
 
 
 def check_files(
@@ -186,7 +288,7 @@ def _require_column(field: Field, there: Sequence[str], place: str) -> None:
     if not field.optional and field.column not in there and field.ids_column not in there:
         raise UserError(
             f"{place} has no column {field.column!r} for {field.name}; its columns are {', '.join(sorted(there))}; "
-            "name the right one in the run file."
+            "name the right one in the run file, or say in data.format what a row is."
         )
 
 

@@ -57,7 +57,7 @@ OF_A_COMPLETION: Mapping[str, str] = {
     "assistant_masks": _MASK,
 }
 OF_A_PAIR: Mapping[str, str] = {
-    "margin": "how far apart the completions are, for the loss",
+    "margin": "how far apart the completions are, which data.columns.margin reads",
     "score_chosen": _SCORE,
     "score_rejected": _SCORE,
     "chosen_score": _SCORE,
@@ -77,6 +77,12 @@ OF_A_PAIR: Mapping[str, str] = {
     "rejected_response": "the worse completion",
     "rejected_images": _MEDIA,
 }
+OF_ANOTHER_FORMAT: Mapping[str, str] = {
+    "chosen": "the better completion of a pair",
+    "rejected": "the worse completion of a pair",
+    "rejected_messages": "the conversation of the worse completion",
+    "rejected_response": "the worse completion",
+}
 
 
 def meaning(column: str, names: Collection[str]) -> str | None:
@@ -87,6 +93,8 @@ def meaning(column: str, names: Collection[str]) -> str | None:
         found = OF_A_COMPLETION.get(name)
     if found is None and "chosen" in names:
         found = OF_A_PAIR.get(name)
+    if found is None and not {"label", "completions"}.isdisjoint(names):
+        found = OF_ANOTHER_FORMAT.get(name)
     return found
 
 

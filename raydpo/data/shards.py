@@ -3,6 +3,14 @@
 Layout: <directory>/{manifest.json, <shard>.arrow, ...}. One chunk of input rows makes one shard, on any machine the
 same one. Shards are read through memory maps: a row costs its own pages, wherever it lies, and memory holds only what
 the system has room for.
+
+All kinds of rows have the same columns, row_id, prompt_ids and completions; what a kind knows of every completion
+beside its tokens stands in columns of its own, with as many values as the row has completions:
+
+    rank        int32    0 is the best; equal ranks are ties
+    label       bool     whether the completion is wanted
+    margin      float32  how far apart two completions are: the better one's value minus the worse one's
+    mismatched  bool     whether the completion belongs to another prompt, see raydpo.data.mismatched
 """
 
 from __future__ import annotations
@@ -10,11 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,22 +31,22 @@ import pyarrow.compute as pc
 
 from raydpo.config.errors import UserError
 from raydpo.config.files import whole_file, write_json
-from raydpo.data.formats import Chunk
-from raydpo.data.limits import Extent, ModelLimits
-from raydpo.data.tokenizer import RowTokenizer
-from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, hash_fraction, tokenize_pair, tokenize_sft
+from raydpo.data.formats import Kind
+from raydpo.data.lengths import completion_lengths, prompt_lengths
+from raydpo.data.limits import Extent
+from raydpo.data.tokens import TokenRow, hash_fraction
 
-Kind = Literal["pair", "sft"]
-COMPLETIONS: dict[Kind, tuple[str, ...]] = {"pair": ("chosen_ids", "rejected_ids"), "sft": ("completion_ids",)}
-QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
+    {"rank": pa.int32(), "label": pa.bool_(), "margin": pa.float32(), "mismatched": pa.bool_()}
+)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical.
+    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical + tied.
 
-    Truncated rows and duplicates are among the kept. Duplicates show only across shards: tokenize_chunk says 0. Under
-    data.held_out_fraction, the train side's truncated rows are those of both sides.
+    Truncated rows, duplicates and those with ties are among the kept. Duplicates show only across shards:
+    tokenize_chunk says 0. Under data.held_out_fraction, all but rows_read and kept of the train side are of both sides.
     """
 
     rows_read: int = 0
@@ -47,6 +56,9 @@ class Counts:
     dropped_too_long: int = 0
     identical: int = 0
     duplicates: int = 0
+    tied: int = 0  # ranked rows that have no pair, since all their completions are of one rank
+    with_ties: int = 0  # ranked rows with two completions of one rank, and others
+    merged_completions: int = 0  # of ranked rows, with the tokens of another one in their row
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
@@ -72,6 +84,7 @@ class TokenManifest:
     quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
     extent: Extent = field(default_factory=Extent)
     made_from: dict[str, Any] = field(default_factory=dict)  # what decided the ids, see raydpo.runtime.provenance
+    columns: list[str] = field(default_factory=list)  # names of COLUMNS that the rows have
 
     @property
     def digest(self) -> str:
@@ -97,6 +110,7 @@ class TokenManifest:
         """Read what write wrote. Raises UserError when there is none, or none that holds together."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            _refuse_earlier_layout(path, content)
             manifest = cls(
                 kind=content["kind"],
                 shards=[ShardInfo(**shard) for shard in content["shards"]],
@@ -104,6 +118,7 @@ class TokenManifest:
                 quantiles=content["quantiles"],
                 extent=Extent(**content.get("extent", {})),  # those of an earlier raydpo do not say
                 made_from=content.get("made_from", {}),
+                columns=content["columns"],
             )
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing: `raydpo prepare` writes it; run that first.") from error
@@ -112,6 +127,17 @@ class TokenManifest:
         if manifest.digest != content["digest"]:
             raise UserError(f"{path} was changed after it was written; run `raydpo prepare` again.")
         return manifest
+
+
+def _refuse_earlier_layout(path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError for tokens whose completions stand in columns of their own, chosen_ids and rejected_ids."""
+    if "columns" in content or "shards" not in content:
+        return
+    command = "raydpo sft" if content.get("kind") == "sft" else "raydpo prepare"
+    raise UserError(
+        f"the tokens in {path.parent} were written by an earlier raydpo, in another layout; run `{command}` again. The "
+        "rows keep their names, and nothing that the reference has scored is scored again."
+    )
 
 
 _verified: dict[str, tuple[int, int, str]] = {}  # this process's: path -> size, time and hash of what it has read
@@ -143,57 +169,39 @@ def _problem(path: Path, sha256: str) -> str | None:
     return None
 
 
-def schema(kind: Kind) -> pa.Schema:
-    """Columns of a shard: row_id (16 bytes), prompt_ids, then the completions (int32)."""
+def schema(columns: Sequence[str] = ()) -> pa.Schema:
+    """Columns of a shard whose rows have these of COLUMNS: a value a row, and lists with a value a completion."""
     ids = pa.list_(pa.int32())
-    return pa.schema([("row_id", pa.binary(16)), ("prompt_ids", ids), *((name, ids) for name in COMPLETIONS[kind])])
+    of_every_row = [("row_id", pa.binary(16)), ("prompt_ids", ids), ("completions", pa.list_(ids))]
+    return pa.schema([*of_every_row, *((name, pa.list_(COLUMNS[name])) for name in columns)])
 
 
-def tokenize_chunk(
-    chunk: Chunk, tokenizer: RowTokenizer, settings: TokenSettings, kind: Kind, limits: Sequence[ModelLimits] = ()
-) -> tuple[pa.Table, Counts]:
-    """One chunk of input becomes the table of one shard, rows in order.
-
-    limits: of the models that will read the rows. UserError names file and row.
-    """
-    tokenize = tokenize_pair if kind == "pair" else tokenize_sft
-    outcomes: list[Outcome] = []
-    for number, row in enumerate(chunk.rows, start=chunk.first_row):
-        try:
-            outcome = tokenize(row, tokenizer, settings)
-            if outcome.row:
-                extent = Extent.of_row(outcome.row)
-                for each in limits:
-                    each.check(extent)
-            outcomes.append(outcome)
-        except UserError as error:
-            raise UserError(f"{chunk.path} row {number}: {error}") from error
-    rows = [outcome.row for outcome in outcomes if outcome.row]
-    events = [outcome.event for outcome in outcomes]
-    counts = Counts(
-        rows_read=len(events),
-        kept=len(rows),
-        truncated_prompt=events.count("truncated_prompt"),
-        truncated_completion=events.count("truncated_completion"),
-        dropped_too_long=events.count("dropped_too_long"),
-        identical=events.count("identical"),
-    )
-    return to_table(rows, kind), counts
+def to_table(rows: Sequence[TokenRow]) -> pa.Table:
+    """Rows as the columns of a shard; those of one kind have the same ones."""
+    columns = columns_of(rows)
+    values: dict[str, list[Any]] = {
+        "row_id": [row.row_id for row in rows],
+        "prompt_ids": [row.prompt_ids for row in rows],
+        "completions": [row.completions for row in rows],
+    }
+    values |= {name: [row.columns[name] for row in rows] for name in columns}
+    return pa.table(values, schema=schema(columns))
 
 
-def to_table(rows: Sequence[TokenRow], kind: Kind) -> pa.Table:
-    """Rows as the columns of a shard."""
-    columns = [[row.row_id for row in rows], [row.prompt_ids for row in rows]]
-    columns += [[row.completions[i] for row in rows] for i in range(len(COMPLETIONS[kind]))]
-    return pa.Table.from_arrays(
-        [pa.array(column, type=f.type) for column, f in zip(columns, schema(kind), strict=True)], schema=schema(kind)
-    )
+def columns_of(rows: Sequence[TokenRow]) -> list[str]:
+    """The names of COLUMNS that all rows have; no rows have none."""
+    return [name for name in COLUMNS if rows and name in rows[0].columns]
 
 
 def to_rows(table: pa.Table) -> list[TokenRow]:
     """The rows of a shard; undoes to_table."""
-    columns = [column.to_pylist() for column in table.columns]
-    return [TokenRow(name, prompt, tuple(completions)) for name, prompt, *completions in zip(*columns, strict=True)]
+    return [to_row(values) for values in table.to_pylist()]
+
+
+def to_row(values: Mapping[str, Any]) -> TokenRow:
+    """A row from what stands in the columns of a shard, by name; there may be others beside them."""
+    columns = {name: values[name] for name in COLUMNS if name in values}
+    return TokenRow(values["row_id"], values["prompt_ids"], tuple(values["completions"]), columns)
 
 
 def write_shard(table: pa.Table, path: Path) -> ShardInfo:
@@ -202,9 +210,8 @@ def write_shard(table: pa.Table, path: Path) -> ShardInfo:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
         sha256 = _sha256(temporary)
-    return ShardInfo(
-        path.name, table.num_rows, sha256, sum(int(_lengths(column).sum()) for column in table.columns[1:])
-    )
+    tokens = prompt_lengths(table).sum() + completion_lengths(table).sum()
+    return ShardInfo(path.name, table.num_rows, sha256, int(tokens))
 
 
 def read_shard(path: str | Path) -> pa.Table:
@@ -226,38 +233,6 @@ def split_held_out(table: pa.Table, fraction: float) -> tuple[pa.Table, pa.Table
         [hash_fraction(np.asarray(ids, dtype="<i4").tobytes()) < fraction for ids in prompts], pa.bool_()
     )
     return table.filter(pc.invert(held_out)), table.filter(held_out)
-
-
-def length_quantiles(directory: Path, shards: Sequence[ShardInfo], kind: Kind) -> dict[str, dict[str, int]]:
-    """Quantiles of the lengths in tokens over all shards, by column; nothing for a data set without rows."""
-    quantiles = {}
-    for name in ("prompt_ids", *COMPLETIONS[kind]):
-        lengths = np.concatenate([np.zeros(0), *(_lengths(read_shard(directory / s.path)[name]) for s in shards)])
-        if len(lengths):
-            values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
-            quantiles[name.removesuffix("_ids")] = dict(zip(QUANTILES, map(int, values), strict=True))
-    return quantiles
-
-
-def extent_of(directory: Path, shards: Sequence[ShardInfo]) -> Extent:
-    """How far the rows of all shards reach."""
-    found = [Extent()]
-    for shard in shards:
-        prompt, *completions = read_shard(directory / shard.path).columns[1:]
-        lengths = np.stack([_lengths(column) for column in completions])
-        found.append(
-            Extent(
-                longest=int((_lengths(prompt) + lengths.max(axis=0)).max()),
-                packed=int((_lengths(prompt) + lengths.sum(axis=0)).max()),
-                largest_id=max(pc.max(pc.list_flatten(column)).as_py() for column in (prompt, *completions)),
-            )
-        )
-    return Extent(*(max(getattr(each, f.name) for each in found) for f in fields(Extent)))
-
-
-def _lengths(ids: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    lengths: np.ndarray[tuple[int], np.dtype[np.int32]] = pc.list_value_length(ids).to_numpy()
-    return lengths
 
 
 def _sha256(path: Path) -> str:

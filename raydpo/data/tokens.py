@@ -19,9 +19,10 @@ boundary, and both together decode to the whole text:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,16 +31,20 @@ from raydpo.data.formats import Row, Value, is_ids
 from raydpo.data.tokenizer import RowTokenizer
 
 Truncation = Literal["error", "drop", "truncate_prompt_left", "truncate_completion"]
-Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical"]
+Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied"]
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One prompt and the completions that answer it, none of them empty."""
+    """One prompt and the completions that answer it, none of them empty.
+
+    Without a column that ranks them, the completions stand best first: those of a pair are (chosen, rejected).
+    """
 
     row_id: bytes  # 16 bytes, see row_id()
     prompt_ids: list[int]
-    completions: tuple[list[int], ...]  # (chosen, rejected), or (completion,)
+    completions: tuple[list[int], ...]  # n >= 1
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name, n values: see raydpo.data.shards
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ class Outcome:
 
     event: Event
     row: TokenRow | None = None
+    merged: int = 0  # completions of a ranked row that repeat another one of it
+
+    def with_column(self, name: str, values: Sequence[Any]) -> Outcome:
+        """The same, and where there is a row, one value more of each of its completions."""
+        if self.row is None:
+            return self
+        return replace(self, row=replace(self.row, columns={**self.row.columns, name: values}))
 
 
 @dataclass(frozen=True)
@@ -64,17 +76,27 @@ def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) ->
 
     Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
     """
-    outcome = _tokenize(row, ("chosen", "rejected"), tokenizer, settings)
-    if outcome.row and outcome.row.completions[0] == outcome.row.completions[1]:
+    completions = {name: row[name] for name in ("chosen", "rejected")}
+    outcome = tokenize_row(row["prompt"], completions, tokenizer, settings)
+    if outcome.row is None:
+        return outcome
+    if outcome.row.completions[0] == outcome.row.completions[1]:
         if outcome.event != "truncated_completion":
             _check_rendered_apart(row)
         return Outcome("identical")
+    if "margin" in row:
+        return outcome.with_column("margin", [row["margin"], 0.0])
     return outcome
 
 
 def tokenize_sft(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
     """Tokenise {"prompt", "completion"}. Raises as tokenize_pair does."""
-    return _tokenize(row, ("completion",), tokenizer, settings)
+    return tokenize_row(row["prompt"], {"completion": row["completion"]}, tokenizer, settings)
+
+
+def tokenize_unpaired(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
+    """Tokenise {"prompt", "completion", "label"}. Raises as tokenize_pair does."""
+    return tokenize_sft(row, tokenizer, settings).with_column("label", [row["label"]])
 
 
 def tokenize_prompt(value: Value, tokenizer: RowTokenizer) -> list[int]:
@@ -97,21 +119,40 @@ def row_id(prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> b
     return digest.digest()
 
 
+def completion_id(prompt_ids: Sequence[int], completion: Sequence[int]) -> bytes:
+    """What log π(completion | prompt) depends on, as 16 bytes: the same in whatever rows the completion stands."""
+    return row_id(prompt_ids, [completion])
+
+
+def completion_digest(prompt: memoryview, completion: memoryview) -> bytes:
+    """completion_id of ids that lie in memory as int32, little endian; nothing is copied."""
+    lengths = struct.pack("<3q", 2, prompt.nbytes // 4, completion.nbytes // 4)
+    digest = hashlib.blake2b(lengths, digest_size=16)
+    digest.update(prompt)
+    digest.update(completion)
+    return digest.digest()
+
+
 def hash_fraction(content: bytes) -> float:
     """A number in [0, 1) that depends on the content alone, uniform over contents."""
     word = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     return float((word >> 11) / 2**53)  # 53 bits: all that a float holds without rounding up to 1
 
 
-def _tokenize(row: Row, names: Sequence[str], tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
-    prompt = row["prompt"]
-    if isinstance(prompt, str) and any(_is_chat(row[name]) for name in names):
+def tokenize_row(
+    prompt: Value, values: Mapping[str, Value], tokenizer: RowTokenizer, settings: TokenSettings
+) -> Outcome:
+    """Tokenise a prompt and its completions, which go by the names that messages give them.
+
+    Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
+    """
+    if isinstance(prompt, str) and any(_is_chat(value) for value in values.values()):
         prompt = [{"role": "user", "content": prompt}]
     prompt_ids = tokenize_prompt(prompt, tokenizer)
     completions = []
-    for name in names:
+    for name, value in values.items():
         try:
-            completions.append(_completion(prompt, row[name], tokenizer, append_eos=settings.append_eos))
+            completions.append(_completion(prompt, value, tokenizer, append_eos=settings.append_eos))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     event = _fit(prompt_ids, completions, settings, bos=tokenizer.bos_id)

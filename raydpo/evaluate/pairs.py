@@ -1,4 +1,4 @@
-"""Preference pairs out of scored samples."""
+"""Preference data out of scored samples: ranked groups, or pairs."""
 
 from __future__ import annotations
 
@@ -40,27 +40,33 @@ class PairCounts:
 
 
 def pair_samples(prompt_groups: Iterable[PromptGroup], rule: Rule) -> tuple[list[dict[str, Any]], PairCounts]:
-    """Preference pairs, in the order of the groups, and the counts of what was dropped.
+    """Rows of preference data, in the order of the groups, and the counts of what was dropped.
 
     Completions that repeat are compared once. Rule "all" compares every two of the n that are left, n(n-1)/2
     comparisons; "best_worst" compares the highest reward with the lowest, one comparison. Each comparison is either a
     pair or a tie. Rewards 0.9, 0.1, 0.1 give under "all" the pairs (0.9, 0.1), (0.9, 0.1) and one tie; under
-    "best_worst" the first of them.
+    "best_worst" the first of them. A group without a pair gives no row.
 
-    A row has prompt_ids, chosen_ids, rejected_ids, prompt, chosen, rejected, chosen_reward and rejected_reward.
+    Under "all" a row is a ranked group, so that each completion is scored and trained on once, in however many pairs it
+    stands: prompt_ids, completions_ids, prompt, completions and scores. Under "best_worst" it is a pair: prompt_ids,
+    chosen_ids, rejected_ids, prompt, chosen, rejected, chosen_reward and rejected_reward.
     """
     rows: list[dict[str, Any]] = []
-    prompts = barren = ties = identical = 0
+    counts = PairCounts()
     for group in prompt_groups:
         distinct = _distinct(group.completions)
         compared = _compared(distinct, rule)
         pairs = [(a, b) if a.reward > b.reward else (b, a) for a, b in compared if a.reward != b.reward]
-        rows += [_row(group, chosen, rejected) for chosen, rejected in pairs]
-        prompts += 1
-        barren += not pairs
-        ties += len(compared) - len(pairs)
-        identical += len(group.completions) - len(distinct)
-    return rows, PairCounts(prompts, barren, len(rows), ties, identical)
+        if pairs:
+            rows.append(_ranked(group, distinct) if rule == "all" else _pair(group, *pairs[0]))
+        counts = PairCounts(
+            prompts=counts.prompts + 1,
+            prompts_without_pairs=counts.prompts_without_pairs + (not pairs),
+            pairs=counts.pairs + len(pairs),
+            ties=counts.ties + len(compared) - len(pairs),
+            identical=counts.identical + len(group.completions) - len(distinct),
+        )
+    return rows, counts
 
 
 def _distinct(completions: list[Completion]) -> list[Completion]:
@@ -80,7 +86,17 @@ def _reward(completion: Completion) -> float:
     return completion.reward
 
 
-def _row(group: PromptGroup, chosen: Completion, rejected: Completion) -> dict[str, Any]:
+def _ranked(group: PromptGroup, completions: list[Completion]) -> dict[str, Any]:
+    return {
+        "prompt_ids": group.prompt_ids,
+        "completions_ids": [completion.ids for completion in completions],
+        "prompt": group.prompt,
+        "completions": [completion.text for completion in completions],
+        "scores": [completion.reward for completion in completions],
+    }
+
+
+def _pair(group: PromptGroup, chosen: Completion, rejected: Completion) -> dict[str, Any]:
     return {
         "prompt_ids": group.prompt_ids,
         "chosen_ids": chosen.ids,

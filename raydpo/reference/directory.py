@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydpo.reference.index import Ids, as_numpy
 from raydpo.reference.place import Place
-from raydpo.reference.shard import Damage, Foreign, Marker, check_shard, read_marker
+from raydpo.reference.shard import Damage, Foreign, Marker, OldLayout, check_shard, read_marker
 
 KEY_FILE = "key.json"
 
@@ -56,12 +57,13 @@ class KeyDirectory:
     def survey(self) -> tuple[dict[str, Marker], list[Damage]]:
         """Whole shards with their markers, those to prefer first; and what is wrong with the others.
 
-        No shard counts in a directory whose key.json is damaged: nobody knows what it holds the values of.
+        Shards of the old layout are neither. No shard counts in a directory whose key.json is damaged: nobody knows
+        what it holds the values of.
         """
         names = self.names()
-        found = list(_in_threads(self._check, names))
+        found = list(in_threads(self._check, names))
         whole = {name: marker for name, marker in zip(names, found, strict=True) if isinstance(marker, Marker)}
-        damages = [damage for damage in found if isinstance(damage, Damage)]
+        damages = [damage for damage in found if isinstance(damage, Damage) and not isinstance(damage, OldLayout)]
         try:
             self.key()
         except Damage as damage:
@@ -70,7 +72,7 @@ class KeyDirectory:
 
     def markers(self) -> list[Marker]:
         """What the shards are promised to be, unchecked; those without a promise are left out."""
-        return [marker for marker in _in_threads(self._promise, self.names()) if marker]
+        return [marker for marker in in_threads(self._promise, self.names()) if marker]
 
     def read(self, names: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The tables of shards, in the order of their names; a few at a time are in memory."""
@@ -79,7 +81,12 @@ class KeyDirectory:
             with self.place.open(f"{name}.parquet") as stream:
                 return pq.read_table(stream, columns=columns)
 
-        return _in_threads(table, names)
+        return in_threads(table, names)
+
+    def ids(self) -> Iterator[Ids]:
+        """The completions of every whole shard, shard after shard."""
+        whole, _ = self.survey()
+        return (as_numpy(table["completion_id"]) for table in self.read(list(whole), ["completion_id"]))
 
     def _check(self, name: str) -> Marker | Damage:
         try:
@@ -99,13 +106,13 @@ def _is_of_a_shard(name: str) -> bool:
 
 
 def _preference(item: tuple[str, Marker]) -> tuple[bool, int, str]:
-    """Where a row is in several shards: verified values before imported ones, then those with more to them."""
+    """Where a completion is in several shards: verified values before imported ones, then those with more to them."""
     name, marker = item
     return not marker.verified, -marker.bytes, name
 
 
-def _in_threads(function: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
-    """map, in order, with a bounded number of results that wait."""
+def in_threads(function: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+    """Map in order, with a bounded number of results that wait."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for begin in range(0, len(items), _AHEAD):
             yield from pool.map(function, items[begin : begin + _AHEAD])

@@ -1,14 +1,14 @@
-"""Row ids as arrays: 16 bytes a row, found by binary search.
+"""Ids as arrays: 16 bytes each, found by binary search.
 
-A store may hold many times the rows of one dataset, so it is the question that is sorted and held in memory, once;
-the shards pass by one after another. That is 40 bytes a row asked, and about 100 while they are sorted, as measured
-with two million rows, whatever the size of the store. Python's dicts of bytes take 300 bytes a row, and would have to
-hold the rows of the store.
+A store may hold many times the completions of one dataset, so it is the question that is sorted and held in memory,
+once; the shards pass by one after another. That is 40 bytes an id asked, and about 100 while they are sorted, as
+measured with two million ids, whatever the size of the store. Python's dicts of bytes take 300 bytes an id, and would
+have to hold those of the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,23 +19,28 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 
-def as_numpy(row_ids: pa.Array | pa.ChunkedArray) -> Ids:
-    """Row ids, shape [N], without a copy where they lie in one piece."""
-    if isinstance(row_ids, pa.ChunkedArray):
-        row_ids = row_ids.combine_chunks()
-    assert row_ids.type == pa.binary(16) and not row_ids.null_count
-    buffer = row_ids.buffers()[1] or b""
-    return np.frombuffer(buffer, dtype="S16")[row_ids.offset : row_ids.offset + len(row_ids)]
+def as_numpy(ids: pa.Array | pa.ChunkedArray) -> Ids:
+    """Ids, shape [N], without a copy where they lie in one piece."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    assert ids.type == pa.binary(16) and not ids.null_count
+    buffer = ids.buffers()[1] or b""
+    return np.frombuffer(buffer, dtype="S16")[ids.offset : ids.offset + len(ids)]
+
+
+def as_arrow(ids: Ids) -> pa.FixedSizeBinaryArray:
+    """Undoes as_numpy."""
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, pa.py_buffer(ids.tobytes())])
 
 
 class Asked:
-    """The rows of a question, each once and sorted."""
+    """The ids of a question, each once and sorted."""
 
-    def __init__(self, row_ids: pa.Array | pa.ChunkedArray) -> None:
+    def __init__(self, ids: pa.Array | pa.ChunkedArray) -> None:
         self.ids: Ids  # [U], sorted
         self.first: Ints  # [U], where each occurs first in the question
-        self.place: Ints  # [N], where each row of the question stands in ids
-        self.ids, self.first, self.place = np.unique(as_numpy(row_ids), return_index=True, return_inverse=True)
+        self.place: Ints  # [N], where each id of the question stands in self.ids
+        self.ids, self.first, self.place = np.unique(as_numpy(ids), return_index=True, return_inverse=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +51,14 @@ class Asked:
             return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
         at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
         return at, self.ids[at] == ids
+
+    def seen_in(self, parts: Iterable[Ids]) -> Bools:
+        """Which of self.ids occur in any of the parts, shape [U]."""
+        seen = np.zeros(len(self), np.bool_)
+        for ids in parts:
+            at, found = self.find(ids)
+            seen[at[found]] = True
+        return seen
 
 
 def first_occurrences(parts: Sequence[Ids]) -> list[Bools]:

@@ -1,10 +1,9 @@
-"""The reference model at work: rows to log-probs, and those to what the store keeps. Here torch is loaded."""
+"""The reference model at work: completions to log-probs, and those to what the store keeps. Here torch is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ import torch
 from raydpo.config.schema import Model
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
-from raydpo.data.tokens import TokenRow
+from raydpo.data.tokens import TokenRow, completion_id
 from raydpo.model.batch import Batch
 from raydpo.model.flops import Bounds, forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
@@ -43,7 +42,7 @@ class ReferenceModel:
         self.ceiling = matmul_ceiling(getattr(torch, settings.dtype), device)  # FLOP/s
 
     def score(self, rows: Sequence[TokenRow], *, budget: int, keep_token_logps: bool) -> Scores:
-        """Sums and counts of every row, and its per-token values if they are to be kept."""
+        """Sum and token count of every completion, and its values by token if they are to be kept."""
         values, bounds = score_rows(self._model, rows, budget=budget, device=self._device)
         return Scores(
             table=_as_table(rows, values, keep=keep_token_logps),
@@ -55,10 +54,14 @@ class ReferenceModel:
 def score_rows(
     model: ScoringModel, rows: Sequence[TokenRow], *, budget: int, device: torch.device
 ) -> tuple[list[list[np.ndarray]], Bounds]:
-    """Per-token log-probs of every completion of every row, in the order of the rows; and the bounds of all packs."""
-    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
+    """Per-token log-probs of every completion of every row, in the order of the rows; and the bounds of all packs.
+
+    A completion sees its prompt and itself, whatever else is in its pack, so only the rounding of its value depends on
+    that: kernels add up in another order where a pack has another size.
+    """
     results: list[list[np.ndarray]] = [[] for _ in rows]
     bounds: list[tuple[int, ...]] = []
+    lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
     [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(budget, int(lengths.max())))
     for members in micro_batches:
         batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=device)
@@ -72,9 +75,12 @@ def score_rows(
 
 
 def _as_table(rows: Sequence[TokenRow], scored: list[list[np.ndarray]], *, keep: bool) -> pa.Table:
-    columns: dict[str, Any] = {"row_id": [row.row_id for row in rows]}
-    for j, side in enumerate(("chosen", "rejected")):
-        columns[f"{side}_logps"] = [float(values[j].sum(dtype=np.float64)) for values in scored]
-        columns[f"{side}_tokens"] = [len(values[j]) for values in scored]
-        columns[f"{side}_token_logps"] = [values[j].tolist() if keep else None for values in scored]
-    return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
+    """What the store keeps, completion by completion in the order of the rows."""
+    values = [of_completion for of_row in scored for of_completion in of_row]
+    columns = {
+        "completion_id": [completion_id(row.prompt_ids, ids) for row in rows for ids in row.completions],
+        "logps": [float(each.sum(dtype=np.float64)) for each in values],
+        "tokens": [len(each) for each in values],
+        "token_logps": [each.tolist() if keep else None for each in values],
+    }
+    return pa.table(columns, schema=SCHEMA)

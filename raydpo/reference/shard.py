@@ -11,7 +11,7 @@ import json
 import random
 import time
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,19 +23,15 @@ from raydpo.reference.place import Place
 
 Source = Literal["computed", "imported"]
 
-_LISTS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
     [
-        ("row_id", pa.binary(16)),
-        ("chosen_logps", pa.float32()),
-        ("rejected_logps", pa.float32()),
-        ("chosen_tokens", pa.int32()),
-        ("rejected_tokens", pa.int32()),
-        ("chosen_token_logps", _LISTS),  # null when not kept
-        ("rejected_token_logps", _LISTS),
+        ("completion_id", pa.binary(16)),  # raydpo.data.tokens.completion_id
+        ("logps", pa.float32()),  # log π_ref(completion | prompt), summed over its tokens, in nats
+        ("tokens", pa.int32()),
+        ("token_logps", pa.list_(pa.float32())),  # null when not kept
     ]
 )
-SUMS = ["row_id", "chosen_logps", "rejected_logps"]
+SUMS = ["completion_id", "logps"]
 
 _ATTEMPTS = 10
 _PAUSE_S = 0.01  # at most, before the first new attempt; then twice as long each time
@@ -51,7 +47,7 @@ class Marker:
     """What a shard is promised to be."""
 
     key: str  # digest of the key that it belongs to, so that a shard copied into another's directory shows
-    rows: int
+    completions: int
     bytes: int
     sha256: str
     source: Source
@@ -66,26 +62,29 @@ class Foreign(Damage):
     """A whole file, of another store."""
 
 
-def commit_shard(place: Place, table: pa.Table, *, key: str, source: Source) -> str:
-    """Write a shard and then its marker, unless the same rows are there already; returns the shard's name.
+class OldLayout(Damage):
+    """A shard of an earlier raydpo, with values by row: see raydpo.reference.old_layout."""
 
-    Two writers of the same rows may hold different bytes (another machine rounds differently, another setting keeps no
-    tokens), and one's marker may land beside the other's shard. So each goes on until a whole shard reads back: the
-    last to write sees the mixture, if there is one, and ends it. Many writers in step would go on disturbing each
-    other, so each waits for a random moment before it writes again.
+
+def commit_shard(place: Place, table: pa.Table, *, key: str, source: Source, verified: bool) -> str:
+    """Write a shard and its marker, unless the same completions are there already; returns the shard's name.
+
+    Two writers of the same completions may hold different bytes (another machine rounds differently, another setting
+    keeps no tokens), and one's marker may land beside the other's shard. So each goes on until a whole shard reads
+    back: the last to write sees the mixture, if there is one, and ends it. Many writers in step would go on disturbing
+    each other, so each waits for a random moment before it writes again.
 
     ValueError for a value that is missing or not finite, never a 0. OSError when the place cannot be written.
     """
     table = table.cast(SCHEMA)
-    for column in ("chosen_logps", "rejected_logps"):
-        if table[column].null_count or not pc.all(pc.is_finite(table[column])).as_py():
-            raise ValueError(f"a shard of {place.address}: {column} holds values that are missing or not finite.")
+    if table["logps"].null_count or not pc.all(pc.is_finite(table["logps"])).as_py():
+        raise ValueError(f"a shard of {place.address}: logps holds values that are missing or not finite.")
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content = sink.getvalue()
     sha256 = hashlib.sha256(content).hexdigest()
-    marker = Marker(key, table.num_rows, content.size, sha256, source, verified=source == "computed")
-    name = shard_name(table["row_id"], source)
+    marker = Marker(key, table.num_rows, content.size, sha256, source, verified)
+    name = shard_name(table["completion_id"], source)
     for attempt in range(_ATTEMPTS):
         try:
             check_shard(place, name, key=key)
@@ -99,49 +98,80 @@ def commit_shard(place: Place, table: pa.Table, *, key: str, source: Source) -> 
     return name
 
 
-def shard_name(row_ids: pa.ChunkedArray, source: Source) -> str:
-    """A name from the rows alone: who scores the same rows writes the same file."""
-    digest = hashlib.blake2b(np.sort(as_numpy(row_ids)).tobytes(), digest_size=12).hexdigest()
+def shard_name(ids: pa.Array | pa.ChunkedArray, source: Source) -> str:
+    """A name from the completions alone: who scores the same ones writes the same file."""
+    digest = hashlib.blake2b(np.sort(as_numpy(ids)).tobytes(), digest_size=12).hexdigest()
     return digest if source == "computed" else f"{source}-{digest}"
 
 
 def check_shard(place: Place, name: str, *, key: str) -> Marker:
     """The marker of a whole shard. Damage when something is missing, changed, or another key's."""
-    marker, file = read_marker(place, name), f"{name}.parquet"
-    address = place.address_of(file)
+    marker = read_marker(place, name)
     if marker.key != key:
-        raise Foreign(f"{address} belongs to the key {marker.key}: it was copied here from another store")
+        raise foreign_to(place, name, marker.key)
+    check_file(place, name, size=marker.bytes, sha256=marker.sha256, schema=SCHEMA)
+    return marker
+
+
+def foreign_to(place: Place, name: str, key: str) -> Foreign:
+    """The error for a shard of another key."""
+    address = place.address_of(f"{name}.parquet")
+    return Foreign(f"{address} belongs to the key {key}: it was copied here from another store")
+
+
+def check_file(place: Place, name: str, *, size: int, sha256: str, schema: pa.Schema) -> None:
+    """Raise Damage where a shard's file is not what its marker promises."""
+    file = f"{name}.parquet"
+    address = place.address_of(file)
     info = place.info(file)
     if not info.is_file:
         raise Damage(f"{address} is missing, though its marker is there")
-    if info.size != marker.bytes:
-        raise Damage(f"{address} has {info.size} bytes where its marker promises {marker.bytes}: truncated or replaced")
-    seen = (address, info.size, info.mtime_ns, marker.sha256)
-    if seen not in _FOUND_WHOLE:
-        if _sha256(place, file) != marker.sha256:
-            raise Damage(f"{address} does not match the sha256 of its marker: its bytes have changed")
-        with place.open(file) as stream:
-            found = pq.read_schema(stream)
-        if not found.equals(SCHEMA):
-            raise Foreign(f"{address} has the columns {', '.join(found.names)}: not a shard of a reference store")
-        _FOUND_WHOLE.add(seen)
-    return marker
+    if info.size != size:
+        raise Damage(f"{address} has {info.size} bytes where its marker promises {size}: truncated or replaced")
+    seen = (address, info.size, info.mtime_ns, sha256)
+    if seen in _FOUND_WHOLE:
+        return
+    if _sha256(place, file) != sha256:
+        raise Damage(f"{address} does not match the sha256 of its marker: its bytes have changed")
+    with place.open(file) as stream:
+        found = pq.read_schema(stream)
+    if not found.equals(schema):
+        raise Foreign(f"{address} has the columns {', '.join(found.names)}: not a shard of a reference store")
+    _FOUND_WHOLE.add(seen)
 
 
 def read_marker(place: Place, name: str) -> Marker:
     """A shard's marker, unchecked against the shard. Damage when there is none that can be read."""
+    content = read_promise(place, name)
+    if "rows" in content:
+        raise OldLayout(f"{place.address_of(f'{name}.parquet')} holds values by row, as an earlier raydpo left it")
     try:
-        return Marker(**json.loads(place.read(f"{name}.json")))
+        return Marker(**content)
+    except TypeError:
+        raise _no_marker(place, name) from None
+
+
+def read_promise(place: Place, name: str) -> dict[str, Any]:
+    """What the marker of a shard says, of whatever layout. Damage when there is none that can be read."""
+    try:
+        content = json.loads(place.read(f"{name}.json"))
     except FileNotFoundError:
         address = place.address_of(f"{name}.parquet")
         raise Damage(f"{address} has no marker {name}.json: its writer never finished, or the marker is lost") from None
-    except (ValueError, TypeError):
-        raise Damage(f"{place.address_of(f'{name}.json')} is not a marker: truncated or changed") from None
+    except ValueError:
+        raise _no_marker(place, name) from None
+    if not isinstance(content, dict):
+        raise _no_marker(place, name)
+    return content
 
 
 def write_marker(place: Place, name: str, marker: Marker) -> None:
     """Make a shard count, or say something new about it."""
     place.write(f"{name}.json", (json.dumps(asdict(marker), indent=1) + "\n").encode())
+
+
+def _no_marker(place: Place, name: str) -> Damage:
+    return Damage(f"{place.address_of(f'{name}.json')} is not a marker: truncated or changed")
 
 
 def _sha256(place: Place, name: str) -> str:

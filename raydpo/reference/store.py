@@ -3,7 +3,8 @@
 Layout: <root>/<key>/{key.json, <shard>.parquet, <shard>.json}, on a local disk or an object store. The .json beside a
 shard is its marker, written last: a shard without one, or one that does not match it, does not count.
 
-The key holds only what changes a number; rows are found by the content hash of their tokens. Legend: N rows.
+The key holds only what changes a number; a completion is found by the content hash of its prompt and its own tokens, so
+it has one value however many rows it stands in. Legend: N completions asked, U different ones among them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from raydpo.config.errors import UserError
 from raydpo.reference.directory import KEY_FILE, KeyDirectory, key_digest
 from raydpo.reference.index import Asked, Bools, as_numpy
+from raydpo.reference.old_layout import OldShards
 from raydpo.reference.place import Place
 from raydpo.reference.shard import (
     SUMS,
@@ -80,60 +82,68 @@ class Store:
                     "reference.store."
                 ) from error
 
-    def commit(self, table: pa.Table, source: Source = "computed") -> str:
-        """Add rows as one shard; see commit_shard."""
-        return commit_shard(self._place, table, key=self.key.digest, source=source)
+    def commit(self, table: pa.Table, source: Source = "computed", *, verified: bool | None = None) -> str:
+        """Add completions as one shard; see commit_shard. Computed values are verified, imported ones are not yet."""
+        if verified is None:
+            verified = source == "computed"
+        return commit_shard(self._place, table, key=self.key.digest, source=source, verified=verified)
 
-    def shard_of(self, row_ids: pa.ChunkedArray) -> str | None:
-        """The name of the whole shard that was computed of just these rows, if there is one."""
-        name = shard_name(row_ids, "computed")
+    def shard_of(self, ids: pa.Array | pa.ChunkedArray) -> str | None:
+        """The name of the whole shard that was computed of just these completions, if there is one."""
+        name = shard_name(ids, "computed")
         try:
             check_shard(self._place, name, key=self.key.digest)
         except Damage:
             return None
         return name
 
-    def sums(self, shard: str, row_ids: pa.ChunkedArray) -> NDArray[np.float32]:
-        """What a shard says of its rows, shape [N, 2], in the order asked."""
-        asked = Asked(row_ids)
+    def sums(self, shard: str, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
+        """What a shard says of its completions, shape [N], in nats, in the order asked."""
+        asked = Asked(ids)
         return _values(asked, self._directory.read([shard], SUMS))[asked.place]
 
-    def missing(self, row_ids: pa.FixedSizeBinaryArray) -> Bools:
-        """Which rows have no value yet, shape [N]; of a row that occurs several times, the first only."""
-        asked = Asked(row_ids)
-        missing = np.zeros(len(row_ids), np.bool_)
-        missing[asked.first[np.isnan(self._stored(asked)[:, 0])]] = True
+    def missing(self, ids: pa.FixedSizeBinaryArray) -> Bools:
+        """Which completions have no value yet, shape [N]; of one that occurs several times, the first only."""
+        asked = Asked(ids)
+        missing = np.zeros(len(ids), np.bool_)
+        missing[asked.first[np.isnan(self._stored(asked))]] = True
         return missing
 
-    def known(self, row_ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
-        """log π_ref of the rows as lookup gives it, but NaN for those that are missing."""
-        asked = Asked(row_ids)
+    def known(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
+        """log π_ref of the completions as lookup gives it, but NaN for those that are missing."""
+        asked = Asked(ids)
         return self._stored(asked)[asked.place]
 
-    def lookup(self, row_ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
-        """log π_ref of the rows, shape [N, 2] (chosen, rejected), in nats. UserError unless every row is there."""
-        asked = Asked(row_ids)
+    def lookup(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
+        """log π_ref of the completions, shape [N], in nats. UserError unless every one is there."""
+        asked = Asked(ids)
         values = self._stored(asked)
-        missing = asked.first[np.isnan(values[:, 0])]
+        missing = asked.first[np.isnan(values)]
         if len(missing):
             raise UserError(
-                f"the reference store {self.address} lacks {len(missing)} of {len(asked)} rows (first: "
-                f"{row_ids[int(missing.min())].as_py().hex()}); run `raydpo precompute` with this run file, it "
+                f"the reference store {self.address} lacks {len(missing)} of {len(asked)} completions (first: "
+                f"{ids[int(missing.min())].as_py().hex()}); run `raydpo precompute` with this run file, it "
                 f"computes only those.{self._damages()}"
             )
         return values[asked.place]
 
-    def unverified(self, row_ids: pa.FixedSizeBinaryArray) -> list[str]:
-        """Shards of imported values, not compared with any policy yet, that hold some of these rows."""
+    def unverified(self, ids: pa.FixedSizeBinaryArray) -> list[str]:
+        """Shards of imported values, not compared with any policy yet, that hold some of these completions."""
         whole, _ = self._directory.survey()
         names = [name for name, marker in whole.items() if not marker.verified]
-        asked = Asked(row_ids) if names else None
-        tables = self._directory.read(names, ["row_id"])
+        if not names:
+            return []
+        asked = Asked(ids)
+        tables = self._directory.read(names, ["completion_id"])
         return [
             name
             for name, table in zip(names, tables, strict=True)
-            if asked and asked.find(as_numpy(table["row_id"]))[1].any()
+            if asked.find(as_numpy(table["completion_id"]))[1].any()
         ]
+
+    def old_layout(self) -> OldShards:
+        """What an earlier raydpo has left in this directory, by row."""
+        return OldShards(self._directory)
 
     def mark_verified(self, shards: Sequence[str]) -> None:
         """The step-0 law has passed on values of these shards."""
@@ -141,7 +151,7 @@ class Store:
             write_marker(self._place, name, replace(read_marker(self._place, name), verified=True))
 
     def _stored(self, asked: Asked) -> NDArray[np.float32]:
-        """The sums of the rows asked, shape [U, 2]; NaN where there is none. Tokens' values are not read."""
+        """The sums of the completions asked, shape [U]; NaN where there is none. Tokens' values are not read."""
         whole, _ = self._directory.survey()
         return _values(asked, self._directory.read(list(reversed(whole)), SUMS))  # the preferred last: they overwrite
 
@@ -156,8 +166,8 @@ class Store:
 
 
 def _values(asked: Asked, tables: Iterable[pa.Table]) -> NDArray[np.float32]:
-    values = np.full((len(asked), 2), np.nan, np.float32)
+    values = np.full(len(asked), np.nan, np.float32)
     for table in tables:
-        at, found = asked.find(as_numpy(table["row_id"]))
-        values[at[found]] = np.stack([table[name].to_numpy()[found] for name in SUMS[1:]], axis=1)
+        at, found = asked.find(as_numpy(table["completion_id"]))
+        values[at[found]] = table["logps"].to_numpy()[found]
     return values

@@ -1,6 +1,7 @@
 """The driver's index of a tokenised dataset: where each row lies, how long it is, what the reference says of it.
 
-Legend: N rows. 56 bytes a row; the tokens themselves stay in the shards.
+Legend: N rows, C completions of all rows. 72 bytes a row and 20 a completion, so 112 a pair; the tokens themselves stay
+in the shards.
 """
 
 from __future__ import annotations
@@ -9,21 +10,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.shards import COMPLETIONS, Kind, ShardInfo, TokenManifest, read_shard, verify_shards
+from raydpo.data.completions import completion_begins, completion_ids
+from raydpo.data.formats import Kind
+from raydpo.data.lengths import completion_lengths, first_completions, own_completions, prompt_lengths
+from raydpo.data.pairs import count_pairs
+from raydpo.data.shards import ShardInfo, TokenManifest, read_shard, verify_shards
 from raydpo.reference.store import Store
+
+Ints = NDArray[np.int64]
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows in the order of their shards; `positions` elsewhere are indices into these arrays."""
+    """Rows in the order of their shards, completions in the order of their rows.
+
+    `positions` elsewhere are indices into the arrays of rows.
+    """
 
     digest: str
     kind: Kind
@@ -33,25 +43,43 @@ class Dataset:
     row_ids: pa.FixedSizeBinaryArray  # [N], 16 bytes each
     tokens: NDArray[np.int64]  # [N], packed: prompt once, all completions
     completion_tokens: NDArray[np.int64]  # [N], all completions together
-    ref_logps: NDArray[np.float32] | None = None  # [N, n], sums in nats
+    own: NDArray[np.int64]  # [N], its completions but those of other prompts
+    pairs: NDArray[np.int64]  # [N], of completions of which one is better
+    begins: NDArray[np.int64]  # [N + 1], where the completions of each row begin; the last is C
+    completion_ids: pa.FixedSizeBinaryArray  # [C], 16 bytes each
+    ref_logps: NDArray[np.float32] | None = None  # [C], sums in nats
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
-    def where(self, positions: NDArray[np.int64]) -> list[tuple[str, NDArray[np.int32]]]:
-        """Token shards and offsets in them of some rows; positions are in ascending order."""
-        shard, offset = self.shard[positions], self.offset[positions].astype(np.int32)
-        numbers, begins = np.unique(shard, return_index=True)  # rows lie in the order of their shards
-        pieces = np.split(offset, begins)[1:]
+    def completions_of(self, positions: Ints) -> Ints:
+        """The completions of some rows, row after row."""
+        counts = np.diff(self.begins)[positions]
+        ends = np.cumsum(counts)
+        return np.arange(counts.sum()) + np.repeat(self.begins[positions] - ends + counts, counts)
+
+    def by_row(self, values: NDArray[Any], positions: Ints) -> pa.ListArray:
+        """Values of completions, shape [C], as a list for each of some rows."""
+        ends = np.cumsum(np.diff(self.begins)[positions])
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[self.completions_of(positions)]))
+
+    def where(self, completions: Ints) -> list[tuple[str, NDArray[np.int32]]]:
+        """Token shards of some completions, in ascending order, and which they are among the completions of each."""
+        shard = self.shard[np.searchsorted(self.begins, completions, side="right") - 1]
+        first_rows = np.searchsorted(self.shard, np.arange(len(self.shards)))  # rows lie in the order of their shards
+        offset = (completions - self.begins[first_rows][shard]).astype(np.int32)
+        numbers, cuts = np.unique(shard, return_index=True)
+        pieces = np.split(offset, cuts)[1:]
         return [(self.shards[number], offsets) for number, offsets in zip(numbers, pieces, strict=True)]
 
     def with_known(self, store: Store) -> Dataset:
-        """Joined with the reference store; NaN where a row is not there yet."""
-        return replace(self, ref_logps=store.known(self.row_ids))
+        """Joined with the reference store; NaN where a completion is not there yet."""
+        return replace(self, ref_logps=store.known(self.completion_ids))
 
     def with_reference(self, store: Store) -> Dataset:
-        """Joined with the reference store; UserError unless every row is there."""
-        return replace(self, ref_logps=store.lookup(self.row_ids))
+        """Joined with the reference store; UserError unless every completion is there."""
+        return replace(self, ref_logps=store.lookup(self.completion_ids))
 
 
 def open_dataset(directory: Path) -> Dataset:
@@ -70,28 +98,28 @@ def windows(directory: Path, rows: int) -> Iterator[Dataset]:
 
 def _index(directory: Path, manifest: TokenManifest, shards: Sequence[ShardInfo]) -> Dataset:
     verify_shards(directory, shards)
-    parts: list[list[NDArray[np.int64]]] = []
-    row_ids: list[pa.ChunkedArray] = []
     paths = tuple(str(directory / shard.path) for shard in shards)
-    for number, path in enumerate(paths):
-        table = read_shard(path)
-        lengths = [_lengths(table[name]) for name in COMPLETIONS[manifest.kind]]
-        completion: NDArray[np.int64] = np.stack(lengths).sum(axis=0)
-        rows = np.arange(table.num_rows)
-        parts.append([np.full_like(rows, number), rows, completion + _lengths(table["prompt_ids"]), completion])
-        row_ids.append(table["row_id"])
-    shard, offset, tokens, completion = (np.concatenate(column) for column in zip(*parts, strict=True))
+    tables = [read_shard(path) for path in paths]
+    row_ids = [chunk for table in tables for chunk in table["row_id"].chunks]
+    counts = np.concatenate([np.diff(completion_begins(table)) for table in tables])
+    completion_tokens = np.concatenate([_completion_tokens(table) for table in tables])
     return Dataset(
         digest=manifest.digest,
         kind=manifest.kind,
         shards=paths,
-        shard=shard,
-        offset=offset,
-        row_ids=pa.chunked_array([c for ids in row_ids for c in ids.chunks], pa.binary(16)).combine_chunks(),
-        tokens=tokens,
-        completion_tokens=completion,
+        shard=np.repeat(np.arange(len(tables)), [table.num_rows for table in tables]),
+        offset=np.concatenate([np.arange(table.num_rows) for table in tables]),
+        row_ids=pa.chunked_array(row_ids, pa.binary(16)).combine_chunks(),
+        tokens=completion_tokens + np.concatenate([prompt_lengths(table) for table in tables]),
+        completion_tokens=completion_tokens,
+        own=np.concatenate([own_completions(table) for table in tables]),
+        pairs=np.concatenate([count_pairs(table, manifest.kind) for table in tables]),
+        begins=np.concatenate([[0], np.cumsum(counts)]),
+        completion_ids=pa.concat_arrays([completion_ids(table) for table in tables]),
     )
 
 
-def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    return pc.list_value_length(column).to_numpy().astype(np.int64)
+def _completion_tokens(table: pa.Table) -> NDArray[np.int64]:
+    """Tokens of all completions of every row of a shard."""
+    sums: NDArray[np.int64] = np.add.reduceat(completion_lengths(table), first_completions(table))
+    return sums

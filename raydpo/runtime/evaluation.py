@@ -21,6 +21,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
+from raydpo.evaluate.ranking import ranked_pairs
 from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
 from raydpo.evaluate.summary import reference_and_policy
 from raydpo.model.batch import Batch
@@ -28,7 +29,7 @@ from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.objective.contract import REF_LOGPS, ScoredRows
+from raydpo.objective.contract import REF_LOGPS
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.dataset import MANIFEST, open_dataset
 from raydpo.runtime.device import granted_device
@@ -122,28 +123,14 @@ def _confirmed_and_ranked(
     check_same_tokenizer(run, "held_out", directory)
     objective = preference_objective(run)
     dataset = open_dataset(directory)
+    if not dataset.pairs.any():
+        say(f"pair accuracy is not measured: the held-out rows in {directory} have one completion each")
+        return []
     if REF_LOGPS in objective.needs:
         dataset = dataset.with_reference(reference_store(run))
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
     scored, _ = score_rows(policy, rows, budget=budget, device=device)
-    preferences = objective.compares(_as_objectives_see(scored, dataset.ref_logps))
-    return [
-        RankedPair(tuple(row.prompt_ids), chosen > rejected)
-        for row, (chosen, rejected) in zip(rows, preferences.view(-1, 2).tolist(), strict=True)
-    ]
-
-
-def _as_objectives_see(scored: Sequence[Sequence[np.ndarray]], ref_logps: np.ndarray | None) -> ScoredRows:
-    """Token log-probs by row and completion, summed in float64 by whoever sums them."""
-    completions = [values for row in scored for values in row]
-    lengths = torch.tensor([len(values) for values in completions])
-    return ScoredRows(
-        token_logps=torch.from_numpy(np.concatenate(completions)).double(),
-        owner=torch.arange(len(completions)).repeat_interleave(lengths),
-        row=torch.arange(len(scored)).repeat_interleave(torch.tensor([len(row) for row in scored])),
-        num_rows=len(scored),
-        columns={} if ref_logps is None else {REF_LOGPS: torch.from_numpy(ref_logps).flatten()},
-    )
+    return ranked_pairs(rows, scored, dataset.ref_logps, objective.compares)
 
 
 def _summed_kl(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:

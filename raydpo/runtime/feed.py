@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ray.train import DataConfig
 
 from raydpo.data.order import Order, split_microbatches
-from raydpo.data.shards import COMPLETIONS
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.overlap import Ahead
 from raydpo.runtime.preflight import READER_CPUS
@@ -67,12 +66,10 @@ class Plan:
 
     def _totals(self, positions: NDArray[np.int64]) -> dict[str, int]:
         """What the loss and the metrics of a global batch may be means over."""
-        rows = len(positions)
-        per_row = len(COMPLETIONS[self.dataset.kind])
         return {
-            "rows": rows,
-            "completions": rows * per_row,
-            "pairs": rows * (per_row - 1),
+            "rows": len(positions),
+            "completions": int(self.dataset.own[positions].sum()),
+            "pairs": int(self.dataset.pairs[positions].sum()),
             "tokens": int(self.dataset.completion_tokens[positions].sum()),
         }
 
@@ -94,9 +91,9 @@ class Plan:
                 **{f"step_{name}": np.full(len(mine), value) for name, value in totals.items()},
             }
             if data.ref_logps is not None:
-                columns["ref_logps"] = pa.array(data.ref_logps[mine].tolist(), pa.list_(pa.float32()))
+                columns["ref_logps"] = data.by_row(data.ref_logps, mine)
             if self.ahead:
-                columns["number"] = self.ahead.numbers[mine]
+                columns["number"] = data.by_row(self.ahead.numbers, mine)
             yield pa.table(columns)
 
 

@@ -1,45 +1,50 @@
 """Reference log-probs that another program has computed: matched by content, kept as unverified.
 
-A file's row is one of the run's rows when it is tokenised to the same ids, or names them by the `row_id` that
-`raydpo reference export` writes. The values are sums as TRL keeps them, ref_chosen_logps and ref_rejected_logps, or
-lists with the value of every token.
+A file's row is a pair with ref_chosen_logps and ref_rejected_logps, as TRL names them, whose completions are the run's
+when they are tokenised to the same ids; or it is one completion, by the `completion_id` and `ref_logps` that `raydpo
+reference export` writes. A value is the sum over a completion's tokens, or a list with the value of every token.
+
+Legend: K values of the file.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.completions import completion_ids
 from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
+from raydpo.data.lengths import completion_lengths
 from raydpo.data.paths import expand_paths
 from raydpo.data.shards import read_shard
 from raydpo.data.tokenizer import RowTokenizer
-from raydpo.data.tokens import TokenSettings, tokenize_pair
+from raydpo.data.tokens import TokenSettings, completion_id, tokenize_pair
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.reference.index import Asked, as_numpy
+from raydpo.reference.index import Asked, Bools, as_numpy
 from raydpo.reference.shard import SCHEMA
-from raydpo.runtime.dataset import MANIFEST, Dataset, open_dataset
+from raydpo.runtime.converting import check_converted
+from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.layout import Layout, reference_store
-from raydpo.runtime.provenance import check_prepared
+from raydpo.runtime.prepared import prepared_datasets
 
-SIDES = ("chosen", "rejected")
-_NO_ROW = bytes(16)  # stands for a row that prepare drops: too long, or equal completions
+PAIR = ("ref_chosen", "ref_rejected")  # what the columns of a pair's values begin with
+ALONE = "ref"  # and of one completion's
+_NO_COMPLETION = bytes(16)  # stands for one of a row that prepare drops: too long, or equal completions
 _UNKNOWN = -1  # how many tokens a sum is over, where the file does not say
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of the rows, each counted once."""
+    """What became of the completions, each counted once."""
 
     imported: int
     known: int  # the store had a value already, and keeps it
@@ -50,12 +55,14 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Given:
-    """A file's values; row i of the arrays is row i + 1 of the file."""
+    """A file's values, in its order."""
 
     file: str
-    row_ids: pa.FixedSizeBinaryArray  # [M]
-    sums: NDArray[np.float32]  # [M, 2]
-    tokens: NDArray[np.int32]  # [M, 2], _UNKNOWN where it does not say
+    ids: pa.FixedSizeBinaryArray  # [K]
+    sums: NDArray[np.float32]  # [K]
+    tokens: NDArray[np.int32]  # [K], _UNKNOWN where it does not say
+    rows: NDArray[np.int32]  # [K], the row of the file, from 1
+    columns: list[str]  # [K], where the value stood
 
 
 def import_values(run: RunFile, path: str) -> Imported:
@@ -64,22 +71,22 @@ def import_values(run: RunFile, path: str) -> Imported:
     Takes no cluster: one process reads and tokenises.
     """
     [file] = expand_paths([path])
-    store, datasets = reference_store(run), prepared_datasets(run)
+    store = reference_store(run)
+    datasets = prepared_datasets(run)
+    check_converted(store, datasets)
     given = _read(run, file)
-    row_ids = pa.concat_arrays([dataset.row_ids for dataset in datasets])
-    missing, asked = store.missing(row_ids), Asked(given.row_ids)
-    matched = int(Asked(row_ids).find(asked.ids)[1].sum())
+    asked = Asked(given.ids)
+    ids = pa.concat_arrays([dataset.completion_ids for dataset in datasets])
+    missing = store.missing(ids)
+    matched = int(Asked(ids).find(asked.ids)[1].sum())
     if not matched:
         raise UserError(
-            f"none of the {len(given.row_ids)} rows of {file} is among the run's prepared rows; is it another data "
+            f"none of the {len(asked)} completions of {file} is among the run's prepared rows; is it another data "
             "set, or was `raydpo prepare` run with another tokenizer, template or data.max_length?"
         )
-    shards = []  # all are made before the first is committed: a file with a mistake changes nothing
-    for prepared, offsets in missing_rows(datasets, missing):
-        table = read_shard(prepared).take(pa.array(offsets))
-        at, found = asked.find(as_numpy(table["row_id"]))
-        if found.any():
-            shards.append(_shard(table.filter(pa.array(found)), given, asked.first[at[found]]))
+    _check_consistent(given, asked, run.train.step0_tolerance)
+    # All shards are made before the first is committed: a file with a mistake changes nothing.
+    shards = list(_shards(datasets, missing, given, asked))
     store.claim()
     for shard in shards:
         store.commit(shard, "imported")
@@ -93,64 +100,75 @@ def import_values(run: RunFile, path: str) -> Imported:
     )
 
 
-def prepared_datasets(run: RunFile) -> list[Dataset]:
-    """The train tokens and, where there are any, the held-out ones."""
-    layout = Layout(run)
-    check_prepared(run)
-    held_out = [layout.held_out_tokens] if (layout.held_out_tokens / MANIFEST).exists() else []
-    return [open_dataset(path) for path in (layout.train_tokens, *held_out)]
+def _check_consistent(given: _Given, asked: Asked, tolerance: float) -> None:
+    """Raise UserError where a file gives one completion two values. Below `tolerance` nats rounding explains it."""
+    first = asked.first[asked.place]
+    differs = np.abs(given.sums - given.sums[first]) > tolerance
+    differs &= as_numpy(given.ids) != np.bytes_(_NO_COMPLETION)
+    for i in np.flatnonzero(differs)[:1]:
+        j = first[i]
+        raise UserError(
+            f"{given.file} row {given.rows[i]}: {given.columns[i]} is {given.sums[i]:g}, but {given.columns[j]} of row "
+            f"{given.rows[j]} is {given.sums[j]:g} for the same completion of the same prompt, and "
+            f"train.step0_tolerance allows {tolerance:g}; remove the wrong row."
+        )
 
 
-def missing_rows(datasets: Sequence[Dataset], missing: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.int32]]]:
-    """Every token shard with missing rows, and their offsets in it.
-
-    missing: over the rows of all datasets, in order.
-    """
-    ends = np.cumsum([len(dataset) for dataset in datasets])
+def _shards(datasets: list[Dataset], missing: Bools, given: _Given, asked: Asked) -> Iterator[pa.Table]:
+    """What the file gives of the missing completions, a shard for each token shard; missing is over all datasets."""
+    ends = np.cumsum([len(dataset.completion_ids) for dataset in datasets])
     for dataset, wanted in zip(datasets, np.split(missing, ends[:-1]), strict=True):
-        yield from dataset.where(np.flatnonzero(wanted))
+        _, found = asked.find(as_numpy(dataset.completion_ids))
+        for path, completions in dataset.where(np.flatnonzero(wanted & found)):
+            yield _shard(read_shard(path), completions, given, asked)
 
 
-def _shard(prepared: pa.Table, given: _Given, rows: NDArray[np.int64]) -> pa.Table:
-    """Prepared rows with their values, given[rows], as a shard. UserError where the numbers of tokens differ."""
-    columns: dict[str, Any] = {"row_id": prepared["row_id"]}
-    for j, side in enumerate(SIDES):
-        tokens = pc.list_value_length(prepared[f"{side}_ids"]).to_numpy()
-        said = given.tokens[rows, j]
-        for i in np.flatnonzero((said != _UNKNOWN) & (said != tokens))[:1]:
-            raise UserError(
-                f"{given.file} row {rows[i] + 1}: ref_{side}_logps is over {said[i]} tokens, but the {side} completion "
-                f"has {tokens[i]}; the values come from another tokenizer, template or truncation."
-            )
-        columns[f"{side}_logps"] = given.sums[rows, j]
-        columns[f"{side}_tokens"] = tokens
-        columns[f"{side}_token_logps"] = pa.nulls(len(rows), SCHEMA.field(f"{side}_token_logps").type)
-    return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
+def _shard(prepared: pa.Table, completions: NDArray[np.int32], given: _Given, asked: Asked) -> pa.Table:
+    """Prepared completions with their values as a shard. UserError where the numbers of tokens differ."""
+    ids = completion_ids(prepared).take(pa.array(completions))
+    tokens = completion_lengths(prepared)[completions]
+    at, _ = asked.find(as_numpy(ids))
+    values = asked.first[at]
+    said = given.tokens[values]
+    for i in np.flatnonzero((said != _UNKNOWN) & (said != tokens))[:1]:
+        raise UserError(
+            f"{given.file} row {given.rows[values[i]]}: {given.columns[values[i]]} is over {said[i]} tokens, but the "
+            f"completion has {tokens[i]}; the values come from another tokenizer, template or truncation."
+        )
+    not_kept = pa.nulls(len(ids), SCHEMA.field("token_logps").type)
+    return pa.table([ids, pa.array(given.sums[values]), pa.array(tokens, pa.int32()), not_kept], schema=SCHEMA)
 
 
 def _read(run: RunFile, file: str) -> _Given:
-    ids, sums, tokens = bytearray(), array("f"), array("i")
+    ids = bytearray()
+    sums = array("f")
+    tokens = array("i")
+    rows = array("i")
+    columns: list[str] = []
     identify = _Identify(run)
     for number, raw in enumerate(raw_rows(file, identify.fields_to_read), start=1):
         place = f"{file} row {number}"
-        ids += identify(raw, place)
-        for side in SIDES:
-            total, count = _value(raw, side, place)
+        for prefix, name in identify(raw, place):
+            total, count = _value(raw, prefix, place)
+            ids += name
             sums.append(total)
             tokens.append(count)
-    rows = len(ids) // 16
-    if not rows:
+            rows.append(number)
+            columns.append(f"{prefix}_logps")
+    if not sums:
         raise UserError(f"{file} holds no rows; give a file with rows.")
     return _Given(
         file,
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, pa.py_buffer(bytes(ids))]),
-        np.asarray(sums, dtype=np.float32).reshape(rows, 2),
-        np.asarray(tokens, dtype=np.int32).reshape(rows, 2),
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(sums), [None, pa.py_buffer(bytes(ids))]),
+        np.asarray(sums, dtype=np.float32),
+        np.asarray(tokens, dtype=np.int32),
+        np.asarray(rows, dtype=np.int32),
+        columns,
     )
 
 
 class _Identify:
-    """From a raw row to its row id, as prepare would give it."""
+    """From a raw row to its completions."""
 
     def __init__(self, run: RunFile) -> None:
         data = run.data
@@ -161,29 +179,34 @@ class _Identify:
 
     @property
     def fields_to_read(self) -> list[Field]:
-        names = ["row_id", *(f"ref_{side}_{what}" for side in SIDES for what in ("logps", "tokens"))]
-        return [*_optional(self._fields), *(Field(name, name, optional=True) for name in names)]
+        """The columns of a pair, those of values, and the name of a completion; which are there is seen row by row."""
+        values = [f"{prefix}_{what}" for prefix in (*PAIR, ALONE) for what in ("logps", "tokens")]
+        return [*_optional(self._fields), *(Field(name, name, optional=True) for name in ("completion_id", *values))]
 
-    def __call__(self, raw: dict[str, Any], place: str) -> bytes:
-        name = raw.get("row_id")
+    def __call__(self, raw: dict[str, Any], place: str) -> list[tuple[str, bytes]]:
+        """For each completion of a row, what the columns of its value begin with, and its completion_id."""
+        name = raw.get("completion_id")
         if isinstance(name, bytes) and len(name) == 16:
-            return name
+            return [(ALONE, name)]
         pair = canonical_row(raw, self._fields, place, self._ignore)
         try:
             row = tokenize_pair(pair, self._tokenizer, self._settings).row
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-        return row.row_id if row else _NO_ROW
+        if row is None:
+            return [(prefix, _NO_COMPLETION) for prefix in PAIR]
+        return [(p, completion_id(row.prompt_ids, c)) for p, c in zip(PAIR, row.completions, strict=True)]
 
 
 def _optional(fields: tuple[Field, ...]) -> Iterator[Field]:
     return (Field(field.name, field.column, optional=True) for field in fields)
 
 
-def _value(raw: dict[str, Any], side: str, place: str) -> tuple[float, int]:
+def _value(raw: dict[str, Any], prefix: str, place: str) -> tuple[float, int]:
     """A sum in nats, and over how many tokens it is, or _UNKNOWN."""
-    column = f"ref_{side}_logps"
-    value, count = raw.get(column), raw.get(f"ref_{side}_tokens")
+    column = f"{prefix}_logps"
+    value = raw.get(column)
+    count = raw.get(f"{prefix}_tokens")
     parts: list[Any] = value if isinstance(value, list) else [value]
     if not parts or not all(type(part) in (int, float) and math.isfinite(part) for part in parts):
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from raydpo.config.errors import UserError
 from raydpo.config.say import say
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Field, check_files, pair_fields, prompt_fields, sft_fields
+from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.evaluate.scorers import check_scorer
 from raydpo.model.directory import model_config, weights_digest
@@ -21,10 +21,11 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.identity import check_sft_resumable
 from raydpo.runtime.layout import Layout
-from raydpo.runtime.objective import objective_terms
+from raydpo.runtime.objective import objective_terms, preference_objective
 from raydpo.runtime.own_files import refuse_own_output
 from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
 from raydpo.runtime.provenance import check_made_from
+from raydpo.runtime.rows import check_format, given_rows, training_rows
 from raydpo.runtime.temporary import check_temporary
 from raydpo.sample.limits import check_positions
 
@@ -51,14 +52,14 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(check_scorer, run.evaluate.scorer)
         yield partial(_check_files, run, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("prepare", "run") and run.data.train:
-        columns = run.data.columns
-        fields = pair_fields(columns.prompt, columns.chosen, columns.rejected)
+        fields = given_rows(run.data).fields
         yield partial(_check_files, run, "data.train", run.data.train, fields)
         yield partial(_check_files, run, "data.held_out", run.data.held_out, fields)
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run)
     if stage in ("train", "run"):
         yield partial(objective_terms, run)
+        yield partial(_check_rows_for_loss, run)
     if stage in ("precompute", "train"):
         yield partial(check_pairs, run)
     if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):
@@ -95,6 +96,10 @@ def _check_sft_export(run: RunFile, path: str) -> None:
 
 def _check_positions(run: RunFile) -> None:
     check_positions(run.model.path, model_config(run.model.path), run.sampler)
+
+
+def _check_rows_for_loss(run: RunFile) -> None:
+    check_format(training_rows(run.data, run.sample), preference_objective(run))
 
 
 def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequence[Field]) -> None:

@@ -1,10 +1,10 @@
 """train.reference: overlap. The pool scores ahead of the trainer, in the order in which the steps need the rows.
 
-The rows that the store lacks are numbered by the step that needs them first, each once, and cut into units. The pool
-works through the units and commits each to the store. A reader asks for the values of its rows by their numbers and
-waits until they are there. How far both may run ahead of training is bounded: AHEAD_ROWS.
+The completions that the store lacks are numbered by the step that needs them first, each once, and cut into units. The
+pool works through the units and commits each to the store. A reader asks for the values of its completions by their
+numbers and waits until they are there. How far both may run ahead of training is bounded: AHEAD_ROWS.
 
-Legend: N rows of the dataset, U rows to score.
+Legend: C completions of the dataset, U different ones to score.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raydpo.runtime.preflight import room_for_scorers
 from raydpo.runtime.scorer import Unit
 from raydpo.runtime.tally import Tally
 
-UNIT_ROWS = 256
+UNIT_COMPLETIONS = 512
 AHEAD_ROWS = 4096  # of the walk over the data, beyond the step that is being trained
 
 
@@ -40,15 +40,16 @@ class Schedule:
     """What is to be scored, in the order of need."""
 
     units: list[Unit]
-    ends: NDArray[np.int64]  # [units], rows in the units up to and including each
+    ends: NDArray[np.int64]  # [units], completions in the units up to and including each
     needed: NDArray[np.int64]  # [units], rows of the walk before the step that needs the unit first
-    numbers: NDArray[np.int64]  # [N], a row's number among the U to score; -1: the store has its value
+    numbers: NDArray[np.int64]  # [C], a completion's number among the U to score; -1: the store has its value
 
 
 def schedule(dataset: Dataset, order: Order, num_steps: int) -> Schedule:
-    """Cut the rows without a reference value into units. Each row is in one unit, however often it occurs."""
+    """Cut the completions without a reference value into units. Each is in one unit, however often it occurs."""
     assert dataset.ref_logps is not None
-    asked, lacking = Asked(dataset.row_ids), np.isnan(dataset.ref_logps[:, 0])
+    asked = Asked(dataset.completion_ids)
+    lacking = np.isnan(dataset.ref_logps)
     numbers = np.full(len(asked), -1)
     units: list[Unit] = []
     ends: list[int] = [0]
@@ -56,12 +57,12 @@ def schedule(dataset: Dataset, order: Order, num_steps: int) -> Schedule:
     gathered: list[NDArray[np.int64]] = []
     first_step = 0  # of those that the unit in the making is for
     for step in range(num_steps):
-        rows = order.batch(step)
-        rows = rows[lacking[rows] & (numbers[asked.place[rows]] < 0)]
-        if len(rows):
-            gathered.append(rows[np.unique(asked.place[rows], return_index=True)[1]])
-            numbers[asked.place[rows]] = 0  # taken; the numbers follow when the unit is full
-        if sum(map(len, gathered)) < UNIT_ROWS and step < num_steps - 1:
+        completions = dataset.completions_of(order.batch(step))
+        completions = completions[lacking[completions] & (numbers[asked.place[completions]] < 0)]
+        if len(completions):
+            gathered.append(completions[np.unique(asked.place[completions], return_index=True)[1]])
+            numbers[asked.place[completions]] = 0  # taken; the numbers follow when the unit is full
+        if sum(map(len, gathered)) < UNIT_COMPLETIONS and step < num_steps - 1:
             continue
         if gathered:
             unit = np.sort(np.concatenate(gathered))
@@ -69,7 +70,8 @@ def schedule(dataset: Dataset, order: Order, num_steps: int) -> Schedule:
             units.append(dataset.where(unit))
             ends.append(ends[-1] + len(unit))
             needed.append(first_step * order.global_batch_size)
-        first_step, gathered = step + 1, []
+        first_step = step + 1
+        gathered = []
     return Schedule(units, np.asarray(ends[1:]), np.asarray(needed), numbers[asked.place])
 
 
@@ -77,9 +79,13 @@ class ScoringAhead:
     """An actor beside the trainer: owns the pool and answers the readers. No call to it waits for anything."""
 
     def __init__(self, run: RunFile, store: Store, plan: Schedule, rows_per_step: int) -> None:
-        self._run, self._store, self._plan, self._rows_per_step = run, store, plan, rows_per_step
-        self._sums = np.full((int(plan.ends[-1]), 2), np.nan, np.float32)
-        self._horizon = self._asked = 0
+        self._run = run
+        self._store = store
+        self._plan = plan
+        self._rows_per_step = rows_per_step
+        self._sums = np.full(int(plan.ends[-1]), np.nan, np.float32)
+        self._horizon = 0  # rows of the walk that may be scored and read
+        self._asked = 0  # the numbers below it have been asked for
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -88,7 +94,7 @@ class ScoringAhead:
         self._horizon = step * self._rows_per_step + AHEAD_ROWS
 
     def values(self, numbers: NDArray[np.int64], first_step: int) -> NDArray[np.float32] | None:
-        """Sums in nats, [len(numbers), 2], of rows that first_step is the first to need; None: ask again later."""
+        """Sums in nats, [len(numbers)], of completions that first_step needs first; None: ask again later."""
         if first_step * self._rows_per_step > self._horizon:
             return None
         if self._thread is None:  # only now: before the first reader come the workers, who need their CPUs
@@ -128,7 +134,7 @@ class Ahead:
 
 
 def score_ahead(run: RunFile, store: Store, dataset: Dataset, order: Order, num_steps: int) -> Ahead | None:
-    """Have the rows scored that the store lacks, as training comes to need them; None when it lacks none.
+    """Have the completions scored that the store lacks, as training comes to need them; None when it lacks none.
 
     Held-out rows are scored before it returns: an evaluation asks for all of them at once.
     """

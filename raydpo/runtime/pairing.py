@@ -1,4 +1,4 @@
-"""The sample stage: preference pairs out of completions of the reference, each step of it kept as it is done."""
+"""The sample stage: preference data out of completions of the reference, each step of it kept as it is done."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from raydpo.runtime.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.sample.engine import Completion
 
 DRAWN_BY = 2  # version of what draws; 1 drew from a former model's head where embeddings are tied
+PAIRED_BY = 2  # version of what makes rows of them; 1 wrote a row a pair under "all" too
 
 
 def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
         "scorer_source": scorer_source(settings.scorer),
         "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
     }
-    made_from = rated_from | {"pairs": settings.pairs}
+    made_from = rated_from | {"pairs": settings.pairs, "paired_by": PAIRED_BY}
     if layout.sampled.exists() and layout.pairs.exists():
         earlier = json.loads(layout.sampled.read_text())
         if earlier["made_from"] == made_from:

@@ -22,20 +22,19 @@ import ray.data
 from raydpo.config.errors import UserError
 from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk, Field, check_files, pair_fields, sft_fields
+from raydpo.data.formats import Chunk, Field, Kind, check_files, sft_fields
+from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ledger import RowLedger
+from raydpo.data.lengths import extent_of, length_quantiles
 from raydpo.data.limits import ModelLimits
 from raydpo.data.paths import Found, find_files, share_out
 from raydpo.data.shards import (
+    COLUMNS,
     Counts,
-    Kind,
     ShardInfo,
     TokenManifest,
-    extent_of,
-    length_quantiles,
     read_shard,
     split_held_out,
-    tokenize_chunk,
     write_shard,
 )
 from raydpo.data.tokens import TokenSettings
@@ -43,10 +42,12 @@ from raydpo.model.model_files import model_limits
 from raydpo.reference.index import Asked
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
-from raydpo.runtime.prepared import check_trainable, readers_of_pairs
+from raydpo.runtime.objective import needs_others
+from raydpo.runtime.prepared import check_order, check_trainable, readers_of_pairs
 from raydpo.runtime.progress import Progress
 from raydpo.runtime.provenance import made_from
 from raydpo.runtime.readers import never_ends_the_data, read_files
+from raydpo.runtime.rows import given_rows, training_rows
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
 MAX_TOKENIZERS = 8
@@ -69,21 +70,32 @@ class Source:
     held_out_fraction: float
     ignore: Sequence[str]
     limits: Sequence[ModelLimits] = ()  # of the models that will read the rows
+    others: bool = False  # whether every row gets a completion of another prompt, see raydpo.data.mismatched
 
 
 def prepare_pairs(run: RunFile) -> dict[str, Any]:
-    """Tokenise the preference pairs, and the held-out ones where the run file names some."""
+    """Tokenise the preference data, and the held-out rows where the run file names some."""
     layout = Layout(run)
-    train = replace(pair_source(run), limits=readers_of_pairs(run))
+    train = replace(pair_source(run), limits=readers_of_pairs(run), others=needs_others(run))
     clear_tokens(layout.held_out_tokens)
     tokens = _tokenise(train, made_from(run, "train"))
     result = {"train": asdict(tokens.counts)}
     if run.data.held_out:
-        held_out = replace(train, files=find_files(run.data.held_out), train=layout.held_out_tokens)
-        manifest = _tokenise(replace(held_out, held_out_fraction=0.0), made_from(run, "held_out"))
+        rows = given_rows(run.data)
+        held_out = replace(
+            train,
+            files=find_files(run.data.held_out),
+            fields=rows.fields,
+            kind=rows.kind,
+            train=layout.held_out_tokens,
+            held_out_fraction=0.0,
+            others=False,  # a pair is ranked without them
+        )
+        manifest = _tokenise(held_out, made_from(run, "held_out"))
         result["held_out"] = asdict(manifest.counts)
     if "train" in run.model_fields_set:  # else nobody has said how it is to be trained on
         check_trainable(tokens, run.train, "train")
+        check_order(run, tokens)
     return result
 
 
@@ -108,11 +120,13 @@ def prepare_sft(run: RunFile) -> dict[str, Any]:
 
 def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
     """What prepare reads; UserError when a file is missing or of no use."""
-    layout, data = Layout(run), run.data
+    layout = Layout(run)
+    data = run.data
+    rows = training_rows(data, run.sample)
     return Source(
         files=find_files(files or layout.pair_files),
-        fields=pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected),
-        kind="pair",
+        fields=rows.fields,
+        kind=rows.kind,
         tokenizer=layout.start_model,
         day=data.date,
         settings=TokenSettings(data.max_length, data.truncation, data.append_eos),
@@ -162,20 +176,22 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
     if source.held_out_fraction:
         aside = sum(shard.rows for shard in shards["held_out"])
         counts = replace(counts, rows_read=counts.rows_read - aside, kept=counts.kept - aside)
-        _write_manifest(source.held_out, shards["held_out"], source.kind, Counts(rows_read=aside, kept=aside), origin)
-    return _write_manifest(source.train, shards["train"], source.kind, counts, origin)
+        _write_manifest(source, source.held_out, shards["held_out"], Counts(rows_read=aside, kept=aside), origin)
+    return _write_manifest(source, source.train, shards["train"], counts, origin)
 
 
 def check_something_is_left(source: Source, counts: Counts, *, train: int, held_out: int) -> None:
     """Raise UserError where a side has got no shard, with the reason and what helps against it."""
     if not counts.kept:
         files = ", ".join(file.path for file in source.files[:3])
-        remedy = "give pairs whose completions differ"
-        if counts.dropped_too_long >= counts.identical:
+        remedy = "give rows whose completions differ"
+        if counts.dropped_too_long >= counts.identical + counts.tied:
             remedy = "raise data.max_length, or set another data.truncation"
+        elif counts.tied > counts.identical:
+            remedy = "give rows with a completion that is better than another one"
         raise UserError(
-            f"none of the {counts.rows_read} rows of {files} is left: {counts.dropped_too_long} "
-            f"are too long, {counts.identical} have two equal completions; {remedy}."
+            f"none of the {counts.rows_read} rows of {files} is left: {counts.dropped_too_long} are too long, "
+            f"{counts.identical} have equal completions only, {counts.tied} completions of equal rank only; {remedy}."
         )
     share = f"data.held_out_fraction={source.held_out_fraction:g}"
     if source.held_out_fraction and not held_out:
@@ -201,12 +217,19 @@ def clear_tokens(directory: Path) -> None:
 
 
 def _write_manifest(
-    directory: Path, shards: list[ShardInfo], kind: Kind, counts: Counts, origin: dict[str, Any]
+    source: Source, directory: Path, shards: list[ShardInfo], counts: Counts, origin: dict[str, Any]
 ) -> TokenManifest:
-    row_ids = pa.concat_tables([read_shard(directory / shard.path) for shard in shards])["row_id"]
-    counts = replace(counts, duplicates=len(row_ids) - len(Asked(row_ids)))
-    quantiles, extent = length_quantiles(directory, shards, kind), extent_of(directory, shards)
-    manifest = TokenManifest(kind, shards, counts, quantiles, extent, origin)
+    tables = [read_shard(directory / shard.path) for shard in shards]
+    rows = pa.concat_tables(tables)
+    manifest = TokenManifest(
+        kind=source.kind,
+        shards=shards,
+        counts=replace(counts, duplicates=len(rows) - len(Asked(rows["row_id"]))),
+        quantiles=length_quantiles(tables, source.kind),
+        extent=extent_of(tables),
+        made_from=origin,
+        columns=[name for name in COLUMNS if name in rows.column_names],
+    )
     manifest.write(directory / MANIFEST)
     return manifest
 
@@ -226,7 +249,9 @@ class Tokeniser:
         source = self._source
         name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
-        table, counts = tokenize_chunk(chunk, self._tokenizer, source.settings, source.kind, source.limits)
+        table, counts = tokenize_chunk(
+            chunk, self._tokenizer, source.settings, source.kind, source.limits, others=source.others
+        )
         total = int(batch["total"][0])
         arrived = {
             "file": int(batch["file"][0]),

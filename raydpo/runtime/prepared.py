@@ -7,16 +7,28 @@ from raydpo.config.schema import RunFile, Training
 from raydpo.data.limits import ModelLimits
 from raydpo.data.shards import TokenManifest
 from raydpo.model.model_files import model_limits
-from raydpo.runtime.dataset import MANIFEST
+from raydpo.runtime.dataset import MANIFEST, Dataset, open_dataset
 from raydpo.runtime.identity import order_of
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.objective import preference_objective
 from raydpo.runtime.provenance import check_prepared
+from raydpo.runtime.rows import refuse_ties
 
 
 def readers_of_pairs(run: RunFile) -> list[ModelLimits]:
     """What the policy and the reference can read."""
     layout = Layout(run)
     return [model_limits(path) for path in dict.fromkeys((layout.start_model, layout.reference_model))]
+
+
+def prepared_datasets(run: RunFile) -> list[Dataset]:
+    """The train tokens and, where there are any, the held-out ones. UserError where they are not this run's."""
+    layout = Layout(run)
+    check_prepared(run)
+    directories = [layout.train_tokens]
+    if (layout.held_out_tokens / MANIFEST).exists():
+        directories.append(layout.held_out_tokens)
+    return [open_dataset(directory) for directory in directories]
 
 
 def check_pairs(run: RunFile) -> None:
@@ -33,7 +45,15 @@ def check_pairs(run: RunFile) -> None:
 
 def check_trainable_pairs(run: RunFile) -> None:
     """Raise UserError where training could not take the tokens that prepare has left."""
-    check_trainable(TokenManifest.read(Layout(run).train_tokens / MANIFEST), run.train, "train")
+    tokens = TokenManifest.read(Layout(run).train_tokens / MANIFEST)
+    check_trainable(tokens, run.train, "train")
+    check_order(run, tokens)
+
+
+def check_order(run: RunFile, tokens: TokenManifest) -> None:
+    """Raise UserError where the loss reads the order of all completions of a row, and some rows have ties in theirs."""
+    if tokens.counts.with_ties:  # else no loss need be looked up, which loads torch
+        refuse_ties(tokens, preference_objective(run))
 
 
 def check_trainable(tokens: TokenManifest, training: Training, section: str) -> None:

@@ -20,6 +20,8 @@ from raydpo.data.shards import TokenManifest
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.runtime.dataset import MANIFEST
 from raydpo.runtime.layout import Layout
+from raydpo.runtime.objective import needs_others
+from raydpo.runtime.rows import given_rows, training_rows
 
 Part = Literal["train", "held_out", "sft"]
 TOKENIZER = "tokenizer"
@@ -92,8 +94,12 @@ def _settings(run: RunFile, part: Part) -> dict[str, Any]:
     if part == "sft":
         assert run.sft
         return {**settings, "sft.prompt": run.sft.prompt, "sft.completion": run.sft.completion}
+    of_own_files = part == "held_out" and bool(data.held_out)  # else a share of what is trained on
+    rows = given_rows(data) if of_own_files else training_rows(data, run.sample)
     return {
         **settings,
+        "data.format": rows.name,
+        "completions of other prompts": not of_own_files and needs_others(run),
         "data.columns": data.columns.model_dump(),
         "data.held_out_fraction": data.held_out_fraction,
     }

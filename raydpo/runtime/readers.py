@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.actor import ActorHandle
 
@@ -77,15 +79,18 @@ def read_rows(plan: pa.Table, *, shards: Sequence[str], scorers: ActorHandle | N
 
 
 def _with_sums(plan: pa.Table, scorers: ActorHandle) -> pa.Table:
-    numbers = plan["number"].to_numpy()
+    """The plan with the sums that it lacks, waited for; `number` says which they are, -1 where the plan has the sum."""
+    numbers = plan["number"].combine_chunks().flatten().to_numpy()
     awaited = numbers >= 0
     if awaited.any():
-        sums = plan["ref_logps"].combine_chunks().flatten().to_numpy().reshape(len(plan), -1).copy()
+        known = plan["ref_logps"].combine_chunks()
+        sums = known.flatten().to_numpy().copy()
         first_step = plan["step"][0].as_py()
         while (found := ray.get(scorers.values.remote(numbers[awaited], first_step))) is None:
             time.sleep(_ASK_AGAIN_S)
         sums[awaited] = found
-        column = pa.array(sums.tolist(), pa.list_(pa.float32()))
+        ends = np.cumsum(pc.list_value_length(known).to_numpy())
+        column = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), pa.array(sums))
         plan = plan.set_column(plan.column_names.index("ref_logps"), "ref_logps", column)
     return plan.drop_columns(["number"])
 

@@ -11,18 +11,21 @@ from pathlib import Path
 
 from raydpo.reference.upkeep import KeySummary, export_key, find_waste, list_keys, remove_waste, verify_store
 
+_CONVERT = "`raydpo reference convert` with a run file takes over those of its rows, then `gc` removes them"
 _ROW = "{:<24}  {:>11}  {:>13}  {:<22}  {:>17}  {}"
 
 
 def ls(store: str) -> int:
     """Print a line for every key, by the markers of its shards; `verify` reads the shards themselves."""
-    print(_ROW.format("key", "rows", "size", "verified", "age", "made of"))
+    print(_ROW.format("key", "completions", "size", "verified", "age", "made of"))
     for directory in list_keys(store):
         key = KeySummary.of(directory)
-        verified = f"no: {key.unverified_rows:,} imported rows" if key.unverified_rows else "yes"
+        verified = f"no: {key.unverified:,} imported" if key.unverified else "yes"
         made_of = " ".join(f"{name}={value}" for name, value in key.made_of.items()) or "?: see verify"
         age = str(timedelta(seconds=round(key.age_s)))
-        print(_ROW.format(key.key, f"{key.rows:,}", f"{key.bytes / 2**20:,.1f} MiB", verified, age, made_of))
+        print(_ROW.format(key.key, f"{key.completions:,}", f"{key.bytes / 2**20:,.1f} MiB", verified, age, made_of))
+        if key.old_rows:
+            print(f"  and {key.old_rows:,} rows in the layout of an earlier raydpo: {_CONVERT}")
     return 0
 
 
@@ -31,7 +34,9 @@ def verify(store: str) -> int:
     counts, problems = verify_store(store)
     for problem in problems:
         print(problem)
-    print(f"whole: {counts['rows']:,} rows in {counts['shards']:,} shards of {counts['keys']} keys")
+    print(f"whole: {counts['completions']:,} completions in {counts['shards']:,} shards of {counts['keys']} keys")
+    if counts["old_rows"]:
+        print(f"whole, in the layout of an earlier raydpo: {counts['old_rows']:,} rows; {_CONVERT}")
     if problems:
         print("precompute scores what its run file lacks again; `raydpo reference gc` removes what does not count")
     return int(bool(problems))
@@ -52,9 +57,9 @@ def gc(store: str, *, keys: Sequence[str], unverified: bool, older_than: float, 
 
 
 def export(store: str, key: str, file: str) -> int:
-    """Write the rows of a key to a parquet file."""
-    rows = export_key(store, key, Path(file))
-    print(f"{rows:,} rows exported to {file}")
+    """Write the completions of a key to a parquet file."""
+    completions = export_key(store, key, Path(file))
+    print(f"{completions:,} completions exported to {file}")
     return 0
 
 
@@ -65,8 +70,24 @@ def import_file(run_file: str, file: str, *, overrides: Sequence[str]) -> int:
 
     counts = import_values(load_run_file(run_file, overrides), file)
     print(
-        f"{counts.imported:,} rows imported into {counts.store}, unverified until training has compared them; "
-        f"{counts.known:,} were there already, {counts.unmatched:,} are not among the run's rows, {counts.lacking:,} "
-        "rows of the run still lack values"
+        f"{counts.imported:,} completions imported into {counts.store}, unverified until training has compared them; "
+        f"{counts.known:,} were there already, {counts.unmatched:,} are not among the run's, {counts.lacking:,} of the "
+        "run still lack values"
     )
+    return 0
+
+
+def convert(run_file: str, *, overrides: Sequence[str]) -> int:
+    """Take over the values of a run's rows from the layout of an earlier raydpo."""
+    from raydpo.config.load import load_run_file
+    from raydpo.runtime.converting import convert_values
+
+    counts = convert_values(load_run_file(run_file, overrides))
+    print(
+        f"{counts.rows:,} rows of the run converted in {counts.store}: {counts.completions:,} completions, none scored "
+        f"again; {counts.others:,} rows are of other runs and wait for their run files. The old files stay until "
+        "`raydpo reference gc`."
+    )
+    if counts.damaged:
+        print(f"{counts.damaged} old shards do not count: `raydpo reference verify` says why")
     return 0

@@ -16,19 +16,21 @@ from numpy.typing import NDArray
 
 from raydpo.config.say import say
 from raydpo.config.schema import RunFile
-from raydpo.data.shards import read_shard, to_rows
+from raydpo.data.completions import rows_of
+from raydpo.data.shards import read_shard
+from raydpo.data.tokens import completion_id
 from raydpo.reference.store import Store
 from raydpo.runtime.layout import Layout
 
-# What is scored at once and becomes one shard: token shards, and the offsets of the rows wanted in each.
+# What is scored at once and becomes one shard: token shards, and which of the completions of each are wanted.
 Unit = Sequence[tuple[str, NDArray[np.int32]]]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a scorer says of a unit of N rows."""
+    """What a scorer says of a unit of N completions."""
 
-    sums: NDArray[np.float32]  # [N, 2], as the store holds them, in nats
+    sums: NDArray[np.float32]  # [N], as the store holds them, in nats
     tokens: int  # 0 when the store had the shard already
     flops: float | None  # that the tokens need at least; None where that is not known
     seconds: float  # from the call to the commit
@@ -60,18 +62,23 @@ class ReferenceScorer:
         say(f"reference: {self._model.layout}")  # Ray shows the same line of several actors once
 
     def score(self, unit: Unit) -> Scored:
-        """Score the unit's rows and commit them, unless another scorer or another job already has."""
-        begin, settings = perf_counter(), self._run.reference
-        table = pa.concat_tables([read_shard(path).take(pa.array(offsets)) for path, offsets in unit])
-        shard, tokens = self._store.shard_of(table["row_id"]), 0
+        """Score the unit's completions and commit them, unless another scorer or another job already has."""
+        begin = perf_counter()
+        settings = self._run.reference
+        rows = [row for path, wanted in unit for row in rows_of(read_shard(path), wanted)]
+        ids = pa.array([completion_id(row.prompt_ids, c) for row in rows for c in row.completions], pa.binary(16))
+        shard = self._store.shard_of(ids)
+        tokens = 0
         flops: float | None = 0.0
         if shard is None:
             found = self._model.score(
-                to_rows(table), budget=settings.tokens_per_batch, keep_token_logps=settings.keep_token_logps
+                rows, budget=settings.tokens_per_batch, keep_token_logps=settings.keep_token_logps
             )
-            shard, tokens, flops = self._store.commit(found.table), found.tokens, found.flops
+            shard = self._store.commit(found.table)
+            tokens = found.tokens
+            flops = found.flops
         return Scored(
-            sums=self._store.sums(shard, table["row_id"]),
+            sums=self._store.sums(shard, ids),
             tokens=tokens,
             flops=flops,
             seconds=perf_counter() - begin,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from raydpo.data.pack import pack_rows
-from raydpo.data.shards import COMPLETIONS
-from raydpo.data.tokens import TokenRow, row_id
+from raydpo.data.shards import to_row
+from raydpo.data.tokens import row_id
 from raydpo.model.batch import Batch
 from raydpo.objective.contract import COLUMNS, TOKEN_COLUMNS, Unit
 from raydpo.train.step import Share
@@ -41,7 +41,7 @@ def _share(rows: list[dict[str, Any]], device: torch.device) -> Share:
     step = rows[0]["step"]
     for row in rows:
         # Hashed again, because an id that was stored beside other tokens says nothing of them.
-        found = row_id(row["prompt_ids"], [row[name] for name in _completions(row)])
+        found = row_id(row["prompt_ids"], row["completions"])
         if found != row["expected_id"]:
             raise RuntimeError(
                 f"step {step + 1}: the tokens of row {found.hex()} came where row {row['expected_id'].hex()} was "
@@ -64,8 +64,7 @@ def _share(rows: list[dict[str, Any]], device: torch.device) -> Share:
 def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
     """Pack rows of the feed, with the columns of their completions."""
     rows = list(rows)
-    names = _completions(rows[0])
-    token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
+    token_rows = [to_row(row) for row in rows]
     return Batch.from_pack(pack_rows(token_rows), _columns(rows, COLUMNS), _columns(rows, TOKEN_COLUMNS), device=device)
 
 
@@ -76,7 +75,3 @@ def _columns(rows: Sequence[dict[str, Any]], known: Mapping[str, torch.dtype]) -
         for name, dtype in known.items()
         if name in rows[0]
     }
-
-
-def _completions(row: dict[str, Any]) -> tuple[str, ...]:
-    return COMPLETIONS["pair" if "chosen_ids" in row else "sft"]

@@ -10,23 +10,27 @@ from raydpo.runtime.scorer import Scored
 
 
 class Tally:
-    """Adds up units. MFU is over the time in which scorers had a unit; rows and tokens per second over all of it."""
+    """Adds up units. MFU is over the time in which scorers had a unit; what is per second, over all of it."""
 
-    def __init__(self, what: str, rows: int, pool: ScorerPool) -> None:
-        self._progress, self._pool = Progress(what, total=rows, unit="pairs"), pool
-        self._rows = self._found = self._tokens = 0
-        self._possible = self._seconds = 0.0
+    def __init__(self, what: str, completions: int, pool: ScorerPool) -> None:
+        self._progress = Progress(what, total=completions, unit="completions")
+        self._pool = pool
+        self._scored = 0
+        self._found = 0
+        self._tokens = 0
+        self._possible = 0.0
+        self._seconds = 0.0
         self._flops: float | None = 0.0
 
-    def skip(self, rows: int) -> None:
-        """Count rows that need no scoring."""
-        self._found += rows
-        self._progress.advance(rows)
+    def skip(self, completions: int) -> None:
+        """Count completions that need no scoring."""
+        self._found += completions
+        self._progress.advance(completions)
 
     def add(self, found: Scored) -> None:
         """Count a unit and show the figures."""
         scored = len(found.sums) if found.tokens else 0
-        self._rows += scored
+        self._scored += scored
         self._found += len(found.sums) - scored
         self._tokens += found.tokens
         self._flops = None if self._flops is None or found.flops is None else self._flops + found.flops
@@ -38,16 +42,17 @@ class Tally:
         self._progress.advance(len(found.sums), **shown, scorers=self._pool.size, lost=self._pool.lost)
 
     def result(self) -> dict[str, float | None]:
-        """found: rows that the store had; lost: scorers; retried: units that a lost scorer had in flight.
+        """found: completions that the store had, or that occur once more; lost: scorers; retried: units that a lost
+        scorer had in flight.
 
         mfu is None for models whose arithmetic is not known.
         """
         elapsed = self._progress.elapsed
         return {
-            "rows": self._rows + self._found,
-            "scored": self._rows,
+            "completions": self._scored + self._found,
+            "scored": self._scored,
             "found": self._found,
-            "pairs_per_second": self._rows / elapsed,
+            "completions_per_second": self._scored / elapsed,
             "tokens_per_second": self._tokens / elapsed,
             "mfu": self._mfu,
             "scoring_seconds": self._seconds,

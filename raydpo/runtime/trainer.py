@@ -23,6 +23,7 @@ from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
 from raydpo.objective.contract import REF_LOGPS
 from raydpo.objective.likelihood import fine_tuning
+from raydpo.runtime.converting import check_converted
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.exports import check_room_for_exports, last_export
 from raydpo.runtime.failures import FailureLog, final_refusal
@@ -68,8 +69,9 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     overlapped = store is not None and run.train.reference == "overlap"
     imported: list[str] = []
     if store:
+        check_converted(store, [dataset])
         dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
-        imported = store.unverified(dataset.row_ids)
+        imported = store.unverified(dataset.completion_ids)
     plan = _plan(run.train, dataset, order, layout.train)
     job = _job(
         run,

@@ -13,12 +13,14 @@ import pytest
 
 from raydpo.config.load import load_run_file
 from raydpo.config.say import MARK
+from raydpo.data.completions import completion_ids
+from raydpo.data.shards import read_shard
 from raydpo.evaluate.records import Evaluation
 from raydpo.runtime.origin import Asked
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
-from tests.cluster.runfiles import small_run, write_run_file
+from tests.cluster.runfiles import NUM_PAIRS, small_run, write_run_file
 
 pytestmark = pytest.mark.cluster
 
@@ -126,12 +128,12 @@ def test_greedy_output_of_the_export_is_the_same_in_transformers_and_vllm(whole:
     assert len({tuple(completion) for completion in completions}) > 1, "one answer to every prompt proves little"
 
 
-def test_another_beta_finds_every_reference_row_in_a_shared_store(small: Run, inputs: Path, tmp_path: Path) -> None:
+def test_another_beta_finds_every_reference_value_in_a_shared_store(small: Run, inputs: Path, tmp_path: Path) -> None:
     sweep = small_run(inputs, tmp_path / "out")
     sweep["reference"]["store"] = str(small.output_dir / "reference")
     sweep["train"] |= {"objective": {"beta": 0.5}, "max_steps": 4}
     result = raydpo("run", write_run_file(tmp_path / "run.yaml", sweep)).succeeded().status["result"]
-    assert (result["precompute"]["scored"], result["precompute"]["found"]) == (0, 96)
+    assert (result["precompute"]["scored"], result["precompute"]["found"]) == (0, 2 * NUM_PAIRS)
     assert not (tmp_path / "out" / "reference").exists()
     other, before = metrics_of(tmp_path / "out"), metrics_of(small.output_dir)
     assert other[0]["logps/chosen"] == before[0]["logps/chosen"]
@@ -152,7 +154,7 @@ def test_a_loss_that_reads_no_reference_trains_without_one(inputs: Path, tmp_pat
 def test_precompute_again_scores_nothing_and_train_again_changes_nothing(small: Run) -> None:
     metrics = (small.output_dir / "train" / "metrics.jsonl").read_bytes()
     again = raydpo("precompute", small.run_file).succeeded().status["result"]
-    assert (again["rows"], again["scored"], again["found"]) == (96, 0, 96)
+    assert (again["completions"], again["scored"], again["found"]) == (2 * NUM_PAIRS, 0, 2 * NUM_PAIRS)
     assert "all 48 steps are done already" in raydpo("train", small.run_file).succeeded().stdout
     assert (small.output_dir / "train" / "metrics.jsonl").read_bytes() == metrics
 
@@ -172,5 +174,7 @@ def test_real_preference_data_becomes_tokens_and_reference_values(inputs: Path, 
     assert counts["rows_read"] == 200
     assert counts["kept"] + counts["dropped_too_long"] + counts["identical"] == 200
     scored = raydpo("precompute", run_file).succeeded().status["result"]
-    assert scored["rows"] == counts["kept"] > 20
-    assert scored["scored"] == counts["kept"] - counts["duplicates"]
+    assert scored["completions"] == 2 * counts["kept"] > 40
+    shards = (tmp_path / "out" / "tokens/train").glob("*.arrow")
+    different = {name for path in shards for name in completion_ids(read_shard(path)).to_pylist()}
+    assert scored["scored"] == len(different)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from raydpo.data.completions import completion_ids
 from raydpo.data.shards import read_shard
 from raydpo.reference.upkeep import KeySummary, export_key, list_keys, verify_store
 from tests.cluster.conftest import Run
@@ -48,8 +49,8 @@ def test_a_store_on_s3_is_that_on_disk_and_only_a_damaged_shard_is_scored_again(
     run_file = run_file_of(small, inputs, tmp_path, store)
     first = raydpo("precompute", run_file).succeeded()
     result = first.status["result"]
-    assert (result["scored"], result["found"]) == (NUM_PAIRS, 0)
-    assert result["tokens_per_second"] > result["pairs_per_second"] > 0
+    assert (result["scored"], result["found"]) == (2 * NUM_PAIRS, 0)
+    assert result["tokens_per_second"] > result["completions_per_second"] > 0
     assert 0 < result["mfu"] < 1
     assert all(f"{figure}=" in first.stderr for figure in ("tokens/s", "MFU", "scorers", "lost"))
     whole = files_of(store)
@@ -65,8 +66,8 @@ def test_a_store_on_s3_is_that_on_disk_and_only_a_damaged_shard_is_scored_again(
     assert shard in str(damage)
 
     result = raydpo("precompute", run_file).succeeded().status["result"]
-    rows = json.loads(whole[shard.replace(".parquet", ".json")])["rows"]
-    assert (result["scored"], result["found"]) == (rows, NUM_PAIRS - rows)
+    damaged = json.loads(whole[shard.replace(".parquet", ".json")])["completions"]
+    assert (result["scored"], result["found"]) == (damaged, 2 * NUM_PAIRS - damaged)
     assert files_of(store) == whole
     raydpo("train", run_file).succeeded()
 
@@ -89,21 +90,24 @@ def test_imported_values_are_verified_by_the_step_zero_law_or_named_as_its_cause
 ) -> None:
     [computed] = list_keys(str(small.output_dir / "reference"))
     export_key(str(small.output_dir / "reference"), computed.digest, tmp_path / "computed.parquet")
-    values = pq.read_table(tmp_path / "computed.parquet", columns=["ref_chosen_logps", "ref_rejected_logps", "row_id"])
-    by_row = {row.pop("row_id"): {name: value - off_by for name, value in row.items()} for row in values.to_pylist()}
+    exported = pq.read_table(tmp_path / "computed.parquet").to_pylist()
+    values = {row["completion_id"]: row["ref_logps"] - off_by for row in exported}
     tokens = sorted((small.output_dir / "tokens/train").glob("*.arrow"))
-    row_ids = [row_id for path in tokens for row_id in read_shard(path)["row_id"].to_pylist()]
+    ids = [name for path in tokens for name in completion_ids(read_shard(path)).to_pylist()]
     pairs = [json.loads(line) for line in (inputs / "pairs.jsonl").read_text().splitlines()]
-    given = [pair | by_row[row_id] for pair, row_id in zip(pairs, row_ids, strict=True)]
+    given = [
+        pair | {"ref_chosen_logps": values[chosen], "ref_rejected_logps": values[rejected]}
+        for pair, chosen, rejected in zip(pairs, ids[::2], ids[1::2], strict=True)
+    ]
 
     store = str(tmp_path / "store")
     run_file = run_file_of(small, inputs, tmp_path, store)
     with job(
         PYTHON, "-m", "raydpo", "reference", "import", run_file, write_jsonl(tmp_path / "given.jsonl", given)
     ) as importing:
-        assert f"{NUM_PAIRS} rows imported" in importing.wait().stdout
+        assert f"{2 * NUM_PAIRS} completions imported" in importing.wait().stdout
     [directory] = list_keys(store)
-    assert KeySummary.of(directory).unverified_rows == NUM_PAIRS
+    assert KeySummary.of(directory).unverified == 2 * NUM_PAIRS
 
     trained = raydpo("train", run_file)
     if off_by:
@@ -111,5 +115,5 @@ def test_imported_values_are_verified_by_the_step_zero_law_or_named_as_its_cause
         assert "the reference values were imported" in trained.status["error"]
     else:
         trained.succeeded()
-    assert KeySummary.of(directory).unverified_rows == (NUM_PAIRS if off_by else 0)
+    assert KeySummary.of(directory).unverified == (2 * NUM_PAIRS if off_by else 0)
     assert all(marker.source == "imported" for marker in directory.markers())

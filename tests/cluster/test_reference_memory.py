@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from raydpo.config.schema import RunFile
+from raydpo.data.completions import completion_ids
 from raydpo.data.shards import Counts, TokenManifest, schema, write_shard
 from raydpo.reference.shard import SCHEMA
 from raydpo.runtime.layout import reference_store
@@ -39,24 +40,26 @@ def test_token_shards_of_several_times_the_object_store_are_scored_without_filli
     infos = [write_shard(table, tmp_path / f"tokens/{i}.arrow") for i, table in enumerate(tables)]
     TokenManifest("pair", infos, Counts(2 * SHARDS, 2 * SHARDS)).write(tmp_path / "tokens/manifest.json")
     for table in tables:
-        store.commit(made_up_sums(table["row_id"][:1]))  # of the long row: nobody could wait for its score
+        store.commit(
+            made_up_sums(completion_ids(table.slice(0, 1)))
+        )  # of the long row: nobody could wait for its score
 
     with own_ray(cpus=2, object_store_mib=OBJECT_STORE_MIB) as session:
         figures = score_missing(run, store, [tmp_path / "tokens"])
         assert not list(session.glob("ray_spilled_objects*/*"))
-    assert (figures["scored"], figures["found"]) == (SHARDS, SHARDS)
+    assert (figures["scored"], figures["found"]) == (2 * SHARDS, 2 * SHARDS)
 
 
 def token_table(number: int) -> pa.Table:
     """A long row and a short one."""
     lists = pa.array(np.arange(LONG + 8, dtype=np.int32) % 256)
     prompts = pa.ListArray.from_arrays(pa.array([0, LONG, LONG + 8], pa.int32()), lists)
-    completions = pa.array([[3, 4], [5]], pa.list_(pa.int32()))
+    answers = [[[3, 4], [5]], [[5, number], [6, number]]]
     names = pa.array([bytes([number, i]) * 8 for i in range(2)], pa.binary(16))
-    return pa.table([names, prompts, completions, completions], schema=schema("pair"))
+    return pa.table([names, prompts, pa.array(answers, pa.list_(pa.list_(pa.int32())))], schema=schema())
 
 
-def made_up_sums(row_ids: pa.ChunkedArray) -> pa.Table:
-    one, none = pa.array([1], pa.int32()), pa.nulls(1, pa.list_(pa.float32()))
-    logps = pa.array([-1.0], pa.float32())
-    return pa.table([row_ids, logps, logps, one, one, none, none], schema=SCHEMA)
+def made_up_sums(ids: pa.FixedSizeBinaryArray) -> pa.Table:
+    logps = pa.array([-1.0] * len(ids), pa.float32())
+    tokens = pa.array([2] * len(ids), pa.int32())
+    return pa.table([ids, logps, tokens, pa.nulls(len(ids), pa.list_(pa.float32()))], schema=SCHEMA)

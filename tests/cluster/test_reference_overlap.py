@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raydpo.reference.directory import KeyDirectory
 from raydpo.reference.upkeep import list_keys
 from tests.cluster.outputs import metrics_of
 from tests.cluster.processes import raydpo
@@ -35,10 +36,13 @@ def test_an_overlapped_run_that_stops_and_goes_on_is_bitwise_the_precomputed_one
     overlapped = write_run_file(tmp_path / "overlapped.yaml", run)
     raydpo("train", overlapped, "train.max_steps=3").succeeded()
     [directory] = list_keys(str(tmp_path / "overlapped" / "reference"))
-    assert 3 * 40 - DUPLICATES <= sum(marker.rows for marker in directory.markers()) < COPIES * NUM_PAIRS
+    assert 2 * (3 * 40 - DUPLICATES) <= scored(directory) < 2 * COPIES * NUM_PAIRS
     raydpo("train", overlapped).succeeded()
     assert metrics_of(tmp_path / "overlapped") == metrics_of(tmp_path / "precomputed")
 
-    markers = directory.markers()
-    assert sum(marker.rows for marker in markers) == COPIES * NUM_PAIRS  # each row once, in both epochs together
-    assert len(markers) == 3  # of the first leg, and two of the second
+    assert scored(directory) == 2 * COPIES * NUM_PAIRS  # each completion once, in both epochs together
+    assert len(directory.markers()) == 3  # of the first leg, and two of the second
+
+
+def scored(directory: KeyDirectory) -> int:
+    return sum(marker.completions for marker in directory.markers())

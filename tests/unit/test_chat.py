@@ -8,7 +8,7 @@ import pytest
 
 from raydpo.config.errors import UserError
 from raydpo.data.formats import Chunk
-from raydpo.data.shards import tokenize_chunk
+from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, tokenize_pair, tokenize_prompt
 from tests.tokenizers import tokenizer_of

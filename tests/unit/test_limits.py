@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile, Train
 from raydpo.data.formats import Chunk
+from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.lengths import extent_of
 from raydpo.data.limits import Extent, ModelLimits
-from raydpo.data.shards import Counts, ShardInfo, TokenManifest, extent_of, to_table, tokenize_chunk, write_shard
+from raydpo.data.shards import Counts, ShardInfo, TokenManifest, read_shard, to_table, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.families import TABLED_POSITIONS
 from raydpo.model.model_files import model_limits
@@ -68,14 +70,14 @@ def test_the_extent_of_a_data_set_is_the_largest_of_its_rows(
     tables: list[list[Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("tokens")
-    shards = [write_shard(to_table(rows, "pair"), folder / f"{i}.arrow") for i, rows in enumerate(tables)]
+    shards = [write_shard(to_table(rows), folder / f"{i}.arrow") for i, rows in enumerate(tables)]
     rows = [Extent.of_row(row) for table in tables for row in table]
     expected = Extent(
         longest=max(row.longest for row in rows),
         packed=max(row.packed for row in rows),
         largest_id=max(row.largest_id for row in rows),
     )
-    assert extent_of(folder, shards) == expected
+    assert extent_of([read_shard(folder / shard.path) for shard in shards]) == expected
     TokenManifest("pair", shards, Counts(), extent=expected).write(folder / "manifest.json")
     assert TokenManifest.read(folder / "manifest.json").extent == expected
 

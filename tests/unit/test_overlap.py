@@ -1,4 +1,4 @@
-"""What is scored ahead of training: every row once, in the order of need, within bounds."""
+"""What is scored ahead of training: every completion once, in the order of need, within bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.order import Order
 from raydpo.runtime import preflight
 from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.overlap import AHEAD_ROWS, UNIT_ROWS, Schedule, ScoringAhead, schedule
+from raydpo.runtime.overlap import AHEAD_ROWS, UNIT_COMPLETIONS, Schedule, ScoringAhead, schedule
 from raydpo.runtime.scorer import Unit
 from tests.stores import claimed
 
@@ -21,38 +21,51 @@ pytestmark = pytest.mark.unit
 ROWS, GLOBAL_BATCH, PER_SHARD = 700, 7, 90
 
 
+def sizes_of(rows: int) -> np.ndarray:
+    """How many completions each row has: one, two, three, four, one, ..."""
+    return 1 + np.arange(rows) % 4
+
+
+BEGINS = np.concatenate([[0], np.cumsum(sizes_of(ROWS))])
+
+
 def dataset_of(contents: np.ndarray, known: np.ndarray) -> Dataset:
-    """Rows that are equal where their contents are, with references for those that are known."""
-    shard, offset = np.divmod(np.arange(len(contents)), PER_SHARD)
+    """ROWS rows whose completions are equal where their contents are, with references for those that are known."""
+    shard, offset = np.divmod(np.arange(ROWS), PER_SHARD)
     return Dataset(
         digest="d",
         kind="pair",
         shards=tuple(f"shard {i}" for i in range(shard.max() + 1)),
         shard=shard,
         offset=offset,
-        row_ids=pa.array([int(i).to_bytes(16, "big") for i in contents], pa.binary(16)),
-        tokens=np.ones(len(contents), dtype=np.int64),
-        completion_tokens=np.ones(len(contents), dtype=np.int64),
-        ref_logps=np.where(known[contents][:, None], -1.0, np.nan).astype(np.float32).repeat(2, axis=1),
+        row_ids=pa.array([i.to_bytes(16, "big") for i in range(ROWS)], pa.binary(16)),
+        tokens=np.ones(ROWS, dtype=np.int64),
+        completion_tokens=np.ones(ROWS, dtype=np.int64),
+        pairs=np.ones(ROWS, dtype=np.int64),
+        begins=BEGINS,
+        own=np.diff(BEGINS),
+        completion_ids=pa.array([int(i).to_bytes(16, "big") for i in contents], pa.binary(16)),
+        ref_logps=np.where(known[contents], -1.0, np.nan).astype(np.float32),
     )
 
 
-def order_of(rows: int, seed: int = 0) -> Order:
-    return Order(rows, GLOBAL_BATCH, epochs=2, seed=seed, digest="d")
+def order_of(seed: int = 0) -> Order:
+    return Order(ROWS, GLOBAL_BATCH, epochs=2, seed=seed, digest="d")
 
 
 def contents_of(unit: Unit, contents: np.ndarray) -> list[int]:
-    """What the rows of a unit hold, in its order."""
-    return [contents[PER_SHARD * int(path.split()[1]) + o] for path, offsets in unit for o in offsets]
+    """The completions of a unit, in its order."""
+    return [contents[BEGINS[PER_SHARD * int(path.split()[1])] + o] for path, offsets in unit for o in offsets]
 
 
-@given(seed=st.integers(0, 99), distinct=st.integers(1, ROWS), share_known=st.sampled_from([0.0, 0.3, 1.0]))
-def test_every_missing_row_is_scored_once_and_numbered_as_the_units_lie(
+@given(seed=st.integers(0, 99), distinct=st.integers(1, BEGINS[-1]), share_known=st.sampled_from([0.0, 0.3, 1.0]))
+def test_every_missing_completion_is_scored_once_and_numbered_as_the_units_lie(
     seed: int, distinct: int, share_known: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    contents, known = rng.integers(distinct, size=ROWS), rng.random(distinct) < share_known
-    plan = schedule(dataset_of(contents, known), order_of(ROWS, seed), ROWS // GLOBAL_BATCH)
+    contents = rng.integers(distinct, size=BEGINS[-1])
+    known = rng.random(distinct) < share_known
+    plan = schedule(dataset_of(contents, known), order_of(seed), ROWS // GLOBAL_BATCH)
     scored = [content for unit in plan.units for content in contents_of(unit, contents)]
     assert sorted(scored) == sorted(set(contents[~known[contents]]))
     assert plan.ends.tolist() == np.cumsum([sum(len(offsets) for _, offsets in unit) for unit in plan.units]).tolist()
@@ -63,18 +76,20 @@ def test_every_missing_row_is_scored_once_and_numbered_as_the_units_lie(
 
 @pytest.mark.parametrize("steps", [1, 40, 2 * ROWS // GLOBAL_BATCH])
 def test_a_unit_comes_before_every_step_that_needs_it_and_steps_not_made_need_none(steps: int) -> None:
-    dataset, order = dataset_of(np.arange(ROWS), np.zeros(ROWS, bool)), order_of(ROWS)
+    dataset = dataset_of(np.arange(BEGINS[-1]), np.zeros(BEGINS[-1], bool))
+    order = order_of()
     plan = schedule(dataset, order, steps)
-    assert plan.ends[-1] == min(steps * GLOBAL_BATCH, ROWS)
+    walked = np.unique(np.concatenate([order.batch(step) for step in range(steps)]))
+    assert plan.ends[-1] == sizes_of(ROWS)[walked].sum()
     for step in range(steps):
-        units = np.searchsorted(plan.ends, plan.numbers[order.batch(step)], side="right")
+        units = np.searchsorted(plan.ends, plan.numbers[dataset.completions_of(order.batch(step))], side="right")
         assert (plan.needed[units] <= step * GLOBAL_BATCH).all()
-    assert np.diff(plan.ends, prepend=0).max() < UNIT_ROWS + GLOBAL_BATCH
+    assert np.diff(plan.ends, prepend=0).max() < UNIT_COMPLETIONS + 4 * GLOBAL_BATCH
 
 
 @pytest.fixture
 def ahead(tmp_path_factory: pytest.TempPathFactory) -> ScoringAhead:
-    """Of ten units of 1,000 rows, at the start of training; nothing is ever scored."""
+    """Of ten units of 1,000 completions, at the start of training; nothing is ever scored."""
     directory = tmp_path_factory.mktemp("ahead")
     run = RunFile.model_validate(
         {"name": "x", "output_dir": str(directory), "model": {"path": "m"}, "data": {"train": ["x"]}}
@@ -104,16 +119,16 @@ def test_a_reader_beyond_the_horizon_moves_nothing_and_one_within_gets_all_that_
 
 
 def test_values_are_given_when_all_are_there_and_a_failed_pool_is_an_error_for_the_rest(ahead: ScoringAhead) -> None:
-    ahead._sums[:1000] = [-1, -2]
+    ahead._sums[:1000] = np.arange(1000)
     ahead._error = RuntimeError("all scorers died")
-    assert np.array_equal(ahead.values(np.asarray([3, 999]), first_step=0), [[-1, -2], [-1, -2]])
+    assert np.array_equal(ahead.values(np.asarray([3, 999]), first_step=0), [3, 999])
     with pytest.raises(RuntimeError, match="all scorers died"):
         ahead.values(np.asarray([999, 1000]), first_step=0)
 
 
 def test_a_dataset_with_all_references_needs_no_unit() -> None:
-    dataset = dataset_of(np.arange(ROWS), np.ones(ROWS, bool))
-    assert schedule(dataset, order_of(ROWS), 10).units == []
+    dataset = dataset_of(np.arange(BEGINS[-1]), np.ones(BEGINS[-1], bool))
+    assert schedule(dataset, order_of(), 10).units == []
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "room"), [(8, 0, 2), (7.4, 0, 1), (2.5, 0, 0), (8, 1, 1), (100, 8, 8)])
@@ -135,6 +150,18 @@ def test_scorers_take_what_workers_and_readers_leave(
     assert preflight.room_for_scorers(run) == room
     asked = {demand.what for demand in preflight.bills(run, "train")["train"]}
     assert asked == {"train.workers", "readers", "reference.pool"}
+
+
+def test_a_shard_is_asked_for_its_completions_by_their_place_in_it() -> None:
+    dataset = dataset_of(np.arange(BEGINS[-1]), np.zeros(BEGINS[-1], bool))
+    wanted = np.asarray([0, 3, BEGINS[PER_SHARD] - 1, BEGINS[PER_SHARD], BEGINS[-1] - 1])
+    assert contents_of(dataset.where(wanted), np.arange(BEGINS[-1])) == wanted.tolist()
+    assert dataset.where(wanted[:0]) == []
+
+
+def test_values_come_by_row_in_the_order_asked() -> None:
+    dataset = dataset_of(np.arange(BEGINS[-1]), np.zeros(BEGINS[-1], bool))
+    assert dataset.by_row(np.arange(BEGINS[-1]), np.asarray([3, 0, 3])).to_pylist() == [[6, 7, 8, 9], [0], [6, 7, 8, 9]]
 
 
 def test_the_bill_of_an_evaluation_has_its_gpu() -> None:

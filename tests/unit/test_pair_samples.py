@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from itertools import combinations
 from math import comb
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raydpo.data.formats import canonical_row, row_format
 from raydpo.evaluate.pairs import Completion, PairCounts, PromptGroup, Rule, pair_samples
 
 pytestmark = pytest.mark.unit
@@ -32,18 +36,43 @@ def distinct(group: PromptGroup) -> int:
     return len({tuple(completion.ids) for completion in group.completions})
 
 
-@given(GROUPS, RULES)
-def test_the_chosen_completion_has_the_higher_reward_and_other_tokens(groups: list[PromptGroup], rule: Rule) -> None:
-    rows, _ = pair_samples(groups, rule)
+@given(GROUPS)
+def test_the_chosen_completion_has_the_higher_reward_and_other_tokens(groups: list[PromptGroup]) -> None:
+    rows, _ = pair_samples(groups, "best_worst")
     assert all(row["chosen_reward"] > row["rejected_reward"] for row in rows)
     assert all(row["chosen_ids"] != row["rejected_ids"] for row in rows)
 
 
 @given(GROUPS)
+def test_a_ranked_row_has_every_completion_of_its_prompt_once_and_their_rewards(groups: list[PromptGroup]) -> None:
+    rows, counts = pair_samples(groups, "all")
+    of_pairs = [each for each in groups if len({completion.reward for completion in _first_of_each(each)}) > 1]
+    assert len(rows) == len(of_pairs) == counts.prompts - counts.prompts_without_pairs
+    for row, each in zip(rows, of_pairs, strict=True):
+        expected = [(completion.ids, completion.reward) for completion in _first_of_each(each)]
+        assert list(zip(row["completions_ids"], row["scores"], strict=True)) == expected
+
+
+def _first_of_each(group: PromptGroup) -> list[Completion]:
+    seen: list[Completion] = []
+    for completion in group.completions:
+        if all(completion.ids != earlier.ids for earlier in seen):
+            seen.append(completion)
+    return seen
+
+
+@given(GROUPS)
 def test_under_all_every_comparison_is_a_pair_or_a_tie(groups: list[PromptGroup]) -> None:
     rows, counts = pair_samples(groups, "all")
-    assert len(rows) == counts.pairs
+    assert _pairs_that_are_read(rows) == counts.pairs
     assert counts.pairs + counts.ties == sum(comb(distinct(each), 2) for each in groups)
+
+
+def _pairs_that_are_read(rows: list[dict[str, Any]]) -> int:
+    """What prepare makes of the rows."""
+    fields = row_format("ranked").fields
+    ranked = [canonical_row(json.loads(json.dumps(row)), fields, "row") for row in rows]
+    return sum(one != other for row in ranked for one, other in combinations(row["ranks"], 2))
 
 
 @given(GROUPS)
@@ -64,23 +93,29 @@ def test_no_sample_and_no_prompt_is_lost_from_the_counts(groups: list[PromptGrou
 @given(COMPLETIONS)
 def test_best_worst_has_the_widest_gap_of_all_pairs(completions: list[Completion]) -> None:
     one = [PromptGroup([7], "prompt", completions)]
-    gaps = [
-        [row["chosen_reward"] - row["rejected_reward"] for row in pair_samples(one, rule)[0]]
-        for rule in ("all", "best_worst")
-    ]
-    assert gaps[1] == ([max(gaps[0])] if gaps[0] else [])
+    widest = [max(row["scores"]) - min(row["scores"]) for row in pair_samples(one, "all")[0]]
+    assert [row["chosen_reward"] - row["rejected_reward"] for row in pair_samples(one, "best_worst")[0]] == widest
 
 
 def test_the_docstrings_example_holds() -> None:
-    rows, counts = pair_samples([group(0.9, 0.1, 0.1)], "all")
-    assert [(row["chosen_ids"], row["rejected_ids"]) for row in rows] == [([0], [1]), ([0], [2])]
+    [row], counts = pair_samples([group(0.9, 0.1, 0.1)], "all")
+    assert (row["completions_ids"], row["scores"]) == ([[0], [1], [2]], [0.9, 0.1, 0.1])
     assert counts == PairCounts(prompts=1, pairs=2, ties=1)
-    first, _ = pair_samples([group(0.9, 0.1, 0.1)], "best_worst")
-    assert first == rows[:1]
+    [pair], counts = pair_samples([group(0.9, 0.1, 0.1)], "best_worst")
+    assert (pair["chosen_ids"], pair["rejected_ids"]) == ([0], [1])
+    assert counts == PairCounts(prompts=1, pairs=1)
 
 
 def test_a_row_carries_text_and_tokens_of_its_own_prompt() -> None:
-    rows, _ = pair_samples([group(0.1, 0.9)], "all")
+    [ranked], _ = pair_samples([group(0.1, 0.9)], "all")
+    assert ranked == {
+        "prompt_ids": [7, 8],
+        "completions_ids": [[0], [1]],
+        "prompt": "prompt",
+        "completions": ["text 0", "text 1"],
+        "scores": [0.1, 0.9],
+    }
+    rows, _ = pair_samples([group(0.1, 0.9)], "best_worst")
     assert rows == [
         {
             "prompt_ids": [7, 8],

@@ -32,7 +32,11 @@ def plan_of(tail: Literal["carry", "drop"]) -> Plan:
         row_ids=pa.array([i.to_bytes(16, "big") for i in range(NUM_PAIRS)], pa.binary(16)),
         tokens=tokens,
         completion_tokens=tokens - 1,
-        ref_logps=np.stack((-tokens, -2.0 * tokens), axis=1).astype(np.float32),
+        pairs=np.ones(NUM_PAIRS, dtype=np.int64),
+        begins=2 * np.arange(NUM_PAIRS + 1),
+        own=np.full(NUM_PAIRS, 2),
+        completion_ids=pa.array([i.to_bytes(16, "big") for i in range(2 * NUM_PAIRS)], pa.binary(16)),
+        ref_logps=np.stack((-tokens, -2.0 * tokens), axis=1).astype(np.float32).ravel(),
     )
     order = Order(NUM_PAIRS, GLOBAL_BATCH, EPOCHS, seed=0, digest="d", tail=tail)
     return Plan(dataset, order, budget=60, num_steps=order.num_steps, checkpoints=Path("absent"))

@@ -135,7 +135,8 @@ def small_source(tmp_path: Path, held_out_fraction: float) -> Source:
     ("fraction", "counts", "train", "held_out", "says"),
     [
         (0.0, Counts(rows_read=3, dropped_too_long=2, identical=1), 0, 0, "2 are too long, .*raise data.max_length"),
-        (0.0, Counts(rows_read=3, dropped_too_long=1, identical=2), 0, 0, "give pairs whose completions differ"),
+        (0.0, Counts(rows_read=3, dropped_too_long=1, identical=2), 0, 0, "give rows whose completions differ"),
+        (0.0, Counts(rows_read=3, tied=2, identical=1), 0, 0, "2 completions of equal rank only; give rows with a com"),
         (0.1, Counts(rows_read=3, kept=3), 1, 0, "data.held_out_fraction=0.1 holds back .* caught none; raise it"),
         (0.9, Counts(rows_read=3, kept=3), 0, 1, "data.held_out_fraction=0.9 has caught every prompt .*; lower it"),
     ],

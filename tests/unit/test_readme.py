@@ -100,13 +100,12 @@ def test_the_table_of_sections_is_the_schemas() -> None:
 def test_the_readmes_five_lines_read_a_reference_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"row_id": b"r" * 16, "chosen_logps": -1.5, "rejected_logps": -2.5, "chosen_tokens": 1, "rejected_tokens": 1}
-    tokens = {"chosen_token_logps": [-1.5], "rejected_token_logps": None}
+    completion = {"completion_id": b"r" * 16, "logps": -1.5, "tokens": 1, "token_logps": [-1.5]}
     store = Store(str(tmp_path / "runs/mine/reference"), Key("0123", "float32", False, "segments", 1))
     store.claim()
-    store.commit(pa.Table.from_pylist([row | tokens], schema=SCHEMA))
+    store.commit(pa.Table.from_pylist([completion], schema=SCHEMA))
     monkeypatch.chdir(tmp_path)
     [example] = blocks("python")
     assert len(example.splitlines()) == 5
     exec(compile(example, "README.md", "exec"), {})
-    assert "'chosen_logps': -1.5" in capsys.readouterr().out
+    assert "'logps': -1.5" in capsys.readouterr().out

@@ -88,7 +88,7 @@ def another_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("damage", OF_A_SHARD)
-def test_a_damaged_shard_is_named_and_refused_until_its_rows_are_committed_again(
+def test_a_damaged_shard_is_named_and_refused_until_its_completions_are_committed_again(
     root: str, damage: str, another_process: Callable[[], None]
 ) -> None:
     store, [_, second] = full_store(root)
@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_named_and_refused_until_its_rows_are_committed_again
 
     [found] = verify_store(root)[1]
     assert re.search(f"{second}{cause}", str(found))
-    with pytest.raises(UserError, match=rf"lacks 3 of 6 rows.*raydpo precompute.*\n- {re.escape(str(found))}"):
+    with pytest.raises(UserError, match=rf"lacks 3 of 6 completions.*raydpo precompute.*\n- {re.escape(str(found))}"):
         store.lookup(ids(range(6)))
     assert np.array_equal(store.lookup(ids(range(3))), LOGPS[:3]), "what is whole still counts"
 
@@ -107,7 +107,7 @@ def test_a_damaged_shard_is_named_and_refused_until_its_rows_are_committed_again
     assert missing.tolist() == [False] * 3 + [True] * 3, "and only the damaged shard is to be computed again"
     assert store.commit(table([3, 4, 5])) == second
     assert files_of(root) == whole
-    assert verify_store(root) == ({"keys": 1, "shards": 2, "rows": 6}, [])
+    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_rows": 0}, [])
 
 
 OF_A_KEY: dict[str, tuple[Callable[[bytes], bytes] | None, str]] = {
@@ -126,7 +126,7 @@ def test_no_shard_counts_under_a_damaged_key_until_precompute_claims_it_again(ro
     else:
         place_of(root).remove(["key.json"])
     assert re.search(cause, str(verify_store(root)[1][0]))
-    with pytest.raises(UserError, match=rf"(?s)lacks 6 of 6 rows.*\n- .*{cause}"):
+    with pytest.raises(UserError, match=rf"(?s)lacks 6 of 6 completions.*\n- .*{cause}"):
         store.lookup(ids(range(6)))
     assert np.array_equal(claimed(root).lookup(ids(range(6))), LOGPS)
 
@@ -137,7 +137,7 @@ def test_a_foreign_key_is_refused_and_never_written_over(root: str) -> None:
     place_of(root).write("key.json", foreign)
     cause = "key.json is of another key than its directory .* a foreign store"
     assert re.search(cause, str(verify_store(root)[1][0]))
-    with pytest.raises(UserError, match=rf"(?s)lacks 6 of 6 rows.*{cause}"):
+    with pytest.raises(UserError, match=rf"(?s)lacks 6 of 6 completions.*{cause}"):
         store.lookup(ids(range(6)))
     with pytest.raises(UserError, match=rf"{cause}. Remove that directory, or set another reference.store"):
         store.claim()

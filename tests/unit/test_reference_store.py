@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
 from raydpo.reference import shard as shards
-from raydpo.reference.index import Asked, as_numpy
+from raydpo.reference.index import Asked, as_arrow, as_numpy
 from raydpo.reference.place import Place
 from raydpo.reference.store import Key, Store
 from raydpo.reference.upkeep import verify_store
-from tests.stores import KEY, LOGPS, ROWS, claimed, files_of, full_store, ids, place_of, table
+from tests.stores import KEY, LOGPS, NAMES, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +35,7 @@ def test_what_is_committed_is_found_bit_for_bit(root: str) -> None:
 @pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [3], [2, 2, 5], []])
 def test_a_lookup_answers_in_the_order_of_the_question(root: str, order: list[int]) -> None:
     found = full_store(root)[0].lookup(ids(order))
-    assert found.shape == (len(order), 2)
+    assert found.shape == (len(order),)
     assert np.array_equal(found, LOGPS[order])
 
 
@@ -45,7 +45,7 @@ def test_a_store_works_in_the_process_that_it_was_sent_to(root: str) -> None:
     assert np.array_equal(sent.lookup(ids([1])), LOGPS[[1]])
 
 
-def test_only_rows_without_a_value_are_missing_and_each_of_them_once(root: str) -> None:
+def test_only_completions_without_a_value_are_missing_and_each_of_them_once(root: str) -> None:
     store = claimed(root)
     assert store.missing(ids([0, 1])).tolist() == [True, True]
     store.commit(table([0, 1, 2]))
@@ -55,28 +55,30 @@ def test_only_rows_without_a_value_are_missing_and_each_of_them_once(root: str) 
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=40), st.data())
-def test_any_ids_are_found_whatever_their_bytes(row_ids: list[bytes], data: st.DataObject) -> None:
-    known = data.draw(st.sets(st.sampled_from(row_ids)))
-    asked = as_numpy(pa.array(row_ids, pa.binary(16)))
+def test_any_ids_are_found_whatever_their_bytes(names: list[bytes], data: st.DataObject) -> None:
+    known = data.draw(st.sets(st.sampled_from(names)))
+    asked = as_numpy(pa.array(names, pa.binary(16)))
+    assert as_arrow(asked).to_pylist() == names
     at, found = Asked(pa.array(sorted(known), pa.binary(16))).find(asked)
-    assert found.tolist() == [row in known for row in row_ids]
-    assert [sorted(known)[i] for i, there in zip(at, found, strict=True) if there] == [r for r in row_ids if r in known]
+    assert found.tolist() == [name in known for name in names]
+    assert [sorted(known)[i] for i, there in zip(at, found, strict=True) if there] == [
+        name for name in names if name in known
+    ]
 
 
-def test_a_missing_row_is_named_with_the_remedy(root: str) -> None:
+def test_a_missing_completion_is_named_with_the_remedy(root: str) -> None:
     store = claimed(root)
     store.commit(table([0, 1, 2]))
-    with pytest.raises(UserError, match=rf"lacks 2 of 3 rows \(first: {ROWS[4].hex()}\).*raydpo precompute"):
+    with pytest.raises(UserError, match=rf"lacks 2 of 3 completions \(first: {NAMES[4].hex()}\).*raydpo precompute"):
         store.lookup(ids([1, 4, 3]))
 
 
-@pytest.mark.parametrize("column", ["chosen_logps", "rejected_logps"])
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_no_number_is_refused(root: str, column: str, value: float | None) -> None:
+def test_a_value_that_is_no_number_is_refused(root: str, value: float | None) -> None:
     good, spoiled = table([0, 1, 2]), pa.array([-1.0, value, -2.0], pa.float32())
     store = claimed(root)
-    with pytest.raises(ValueError, match=column):
-        store.commit(good.set_column(good.schema.get_field_index(column), column, spoiled))
+    with pytest.raises(ValueError, match="logps holds"):
+        store.commit(good.set_column(good.schema.get_field_index("logps"), "logps", spoiled))
     assert store.missing(ids([0, 1, 2])).all()
 
 
@@ -115,7 +117,7 @@ def test_equal_content_is_written_as_equal_bytes_under_equal_names(root: str) ->
     assert sorted(files_of(here)) == sorted([*expected, "key.json"])
 
 
-def test_a_shard_is_named_after_its_rows_and_not_after_its_values(root: str) -> None:
+def test_a_shard_is_named_after_its_completions_and_not_after_its_values(root: str) -> None:
     store, [first, second] = full_store(root)
     assert first != second
     assert claimed(root, replace(KEY, dtype="bfloat16")).commit(table([2, 0, 1], LOGPS * 2)) == first
@@ -170,13 +172,13 @@ def test_files_that_are_no_shards_are_left_alone(root: str) -> None:
     assert verify_store(root)[1] == []
 
 
-def test_a_shard_is_known_by_its_rows_in_any_order_and_by_no_fewer(root: str) -> None:
+def test_a_shard_is_known_by_its_completions_in_any_order_and_by_no_fewer(root: str) -> None:
     store, [first, _] = full_store(root)
-    chunked = [pa.chunked_array([ids(rows)]) for rows in ([2, 0, 1], [0, 1], [0, 1, 2, 3])]
-    assert [store.shard_of(rows) for rows in chunked] == [first, None, None]
-    assert np.array_equal(store.sums(first, chunked[0]), LOGPS[[2, 0, 1]])
+    questions = [ids([2, 0, 1]), ids([0, 1]), ids([0, 1, 2, 3])]
+    assert [store.shard_of(question) for question in questions] == [first, None, None]
+    assert np.array_equal(store.sums(first, questions[0]), LOGPS[[2, 0, 1]])
     place_of(root).remove([f"{first}.json"])
-    assert store.shard_of(chunked[0]) is None
+    assert store.shard_of(questions[0]) is None
 
 
 def test_what_is_not_known_is_nan_and_never_a_number(root: str) -> None:

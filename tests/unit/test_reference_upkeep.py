@@ -14,7 +14,7 @@ import pytest
 from raydpo.cli import main
 from raydpo.config.errors import UserError
 from raydpo.reference.upkeep import KeySummary, find_waste, list_keys, remove_waste, verify_store
-from tests.stores import KEY, LOGPS, ROWS, claimed, files_of, full_store, ids, place_of, table
+from tests.stores import KEY, LOGPS, NAMES, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit
 
@@ -25,8 +25,8 @@ def test_ls_counts_every_key_by_its_markers(root: str) -> None:
     other.commit(table([0, 1]), "imported")
     found = {summary.key: summary for summary in map(KeySummary.of, list_keys(root))}
     first, second = found[KEY.digest], found[other.key.digest]
-    assert (first.rows, first.shards, first.unverified_rows) == (6, 2, 0)
-    assert (second.rows, second.shards, second.unverified_rows) == (2, 1, 2)
+    assert (first.completions, first.shards, first.unverified) == (6, 2, 0)
+    assert (second.completions, second.shards, second.unverified) == (2, 1, 2)
     assert first.made_of == asdict(KEY)
     assert first.bytes == sum(len(content) for name, content in files_of(root).items() if name.endswith(".parquet"))
     assert -2 < first.age_s < 60
@@ -57,7 +57,7 @@ def test_gc_takes_what_killed_writers_left_and_nothing_else(root: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [[[1, 2]], [[2], [3]], [[0, 1, 2, 3, 4, 5]], [[1, 3], [3, 1, 2], [2, 3]]])
-def test_gc_takes_shards_only_while_every_row_stays_found(root: str, parts: list[list[int]]) -> None:
+def test_gc_takes_shards_only_while_every_completion_stays_found(root: str, parts: list[list[int]]) -> None:
     store, _ = full_store(root)
     for rows in parts:
         store.commit(table(rows))
@@ -97,7 +97,7 @@ def test_a_named_key_goes_whole_and_the_others_stay(root: str) -> None:
         find_waste(root, keys=["4711"])
     remove_waste(find_waste(root, keys=[other.key.digest]))
     assert [directory.digest for directory in list_keys(root)] == [KEY.digest]
-    assert verify_store(root) == ({"keys": 1, "shards": 2, "rows": 6}, [])
+    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_rows": 0}, [])
 
 
 def test_the_shards_of_a_damaged_key_are_nobodys_waste(root: str) -> None:
@@ -106,22 +106,21 @@ def test_the_shards_of_a_damaged_key_are_nobodys_waste(root: str) -> None:
     assert find_waste(root, older_than_s=-60) == []
 
 
-def test_an_export_holds_every_row_once_under_the_names_that_trl_uses(root: str, tmp_path: Path) -> None:
+def test_an_export_holds_every_completion_once_under_names_that_say_whose_they_are(root: str, tmp_path: Path) -> None:
     store, _ = full_store(root)
     store.commit(table([1, 4, 5]))
     assert main(["reference", "export", root, KEY.digest, str(tmp_path / "values.parquet")]) == 0
-    found = pq.read_table(tmp_path / "values.parquet").sort_by("row_id")
-    assert found["row_id"].to_pylist() == ROWS
-    assert found["ref_chosen_logps"].to_pylist() == LOGPS[:, 0].tolist()
-    assert found["ref_rejected_logps"].to_pylist() == LOGPS[:, 1].tolist()
-    assert found["ref_chosen_tokens"].to_pylist() == [2] * 6
-    assert found["ref_chosen_token_logps"].type == pa.list_(pa.float32())
+    found = pq.read_table(tmp_path / "values.parquet").sort_by("completion_id")
+    assert found["completion_id"].to_pylist() == NAMES
+    assert found["ref_logps"].to_pylist() == LOGPS.tolist()
+    assert found["ref_tokens"].to_pylist() == [2] * 6
+    assert found["ref_token_logps"].type == pa.list_(pa.float32())
 
 
 def test_verify_exits_with_1_and_names_the_file(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     _, [_, second] = full_store(root)
     assert main(["reference", "verify", root]) == 0
-    assert "whole: 6 rows in 2 shards of 1 keys" in capsys.readouterr().out
+    assert "whole: 6 completions in 2 shards of 1 keys" in capsys.readouterr().out
     place_of(root).remove([f"{second}.json"])
     assert main(["reference", "verify", root]) == 1
     assert f"{second}.parquet has no marker" in capsys.readouterr().out
@@ -146,7 +145,7 @@ def test_ls_prints_a_line_a_key(root: str, capsys: pytest.CaptureFixture[str]) -
     assert main(["reference", "ls", root]) == 0
     _, line = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{KEY.digest}            7")
-    assert "no: 1 imported rows" in line
+    assert "no: 1 imported" in line
     assert line.endswith("dtype=float32 fp32_head=False attention=segments scorer_version=1")
 
 

@@ -1,4 +1,4 @@
-"""Several writers at once on one store: the same names for the same rows, nothing torn, no row twice."""
+"""Several writers at once on one store: the same names for the same completions, nothing torn, none twice."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_threads_that_write_the_same_rows_leave_whole_shards_of_one_of_them(root
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(write, [LOGPS, other] * 4))
     assert names == names[:1] * 8
-    assert verify_store(root) == ({"keys": 1, "shards": 2, "rows": 6}, [])
+    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_rows": 0}, [])
     found = claimed(root).lookup(ids(range(6)))
     for shard in (found[:3], found[3:]):
         assert any(np.array_equal(shard, logps[rows]) for logps in (LOGPS, other) for rows in (slice(3), slice(3, 6)))
@@ -57,7 +57,7 @@ def test_processes_that_write_the_same_rows_leave_what_one_alone_would(root: str
     assert files_of(root) == files_of(alone)
 
 
-def test_overlapping_shards_answer_each_row_once(root: str, tmp_path: Path) -> None:
+def test_overlapping_shards_answer_each_completion_once(root: str, tmp_path: Path) -> None:
     store = claimed(root)
     for rows in ([0, 1, 2, 3], [2, 3, 4], [4, 5, 0]):
         store.commit(table(rows))
@@ -83,7 +83,7 @@ def test_a_marker_that_landed_beside_anothers_shard_is_mended_by_whoever_wrote_l
     theirs = place.read(f"{first}.parquet")
     place.remove([f"{first}.json"])
     ours = Interrupted(place.filesystem, place.path, place.address)
-    commit_shard(ours, table([0, 1, 2], LOGPS * 2), key=KEY.digest, source="computed")
+    commit_shard(ours, table([0, 1, 2], LOGPS * 2), key=KEY.digest, source="computed", verified=True)
     assert len(arrived) == times
     assert verify_store(root)[1] == []
     assert np.array_equal(claimed(root).lookup(ids([0, 1, 2])), LOGPS[:3] * 2)

@@ -11,7 +11,8 @@ import pytest
 from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
-from raydpo.runtime.evaluation import _as_objectives_see
+from raydpo.data.tokens import TokenRow
+from raydpo.evaluate.ranking import ranked_pairs
 from raydpo.runtime.inputs import check_inputs
 from raydpo.runtime.objective import needs_reference, objective_terms, preference_objective
 from raydpo.runtime.preflight import bills
@@ -64,6 +65,7 @@ def test_a_value_that_no_loss_allows_is_refused_where_the_file_is_read(
         ({"loss_type": "sigmod"}, "there is no such loss; the nearest is sigmoid"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "hinge does not take it"),
         ({"loss_type": "[sigmoid, sft]", "loss_weights": "[1.0]"}, "1 values for the 2 losses"),
+        ({"loss_type": "[bco, hinge]"}, "bco is a mean over completions and hinge is a mean over pairs"),
     ],
 )
 def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(
@@ -71,6 +73,15 @@ def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(
 ) -> None:
     with pytest.raises(UserError, match=said):
         check_inputs(with_objective(run_file, **values), stage)
+
+
+@pytest.mark.parametrize("loss_type", ["aot", "[aot, sft]", "kto"])
+def test_a_coupled_loss_wants_rows_to_compare(run_file: Path, loss_type: str) -> None:
+    alone = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.global_batch_size=1"])
+    with pytest.raises(UserError, match=r"train.global_batch_size = 1: (aot|kto) compares the rows .* set it to 2"):
+        check_inputs(alone, "train")
+    assert objective_terms(load_run_file(run_file, ["train.global_batch_size=1"]))
+    assert objective_terms(with_objective(run_file, loss_type=loss_type))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +108,9 @@ def test_held_out_pairs_are_ranked_by_what_the_loss_compares(
     run_file: Path, loss_type: str, chosen_is_preferred: bool
 ) -> None:
     """Log-ratios of −4 over 4 tokens and −2 over one: the sum is worse, the mean is better."""
-    rows = _as_objectives_see([[np.full(4, -2.0), np.array([-3.0])]], np.array([[-4.0, -1.0]], dtype=np.float32))
-    assert rows.logps().tolist() == [-8.0, -3.0]
-    chosen, rejected = preference_objective(with_objective(run_file, loss_type=loss_type)).compares(rows)
-    assert bool(chosen > rejected) is chosen_is_preferred
+    row = TokenRow(bytes(16), [7], ([1, 2, 3, 4], [5]))
+    scored = [[np.full(4, -2.0), np.array([-3.0])]]
+    reference = np.array([[-4.0, -1.0]], dtype=np.float32)
+    compares = preference_objective(with_objective(run_file, loss_type=loss_type)).compares
+    [pair] = ranked_pairs([row], scored, reference, compares)
+    assert pair.right is chosen_is_preferred

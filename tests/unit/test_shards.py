@@ -2,28 +2,29 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
 from raydpo.data import shards
-from raydpo.data.formats import Chunk
+from raydpo.data.completions import completion_ids, rows_of
+from raydpo.data.formats import Chunk, Kind
+from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.lengths import length_quantiles
 from raydpo.data.shards import (
-    COMPLETIONS,
     Counts,
     TokenManifest,
-    length_quantiles,
     read_shard,
     schema,
     split_held_out,
     to_rows,
     to_table,
-    tokenize_chunk,
     verify_shards,
     write_shard,
 )
-from raydpo.data.tokens import TokenRow, TokenSettings, row_id
+from raydpo.data.tokens import TokenRow, TokenSettings, completion_id, row_id
 from raydpo.runtime.dataset import open_dataset, windows
 from tests.helpers import row_tokenizer
 
@@ -32,41 +33,72 @@ pytestmark = pytest.mark.unit
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8)
 
 
-def rows(kind: str, **sizes) -> st.SearchStrategy[list[TokenRow]]:
-    completions = st.tuples(*[IDS] * len(COMPLETIONS[kind]))
-    return st.lists(st.builds(lambda p, c: TokenRow(row_id(p, c), p, c), IDS, completions), max_size=20, **sizes)
+ONE, PAIR, GROUP = st.tuples(IDS), st.tuples(IDS, IDS), st.lists(IDS, min_size=2, max_size=5).map(tuple)
+VALUES = {"rank": st.integers(0, 9), "label": st.booleans(), "margin": st.floats(-9, 9, width=32)}
 
 
-ANY_KIND = st.sampled_from(["pair", "sft"]).flatmap(lambda kind: st.tuples(st.just(kind), rows(kind)))
+def rows(completions: st.SearchStrategy[tuple[list[int], ...]], *columns: str) -> st.SearchStrategy[list[TokenRow]]:
+    """Rows with so many completions, and with a value of each column for every one of them."""
+
+    @st.composite
+    def row(draw: st.DrawFn) -> TokenRow:
+        prompt, answers = draw(IDS), draw(completions)
+        values = {name: [draw(VALUES[name]) for _ in answers] for name in columns}
+        return TokenRow(row_id(prompt, answers), prompt, answers, values)
+
+    return st.lists(row(), max_size=20)
+
+
+EVERY_KIND: dict[Kind, st.SearchStrategy[list[TokenRow]]] = {
+    "sft": rows(ONE),
+    "pair": st.one_of(rows(PAIR), rows(PAIR, "margin")),
+    "unpaired": rows(ONE, "label"),
+    "ranked": rows(GROUP, "rank"),
+}
 
 
 def manifest(folder, tables) -> TokenManifest:
     infos = [write_shard(table, folder / f"{i}.arrow") for i, table in enumerate(tables)]
     kept = sum(info.rows for info in infos)
-    return TokenManifest("pair", infos, Counts(kept, kept), length_quantiles(folder, infos, "pair"))
+    return TokenManifest("pair", infos, Counts(kept, kept), length_quantiles(tables, "pair"))
 
 
 def some_tables() -> list:
     made = [TokenRow(row_id([i], ([1], [2, i])), [i] * (i + 1), ([1], [2, i])) for i in range(6)]
-    return [to_table(made[:4], "pair"), to_table(made[4:], "pair")]
+    return [to_table(made[:4]), to_table(made[4:])]
 
 
-@given(case=ANY_KIND)
-def test_a_shard_is_read_exactly_as_it_was_written(case, tmp_path_factory):
-    kind, made = case
+@given(made=st.one_of(*EVERY_KIND.values()))
+def test_a_shard_of_any_kind_of_rows_is_read_exactly_as_it_was_written(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("shard") / "0.arrow"
-    info = write_shard(to_table(made, kind), path)
+    info = write_shard(to_table(made), path)
     table = read_shard(path)
     assert to_rows(table) == made
-    assert table.schema == schema(kind)
+    assert table.schema == schema(list(made[0].columns) if made else [])
     assert (info.path, info.rows) == ("0.arrow", len(made))
     assert info.tokens == sum(len(row.prompt_ids) + sum(map(len, row.completions)) for row in made)
 
 
-@given(made=rows("pair"), fraction=st.floats(0, 1))
+@given(made=st.one_of(*EVERY_KIND.values()), skipped=st.integers(0, 3))
+def test_a_completion_has_the_same_id_in_a_shard_in_a_part_of_it_and_alone(made, skipped):
+    expected = [completion_id(row.prompt_ids, ids) for row in made[skipped:] for ids in row.completions]
+    assert completion_ids(to_table(made).slice(skipped)).to_pylist() == expected
+
+
+@given(made=st.one_of(*EVERY_KIND.values()), data=st.data())
+def test_completions_that_are_asked_for_come_with_their_prompt_and_without_the_others(made, data):
+    every = [(number, ids) for number, row in enumerate(made) for ids in row.completions]
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(every) - 1)))) if every else []
+    found = rows_of(to_table(made), np.asarray(wanted, np.int32))
+    expected = [(made[number].row_id, made[number].prompt_ids, ids) for number, ids in map(every.__getitem__, wanted)]
+    assert [(row.row_id, row.prompt_ids, ids) for row in found for ids in row.completions] == expected
+    assert len(found) == len({every[i][0] for i in wanted}), "each row once"
+
+
+@given(made=rows(PAIR), fraction=st.floats(0, 1))
 def test_a_split_never_separates_one_prompt_and_loses_no_row(made, fraction):
     again = [TokenRow(row_id(row.prompt_ids, ([1], [2])), row.prompt_ids, ([1], [2])) for row in made]
-    train, held_out = split_held_out(to_table(made + again, "pair"), fraction)
+    train, held_out = split_held_out(to_table(made + again), fraction)
     sides = [{tuple(row.prompt_ids) for row in to_rows(side)} for side in (train, held_out)]
     assert not sides[0] & sides[1]
     assert train.num_rows + held_out.num_rows == 2 * len(made)
@@ -75,7 +107,7 @@ def test_a_split_never_separates_one_prompt_and_loses_no_row(made, fraction):
 
 
 def test_a_split_takes_about_the_fraction_and_a_larger_one_takes_the_same_and_more():
-    table = to_table([TokenRow(b"0" * 16, [i], ([1], [2])) for i in range(2000)], "pair")
+    table = to_table([TokenRow(b"0" * 16, [i], ([1], [2])) for i in range(2000)])
     small, large = ({row.prompt_ids[0] for row in to_rows(split_held_out(table, f)[1])} for f in (0.1, 0.3))
     assert small < large
     assert abs(len(small) / 2000 - 0.1) < 0.03
@@ -101,7 +133,8 @@ def test_a_chunk_becomes_the_same_shard_each_time_and_every_row_is_counted():
 def test_an_sft_chunk_has_one_completion():
     settings = TokenSettings(50, "error", append_eos=True)
     table, counts = tokenize_chunk(Chunk("a", 1, [{"prompt": "", "completion": "x"}]), row_tokenizer(), settings, "sft")
-    assert table.schema == schema("sft")
+    assert table.schema == schema()
+    assert [len(row.completions) for row in to_rows(table)] == [1]
     assert counts == Counts(rows_read=1, kept=1)
 
 
@@ -132,7 +165,7 @@ def test_quantiles_are_lengths_that_occur(tmp_path):
     assert quantiles["prompt"] == {"min": 1, "p50": 4, "p90": 6, "p99": 6, "max": 6}
     assert set(quantiles["chosen"].values()) == {1}
     assert set(quantiles["rejected"].values()) == {2}
-    assert manifest(tmp_path, [to_table([], "pair")]).quantiles == {}
+    assert manifest(tmp_path, [to_table([])]).quantiles == {}
 
 
 def test_the_digest_names_content_and_order(tmp_path):
@@ -147,11 +180,22 @@ def test_a_missing_manifest_names_the_stage_that_makes_it(tmp_path):
         TokenManifest.read(tmp_path / "manifest.json")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "pair", "shards": [{}], "counts": {}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "pair", "shards": [{}], "counts": {}, "columns": []}'])
 def test_a_broken_manifest_is_named(content, tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"manifest.json is not a token manifest .*; run `raydpo prepare` again"):
+        TokenManifest.read(path)
+
+
+@pytest.mark.parametrize(("kind", "command"), [("pair", "prepare"), ("sft", "sft")])
+def test_tokens_of_the_earlier_layout_name_the_command_that_makes_them_anew(kind, command, tmp_path):
+    path = tmp_path / "manifest.json"
+    manifest(tmp_path, some_tables()).write(path)
+    content = json.loads(path.read_text())
+    del content["columns"]  # which came with the layout of today
+    path.write_text(json.dumps(content | {"kind": kind}))
+    with pytest.raises(UserError, match=rf"written by an earlier raydpo, .*; run `raydpo {command}` again"):
         TokenManifest.read(path)
 
 
@@ -202,7 +246,7 @@ def test_a_shard_that_is_cut_short_is_named(left, tmp_path):
 def test_a_dataset_whose_tokens_were_changed_is_not_opened(tmp_path):
     manifest(tmp_path, some_tables()).write(tmp_path / "manifest.json")
     assert len(open_dataset(tmp_path)) == 6
-    changed = to_table([TokenRow(row_id([i], ([1], [2, i])), [i + 1], ([1], [2, i])) for i in range(4)], "pair")
+    changed = to_table([TokenRow(row_id([i], ([1], [2, i])), [i + 1], ([1], [2, i])) for i in range(4)])
     write_shard(changed, tmp_path / "0.arrow")  # with the row ids of the former tokens
     for read in (open_dataset, lambda directory: list(windows(directory, 1))):
         with pytest.raises(UserError, match=r"0.arrow differs from what was written"):

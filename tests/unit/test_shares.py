@@ -47,8 +47,7 @@ def planned() -> list[dict[str, Any]]:
             "ref_logps": [-1.0, -2.0],
             "row_id": row.row_id,
             "prompt_ids": row.prompt_ids,
-            "chosen_ids": row.completions[0],
-            "rejected_ids": row.completions[1],
+            "completions": list(row.completions),
         }
         for number, row in enumerate(random_rows(STEPS * ROWS, seed=0))
     ]
@@ -95,6 +94,7 @@ def test_a_step_out_of_turn_is_an_error() -> None:
 
 def test_tokens_that_are_not_those_of_the_plan_are_an_error() -> None:
     rows = planned()
-    rows[5]["chosen_ids"] = [*rows[5]["chosen_ids"], 1]
+    chosen, rejected = rows[5]["completions"]
+    rows[5]["completions"] = [[*chosen, 1], rejected]
     with pytest.raises(RuntimeError, match=f"step 2: .* came where row {rows[5]['row_id'].hex()} was planned"):
         delivered(rows)

@@ -21,6 +21,6 @@ def test_mfu_is_of_what_scorers_could_have_done_and_none_where_it_is_not_known(
     pool = ScorerPool(cast(Any, None), cast(Any, None))
     with Tally("reference", 4, pool) as tally:
         for _ in range(2):
-            tally.add(Scored(np.zeros((2, 2), np.float32), tokens=9, flops=flops, seconds=2.0, ceiling=60.0))
+            tally.add(Scored(np.zeros(2, np.float32), tokens=9, flops=flops, seconds=2.0, ceiling=60.0))
         assert tally.result()["mfu"] == mfu
     assert ("MFU=" in capsys.readouterr().err) == (mfu is not None)

@@ -198,6 +198,11 @@ def test_row_id_is_the_same_only_for_the_same_ids_and_boundaries(p, c, r, p2, c2
     assert (row_id(p, (c, r)) == row_id(p2, (c2, r2))) == ((p, c, r) == (p2, c2, r2))
 
 
+def test_the_name_of_a_row_outlives_a_raydpo():
+    """Reference stores hold scores under these names: what an earlier raydpo has scored must be found again."""
+    assert row_id([1, 2], ([3], [4, 5])).hex() == "228d7f121f48fbe27c49d6caaf67e543"
+
+
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=3, max_size=12), st.data())
 def test_row_id_changes_with_a_boundary_and_with_an_id(ids, data):
     def name(ids, a, b):
