@@ -92,6 +92,8 @@ class Plan:
             }
             if data.ref_logps is not None:
                 columns["ref_logps"] = data.by_row(data.ref_logps, mine)
+            if data.ref_token_logps is not None:
+                columns["ref_token_logps"] = data.tokens_by_row(data.ref_token_logps, mine)
             if self.ahead:
                 columns["number"] = data.by_row(self.ahead.numbers, mine)
             yield pa.table(columns)

@@ -21,6 +21,7 @@ def objective_terms(run: RunFile) -> tuple[Term, ...]:
     settings = run.train.objective
     terms = resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
     _check_not_alone(terms, run.train.global_batch_size)
+    _check_tokens_are_kept(terms, run.train.reference, keep_token_logps=run.reference.keep_token_logps)
     return terms
 
 
@@ -33,6 +34,23 @@ def _check_not_alone(terms: Sequence[Term], global_batch_size: int) -> None:
         raise UserError(
             f"train.global_batch_size = {global_batch_size}: {', '.join(coupled)} compares the rows of a global batch "
             "with each other; set it to 2 or more."
+        )
+
+
+def _check_tokens_are_kept(terms: Sequence[Term], reference: str, *, keep_token_logps: bool) -> None:
+    from raydpo.objective.contract import REF_TOKEN_LOGPS
+
+    if not any(REF_TOKEN_LOGPS in term.needs for term in terms):
+        return
+    if reference == "overlap":
+        raise UserError(
+            "train.objective.ld_alpha reads the reference's log-prob of every token, and train.reference=overlap "
+            "brings sums only; set train.reference: precompute."
+        )
+    if not keep_token_logps:
+        raise UserError(
+            "train.objective.ld_alpha reads the reference's log-prob of every token, and "
+            "reference.keep_token_logps=false keeps sums only; set it to true."
         )
 
 

@@ -85,6 +85,19 @@ def test_a_coupled_loss_wants_rows_to_compare(run_file: Path, loss_type: str) ->
 
 
 @pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("train.reference=overlap", "train.reference=overlap brings sums only; set train.reference: precompute"),
+        ("reference.keep_token_logps=false", "reference.keep_token_logps=false keeps sums only; set it to true"),
+    ],
+)
+def test_a_loss_of_tokens_asks_for_a_reference_that_has_them(run_file: Path, key: str, said: str) -> None:
+    run = load_run_file(run_file, ["train.objective.ld_alpha=0.5", key])
+    with pytest.raises(UserError, match=said):
+        check_inputs(run, "train")
+
+
+@pytest.mark.parametrize(
     ("loss_type", "needed"),
     [("sigmoid", True), ("ipo", True), ("[simpo, sft]", False), ("[sft, sigmoid]", True), ("unlikelihood", False)],
 )
