@@ -166,6 +166,7 @@ def test_an_argument_goes_to_every_loss_that_takes_it() -> None:
         (["simp"], None, {}, "the nearest is simpo"),
         (["cdpo"], None, {}, "write loss_type: sigmoid with label_smoothing"),
         (["rpo"], None, {}, r"write loss_type: \[sigmoid, sft\] with loss_weights"),
+        (["sigmoid", "aot"], None, {"use_weighting": True}, "use_weighting does not go with aot"),
         (
             ["sigmoid", "kto"],
             None,

@@ -232,7 +232,6 @@ def reading(unit: Any, *needs: str) -> Objective:
         loss=ScoredRows.logps,
         metrics=lambda _: {},
         mean_over=unit,
-        metrics_over=unit,
         compares=ScoredRows.logps,
         needs=frozenset(needs),
     )
