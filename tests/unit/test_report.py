@@ -189,6 +189,16 @@ def test_a_broken_metrics_file_names_its_line(tmp_path: Path, content: str, comp
         write_report(tmp_path, WHOLE)
 
 
+def test_a_step_without_wanted_completions_has_none_of_their_metrics_and_a_report(tmp_path: Path) -> None:
+    path = make_output(tmp_path, train_steps=3) / "train" / "metrics.jsonl"
+    of_pairs = ("rewards/margins", "rewards/accuracies")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    single = [{name: value for name, value in row.items() if name not in of_pairs} for row in rows]
+    del single[0]["rewards/chosen"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in single))
+    assert write_report(tmp_path, WHOLE).exists()
+
+
 @pytest.mark.parametrize(
     ("evaluated", "notice"),
     [
