@@ -61,7 +61,7 @@ def tokenize_chunk(
     )
     if others:
         positions = [each.positions for each in limits if each.positions is not None]
-        rows = with_others(rows, min(settings.max_length, *positions))
+        rows = with_others(rows, min([settings.max_length, *positions]))
     return to_table(rows), counts
 
 
