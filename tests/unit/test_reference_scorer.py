@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raydpo.config.schema import RunFile
 from raydpo.reference.store import Store
+from raydpo.runtime import device
 from raydpo.runtime.dataset import Dataset, open_dataset
 from raydpo.runtime.layout import reference_store
 from raydpo.runtime.scorer import ReferenceScorer
@@ -36,6 +38,12 @@ def run(model: Path, tmp_path: Path) -> RunFile:
     run = prepared_run(model, tmp_path, str(tmp_path / "store"))
     prepare(run, SHARED)
     return run
+
+
+@pytest.fixture(autouse=True)
+def a_cpu_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks Ray for its device in a process that has no Ray starts a cluster."""
+    monkeypatch.setattr(device, "granted_device", lambda: torch.device("cpu"))
 
 
 def scorer_of(run: RunFile) -> tuple[ReferenceScorer, Store]:
