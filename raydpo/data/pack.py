@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,37 +55,31 @@ class Pack:
 
 def pack_rows(rows: Sequence[TokenRow]) -> Pack:
     """Lay rows end to end. Every row has a completion, and no prompt or completion is empty."""
+    completions = [completion for row in rows for completion in row.completions]
+    lengths = [len(completion) for completion in completions]
     pieces: list[Sequence[int]] = []
     positions: list[Ints] = []
     source: list[Ints] = []
-    target: list[Ints] = []
-    lengths: list[int] = []
     bounds: list[tuple[int, ...]] = []
-    cursor = 0
+    end = 0
     for row in rows:
         assert row.prompt_ids and row.completions and all(row.completions), "ingest guarantees this"
-        prompt_length = len(row.prompt_ids)
-        marks = [cursor]
-        pieces.append(row.prompt_ids)
-        positions.append(np.arange(prompt_length))
-        cursor += prompt_length
-        last_of_prompt = cursor - 1
-        for completion in row.completions:
-            length = len(completion)
-            marks.append(cursor)
-            pieces.append(completion)
-            positions.append(np.arange(prompt_length, prompt_length + length))
-            source.append(np.concatenate(([last_of_prompt], np.arange(cursor, cursor + length - 1))))
-            target.append(np.asarray(completion, dtype=np.int64))
-            lengths.append(length)
-            cursor += length
-        bounds.append((*marks, cursor))
+        parts = [row.prompt_ids, *row.completions]
+        marks = list(accumulate(map(len, parts), initial=end))
+        prompt_start, prompt_end = marks[:2]
+        end = marks[-1]
+        pieces += parts
+        bounds.append(tuple(marks))
+        positions.append(np.arange(prompt_end - prompt_start))
+        for start, stop in pairwise(marks[1:]):
+            positions.append(np.arange(stop - start) + prompt_end - prompt_start)
+            source.append(np.concatenate(([prompt_end - 1], np.arange(start, stop - 1))))
     return Pack(
         input_ids=np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces]),
         position_ids=np.concatenate(positions),
         bounds=tuple(bounds),
         source=np.concatenate(source),
-        target=np.concatenate(target),
-        owner=np.repeat(np.arange(len(lengths)), lengths),
+        target=np.concatenate([np.asarray(completion, dtype=np.int64) for completion in completions]),
+        owner=np.repeat(np.arange(len(completions)), lengths),
         completion_row=np.repeat(np.arange(len(rows)), [len(row.completions) for row in rows]),
     )

@@ -22,6 +22,7 @@ WHERE_MEASURED = (  # a loss without a reward has none of them: then no step has
     "logps/chosen",
     "logps/rejected",
 )
+OF_PAIRS = {"rewards/margins", "rewards/accuracies"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,11 @@ def read_output(output_dir: Path) -> RunOutput:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
     lines = list(_lines(path))
-    measured = [key for key in WHERE_MEASURED if any(key in row for _, row in lines)]
+    everywhere = [key for key in WHERE_MEASURED if any(key in row for _, row in lines)]
+    of_pairs = not OF_PAIRS.isdisjoint(everywhere)
     for place, row in lines:
+        # Of single completions, a batch without wanted ones says nothing of these.
+        measured = everywhere if of_pairs else [key for key in everywhere if key in row]
         bad = next((key for key in (*ALWAYS, *measured) if not _is_number(row.get(key))), None)
         if bad:
             raise UserError(f"{place}: {bad} is {row.get(bad)}, not a finite number; run `raydpo train` again")

@@ -22,12 +22,21 @@ RANK = "rank"
 
 MARGIN = "margin"
 """The column of which a pair's difference is how much better one completion is, in the units of rewards."""
+LABEL = "label"
+"""The column of what an unpaired completion is: wanted or not."""
+
+MISMATCHED = "mismatched"
+"""The column of what a completion is there for: true for one that belongs to another prompt.
+
+KTO estimates the KL from such completions. They are scored as all others are, and are in no pair and no loss.
+"""
 
 COLUMNS: Mapping[str, torch.dtype] = MappingProxyType(
     {
         REF_LOGPS: torch.float32,
         RANK: torch.int64,
-        "label": torch.bool,  # of an unpaired completion: wanted or not
+        LABEL: torch.bool,
+        MISMATCHED: torch.bool,
         "score": torch.float32,
         MARGIN: torch.float32,
     }
@@ -45,7 +54,7 @@ TOKEN_COLUMNS: Mapping[str, torch.dtype] = MappingProxyType({REF_TOKEN_LOGPS: to
 """What the data may bring of every completion token, and the dtype in which it is kept."""
 
 Unit = Literal["pairs", "completions", "rows", "tokens"]
-"""What a mean over a global batch is taken over."""
+"""What a mean over a global batch is taken over. Completions of other prompts do not count."""
 
 
 class Pairs(NamedTuple):
@@ -111,9 +120,14 @@ class ScoredRows:
     def pairs(self) -> Pairs:
         """All pairs of the rows: the better completion has the smaller rank, and a tie is no pair.
 
-        Without a column of ranks the completions of a row stand best first.
+        Without a column of ranks the completions of a row stand best first. Completions of other prompts are left out.
         """
         first, second = _every_two_of_a_row(self.row, self.num_rows)
+        if MISMATCHED in self.columns:
+            own = ~self.columns[MISMATCHED]
+            both = own[first] & own[second]
+            first = first[both]
+            second = second[both]
         if RANK not in self.columns:
             return Pairs(first, second, self.row[first])
         rank = self.columns[RANK]
@@ -130,6 +144,18 @@ class ScoredRows:
     def sum_by_row(self, values: Tensor, row: Tensor) -> Tensor:
         """Sums of `values` [K] over each row, [B]; `row` [K] is the row of each value."""
         return values.new_zeros(self.num_rows).index_add(0, row, values)
+
+    def mean(self, values: Tensor, row: Tensor) -> Mean:
+        """What the mean of `values` [K] over a global batch is made of; `row` [K] is the row of each value."""
+        return Mean(self.sum_by_row(values, row), self.sum_by_row(torch.ones_like(values), row))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What a mean over a global batch is made of: the sums over each row, and how many values they add up."""
+
+    total: Tensor  # [B]
+    count: Tensor  # [B]
 
 
 def _every_two_of_a_row(row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -155,8 +181,8 @@ def _every_two_of_a_row(row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 RowLoss = Callable[[ScoredRows], Tensor]
 """One value a row, [B], differentiable in token_logps: the sum over the row's pairs, completions or tokens."""
 
-RowMetrics = Callable[[ScoredRows], dict[str, Tensor]]
-"""Sums over a row's pairs or completions by name, [B] each."""
+RowMetrics = Callable[[ScoredRows], dict[str, Mean]]
+"""Means by name, over pairs, completions or whatever a metric is of."""
 
 Values = Callable[[ScoredRows], Tensor]
 """One value a completion, [C]."""
@@ -169,14 +195,15 @@ class Objective:
     Rows give sums, and the mean is taken over the units of the whole global batch: so a ranked row of four completions
     counts as its six pairs do.
 
-    A loss is local: the value of a row rests on that row alone, so the head makes the gradient while it has the logits
-    of the row at hand. A loss that couples the rows of a global batch would say so here, and take a second pass.
+    A loss is local where the value of a row rests on that row alone: the head makes the gradient while it has the
+    logits of the row at hand. A coupled one is given all rows of the global batch at once, as its metrics are, and
+    takes a second pass over the model (raydpo.objective.coupling).
     """
 
     loss: RowLoss
     metrics: RowMetrics
     mean_over: Unit  # what the loss of the global batch is the mean over
-    metrics_over: Unit  # what its metrics are the mean over
     compares: Values  # the larger, the more the policy prefers a completion to the others of its row
     needs: frozenset[str] = frozenset()  # columns that the data must have
     statistics: frozenset[str] = frozenset()  # columns of tokens that the head must find: LOG_SUM_SQ_PROBS or none
+    coupled: bool = False  # whether the value of a row rests on the other rows of the global batch

@@ -14,9 +14,8 @@ def fine_tuning() -> Objective:
     """
     return Objective(
         loss=lambda rows: -rows.sum_by_row(rows.logps(), rows.row),
-        metrics=lambda rows: {"logps/completion": rows.sum_by_row(rows.logps(), rows.row)},
+        metrics=lambda rows: {"logps/completion": rows.mean(rows.logps(), rows.row)},
         mean_over="tokens",
-        metrics_over="completions",
         compares=ScoredRows.logps,
     )
 

@@ -18,33 +18,41 @@ from torch import Tensor
 
 from raydpo.config.errors import UserError
 from raydpo.objective.contract import (
+    LABEL,
     LOG_SUM_SQ_PROBS,
     MARGIN,
+    MISMATCHED,
     RANK,
     REF_LOGPS,
     REF_TOKEN_LOGPS,
+    Mean,
     Objective,
     ScoredRows,
     Values,
 )
 from raydpo.objective.likelihood import preferred_ft, sft, unlikelihood
-from raydpo.objective.preference import dpo, pairwise, ranked, reference_free
+from raydpo.objective.preference import coupled, dpo, pairwise, ranked, reference_free, unpaired
+
+LossUnit = Literal["pairs", "completions", "rows"]
 
 
 @dataclass(frozen=True)
 class Loss:
     """A loss, function(rows, **arguments), whose signature has its arguments and their defaults.
 
-    It has a value for every pair, [P], or every row, [B], as mean_over says.
+    It has a value for every pair, [P], every completion, [C], or every row, [B], as mean_over says.
 
     compares is what the loss compares between completions. Where it has a beta, that times beta is the implicit reward
-    of the metrics.
+    of the metrics. A loss that is coupled is given the whole global batch, and baselines(rows, beta) are what it takes
+    from there, by name.
     """
 
     function: Callable[..., Tensor]
     compares: Values
     needs: frozenset[str] = frozenset()
-    mean_over: Literal["pairs", "rows"] = "pairs"
+    mean_over: LossUnit = "pairs"
+    coupled: bool = False
+    baselines: Callable[[ScoredRows, float], dict[str, Tensor]] | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -54,6 +62,7 @@ class Loss:
 
 
 REFERENCE = frozenset({REF_LOGPS})
+LABELLED = REFERENCE | {LABEL}
 
 # What an argument reads where it is not left at its default: columns of the data, and statistics of the head.
 ARGUMENTS_NEED = MappingProxyType({"ld_alpha": REF_TOKEN_LOGPS, "use_margin": MARGIN})
@@ -72,6 +81,30 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "apo_zero": Loss(pairwise.apo_zero, ScoredRows.log_ratios, REFERENCE),
         "apo_down": Loss(pairwise.apo_down, ScoredRows.log_ratios, REFERENCE),
         "discopop": Loss(pairwise.discopop, ScoredRows.log_ratios, REFERENCE),
+        "aot": Loss(coupled.aot, ScoredRows.log_ratios, REFERENCE, coupled=True),
+        "bco_pair": Loss(
+            coupled.bco_pair, ScoredRows.log_ratios, REFERENCE, coupled=True, baselines=coupled.bco_pair_baselines
+        ),
+        "kto": Loss(
+            unpaired.kto,
+            ScoredRows.log_ratios,
+            LABELLED | {MISMATCHED},
+            mean_over="completions",
+            coupled=True,
+            baselines=unpaired.kto_baselines,
+        ),
+        "bco": Loss(
+            unpaired.bco,
+            ScoredRows.log_ratios,
+            LABELLED,
+            mean_over="completions",
+            coupled=True,
+            baselines=unpaired.bco_baselines,
+        ),
+        "aot_unpaired": Loss(
+            unpaired.aot_unpaired, ScoredRows.log_ratios, LABELLED, mean_over="completions", coupled=True
+        ),
+        "apo_zero_unpaired": Loss(unpaired.apo_zero_unpaired, ScoredRows.log_ratios, LABELLED, mean_over="completions"),
         "plackett_luce": Loss(ranked.plackett_luce, ScoredRows.log_ratios, REFERENCE | {RANK}, mean_over="rows"),
         "simpo": Loss(reference_free.simpo, ScoredRows.average_logps),
         "cpo": Loss(reference_free.cpo, ScoredRows.logps),
@@ -84,17 +117,12 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
 
 SYNONYMS = MappingProxyType({"dpo": "sigmoid", "dpo_norm": "sigmoid_norm"})  # other projects' names
 
-COUPLED = "couples the pairs of a global batch, which no loss of raydpo does yet"
 ELSEWHERE = MappingProxyType(
     {
         "cdpo": "write loss_type: sigmoid with label_smoothing",
         "rpo": "write loss_type: [sigmoid, sft] with loss_weights: [1.0, ALPHA]",
         "cpo_simpo": "write loss_type: [simpo, sft] with loss_weights: [1.0, ALPHA]",
         "f_dpo": "write loss_type: sigmoid with f_divergence_type",
-        "kto": f"it {COUPLED}",
-        "bco_pair": f"it {COUPLED}",
-        "aot": f"it {COUPLED}",
-        "aot_unpaired": f"it {COUPLED}",
     }
 )
 
@@ -121,6 +149,18 @@ class Term:
     def statistics(self) -> frozenset[str]:
         """Columns of tokens that the head must find, with these arguments."""
         return self._read_by(ARGUMENTS_ASK)
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """The arguments without those that would make another loss of it and are left off.
+
+        They are what a run is known by: an argument that is new here does not make another run of an earlier one.
+        """
+        switches = ARGUMENTS_NEED.keys() | ARGUMENTS_ASK.keys()
+        defaults = self.loss.defaults
+        return {
+            name: value for name, value in self.arguments.items() if name not in switches or value != defaults[name]
+        }
 
     def _read_by(self, columns: Mapping[str, str]) -> frozenset[str]:
         defaults = self.loss.defaults
@@ -149,7 +189,9 @@ def resolve(
     for argument in arguments:
         _check_taken(argument, names)
     _check_one_unit(names)
-    return tuple(_term(name, weight, arguments) for name, weight in zip(names, weights, strict=True))
+    terms = tuple(_term(name, weight, arguments) for name, weight in zip(names, weights, strict=True))
+    _check_statistics(terms)
+    return terms
 
 
 def _known(name: str) -> str:
@@ -178,9 +220,17 @@ def _check_taken(argument: str, names: Sequence[str]) -> None:
 def _check_one_unit(names: Sequence[str]) -> None:
     by_unit = {LOSSES[name].mean_over: name for name in names}
     if len(by_unit) > 1:
+        means = " and ".join(f"{name} is a mean over {unit}" for unit, name in by_unit.items())
+        raise UserError(f"train.objective.loss_type: {means}, so they do not add up; choose losses of one kind.")
+
+
+def _check_statistics(terms: Sequence[Term]) -> None:
+    """The head finds statistics in the pass that makes the gradient, when coupled losses have been made already."""
+    coupled_terms = [term.loss_type for term in terms if term.loss.coupled]
+    if coupled_terms and any(term.statistics for term in terms):
         raise UserError(
-            f"train.objective.loss_type: {by_unit['rows']} is a mean over rows and {by_unit['pairs']} one over pairs, "
-            "so they do not add up; choose one of them."
+            f"train.objective.use_weighting does not go with {', '.join(coupled_terms)}, which couples the rows of a "
+            "batch; remove one of them."
         )
 
 
@@ -193,21 +243,21 @@ def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
 
 
 def make_objective(terms: Sequence[Term]) -> Objective:
-    """The weighted sum of some losses, averaged over the pairs, or the rows, of the global batch.
+    """The weighted sum of some losses, averaged over the pairs, completions or rows of the global batch.
 
-    Rewards and the ranking of completions are those of the first loss that has a beta, or of the first.
+    Rewards and the ranking of completions are those of the first loss that has a beta, or of the first. Where one loss
+    is coupled, all are given the whole global batch.
     """
     leading = next((term for term in terms if "beta" in term.arguments), terms[0])
-    compares = leading.loss.compares
     mean_over = leading.loss.mean_over
     return Objective(
         loss=partial(_weighted_sum, terms, mean_over),
-        metrics=partial(_metrics, compares, leading.arguments.get("beta")),
+        metrics=partial(_metrics, terms, leading),
         mean_over=mean_over,
-        metrics_over="pairs",
-        compares=compares,
+        compares=leading.loss.compares,
         needs=frozenset().union(*(term.needs for term in terms)),
         statistics=frozenset().union(*(term.statistics for term in terms)),
+        coupled=any(term.loss.coupled for term in terms),
     )
 
 
@@ -228,20 +278,36 @@ def loss_at_reference(terms: Sequence[Term]) -> float | None:
     return float(_weighted_sum(terms, "pairs", same))
 
 
-def _weighted_sum(terms: Sequence[Term], unit: Literal["pairs", "rows"], rows: ScoredRows) -> Tensor:
-    """[B]: a row's own value, or the sum over its pairs."""
+def _weighted_sum(terms: Sequence[Term], unit: LossUnit, rows: ScoredRows) -> Tensor:
+    """[B]: a row's own value, or the sum over its pairs or completions."""
     values = [term.weight * term.loss.function(rows, **term.arguments) for term in terms]
     total = sum(values[1:], start=values[0])
-    return rows.sum_by_row(total, rows.pairs().row) if unit == "pairs" else total
+    match unit:
+        case "pairs":
+            return rows.sum_by_row(total, rows.pairs().row)
+        case "completions":
+            return rows.sum_by_row(total, rows.row)
+    return total
 
 
-def _metrics(compares: Values, beta: float | None, rows: ScoredRows) -> dict[str, Tensor]:
-    """Sums over the pairs of each row, named as in the field.
+def _metrics(terms: Sequence[Term], leading: Term, rows: ScoredRows) -> dict[str, Mean]:
+    """Named as in the field: rewards/* in units of β times what the loss compares, logps/* in nats.
 
-    rewards/* are in units of β times what the loss compares, logps/* in nats. rewards/accuracies counts a tie as wrong,
-    so that policy = reference scores 0 and not one half. TRL's rewards are of the sums over tokens for every loss;
-    these are of the means where the loss is.
+    TRL's rewards are of the sums over tokens for every loss; these are of the means where the loss is. What a coupled
+    loss takes from the global batch is the same for every row.
     """
+    of_unit = _completion_metrics if leading.loss.mean_over == "completions" else _pair_metrics
+    named = of_unit(leading.loss.compares, leading.arguments.get("beta"), rows)
+    every_row = torch.ones(rows.num_rows, dtype=rows.token_logps.dtype)
+    for term in terms:
+        if term.loss.baselines is not None:
+            found = term.loss.baselines(rows, term.arguments["beta"])
+            named |= {name: Mean(value * every_row, every_row) for name, value in found.items()}
+    return named
+
+
+def _pair_metrics(compares: Values, beta: float | None, rows: ScoredRows) -> dict[str, Mean]:
+    """Over pairs. rewards/accuracies counts a tie as wrong, so that policy = reference scores 0 and not one half."""
     named = dict(zip(("logps/chosen", "logps/rejected"), rows.of_pairs(rows.logps()), strict=True))
     if beta is not None:
         chosen, rejected = rows.of_pairs(beta * compares(rows))
@@ -255,4 +321,20 @@ def _metrics(compares: Values, beta: float | None, rows: ScoredRows) -> dict[str
             **named,
         }
     row = rows.pairs().row
-    return {name: rows.sum_by_row(values, row) for name, values in named.items()}
+    return {name: rows.mean(values, row) for name, values in named.items()}
+
+
+def _completion_metrics(compares: Values, beta: float | None, rows: ScoredRows) -> dict[str, Mean]:
+    """Over wanted completions (chosen) and over the others (rejected); these make no pairs, so there is no margin."""
+    of_kind = {
+        "chosen": unpaired.wanted(rows) & unpaired.judged(rows),
+        "rejected": ~unpaired.wanted(rows) & unpaired.judged(rows),
+    }
+    named = {"logps": rows.logps()}
+    if beta is not None:
+        named = {"rewards": beta * compares(rows), **named}
+    return {
+        f"{name}/{kind}": rows.mean(values[members], rows.row[members])
+        for name, values in named.items()
+        for kind, members in of_kind.items()
+    }

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
     ]
 )
 SUMS = ["completion_id", "logps"]
+TOKENS = ["completion_id", "token_logps"]
 
 _ATTEMPTS = 10
 _PAUSE_S = 0.01  # at most, before the first new attempt; then twice as long each time

@@ -24,6 +24,7 @@ from raydpo.reference.old_layout import OldShards
 from raydpo.reference.place import Place
 from raydpo.reference.shard import (
     SUMS,
+    TOKENS,
     Damage,
     Foreign,
     Source,
@@ -33,6 +34,8 @@ from raydpo.reference.shard import (
     shard_name,
     write_marker,
 )
+
+LISTS = pa.large_list(pa.float32())  # a data set may have more tokens than 32 bits count
 
 _DAMAGES_SHOWN = 5
 
@@ -126,6 +129,27 @@ class Store:
                 f"computes only those.{self._damages()}"
             )
         return values[asked.place]
+
+    def lookup_tokens(self, ids: pa.FixedSizeBinaryArray) -> pa.LargeListArray:
+        """log π_ref of every token of the completions, [N] lists, in nats. UserError unless every list is there."""
+        asked = Asked(ids)
+        whole, _ = self._directory.survey()
+        held: list[pa.Array] = []
+        where = np.full(len(asked), -1)  # of each completion asked, in what is held
+        for table in self._directory.read(list(reversed(whole)), TOKENS):  # the preferred last, as for sums
+            at, found = asked.find(as_numpy(table["completion_id"]))
+            lists = table["token_logps"].combine_chunks()
+            found &= lists.is_valid().to_numpy(zero_copy_only=False)
+            where[at[found]] = sum(map(len, held)) + np.arange(found.sum())
+            held.append(lists.filter(pa.array(found)).cast(LISTS))
+        lacking = int((where < 0).sum())
+        if lacking:
+            raise UserError(
+                f"the reference store {self.address} has no log-probs of tokens for {lacking} of {len(asked)} "
+                "completions: they were imported, or scored with reference.keep_token_logps=false. Set another "
+                "reference.store and run `raydpo precompute`, or leave train.objective.ld_alpha out."
+            )
+        return pa.chunked_array(held, LISTS).combine_chunks().take(pa.array(where[asked.place]))
 
     def unverified(self, ids: pa.FixedSizeBinaryArray) -> list[str]:
         """Shards of imported values, not compared with any policy yet, that hold some of these completions."""

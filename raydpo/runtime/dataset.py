@@ -48,6 +48,7 @@ class Dataset:
     begins: NDArray[np.int64]  # [N + 1], where the completions of each row begin; the last is C
     completion_ids: pa.FixedSizeBinaryArray  # [C], 16 bytes each
     ref_logps: NDArray[np.float32] | None = None  # [C], sums in nats
+    ref_token_logps: pa.LargeListArray | None = None  # [C], of every token, in nats; where a loss reads them
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -63,6 +64,13 @@ class Dataset:
         ends = np.cumsum(np.diff(self.begins)[positions])
         offsets = np.concatenate([[0], ends]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[self.completions_of(positions)]))
+
+    def tokens_by_row(self, lists: pa.LargeListArray, positions: Ints) -> pa.ListArray:
+        """Values of tokens, a list for each completion, as one list for each of some rows."""
+        ends = np.cumsum(self.completion_tokens[positions])
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        values = lists.take(pa.array(self.completions_of(positions))).flatten()
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
 
     def where(self, completions: Ints) -> list[tuple[str, NDArray[np.int32]]]:
         """Token shards of some completions, in ascending order, and which they are among the completions of each."""
@@ -80,6 +88,10 @@ class Dataset:
     def with_reference(self, store: Store) -> Dataset:
         """Joined with the reference store; UserError unless every completion is there."""
         return replace(self, ref_logps=store.lookup(self.completion_ids))
+
+    def with_reference_tokens(self, store: Store) -> Dataset:
+        """With the reference's log-prob of every token; UserError unless the store has kept them."""
+        return replace(self, ref_token_logps=store.lookup_tokens(self.completion_ids))
 
 
 def open_dataset(directory: Path) -> Dataset:

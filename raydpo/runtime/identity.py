@@ -77,14 +77,14 @@ def train_identity(run: RunFile, order: Order) -> Identity:
 
 
 def _objective_part(terms: Sequence[Term]) -> dict[str, Any]:
-    """The objective with every argument, whether the run file says it or leaves it to the loss."""
+    """The objective with every argument in force, whether the run file says it or leaves it to the loss."""
     if [term.weight for term in terms] == [1.0]:
         return _term_part(terms[0])
     return {"terms": [{"weight": term.weight} | _term_part(term) for term in terms]}
 
 
 def _term_part(term: Term) -> dict[str, Any]:
-    return {"loss_type": term.loss_type, **term.arguments}
+    return {"loss_type": term.loss_type, **term.in_force}
 
 
 def train_identity_now(run: RunFile) -> Identity | None:
@@ -144,7 +144,7 @@ def _identity(
 def order_of(training: Training, *, seed: int, num_rows: int, digest: str) -> Order:
     """The order in which a training visits prepared rows."""
     return Order(
-        num_pairs=num_rows,
+        num_rows=num_rows,
         global_batch_size=training.global_batch_size,
         epochs=training.epochs,
         seed=seed,

@@ -21,7 +21,7 @@ from raydpo.config.files import whole_lines
 from raydpo.config.say import say
 from raydpo.config.schema import RunFile, Timeouts, Training
 from raydpo.data.order import Order
-from raydpo.objective.contract import REF_LOGPS
+from raydpo.objective.contract import REF_LOGPS, REF_TOKEN_LOGPS
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.runtime.converting import check_converted
 from raydpo.runtime.dataset import Dataset, open_dataset
@@ -71,6 +71,8 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     if store:
         check_converted(store, [dataset])
         dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
+        if REF_TOKEN_LOGPS in objective.needs:
+            dataset = dataset.with_reference_tokens(store)
         imported = store.unverified(dataset.completion_ids)
     plan = _plan(run.train, dataset, order, layout.train)
     job = _job(

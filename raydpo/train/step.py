@@ -13,7 +13,8 @@ from torch import Tensor
 
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import Objective, Unit
+from raydpo.objective.contract import Mean, Objective, Unit
+from raydpo.train.coupled import backward_coupled, score_together
 from raydpo.train.diverged import REMEDY
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ class Share:
     step: int
     micro_batches: Sequence[Batch]
     totals: Mapping[Unit, int]  # of the whole global batch: what loss and metrics are the mean over
-    row_ids: Sequence[Sequence[str]] = ()  # hexadecimal, by micro-batch and row; for messages only
+    row_ids: Sequence[Sequence[str]] = ()  # hexadecimal, by micro-batch and row; for messages and the order of rows
     epoch: float = 0.0  # epochs walked with this step, as a fraction; for the record only
     num_tokens: int = 0  # trained on with this step, since the run's first; for the record only
 
 
 def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float) -> dict[str, float]:
     """Forward, backward, step. Returns metrics of the whole global batch, equal on every rank.
+
+    A metric of which the global batch has no instance, such as the reward of wanted completions, is left out.
 
     DeepSpeed averages gradients over ranks, so each rank's part is scaled by the world size: the gradient is that of
     sum(losses) over the units of the global batch, whatever the micro-batching and the number of ranks.
@@ -43,28 +46,40 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
     normaliser = share.totals[objective.mean_over]
+    scale = policy.world_size / normaliser
+    coupled = score_together(policy, share, objective) if objective.coupled else None
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     row_losses: list[Tensor] = []
     last = len(share.micro_batches) - 1
     for i, batch in enumerate(share.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
-        total, losses, token_logps = policy.engine(batch, objective.loss, objective.statistics)
-        policy.engine.backward(total * (policy.world_size / normaliser))
+        if coupled is None:
+            losses, found = _backward(policy, batch, objective, scale)
+        else:
+            losses, found = backward_coupled(policy, batch, coupled[i], scale)
         row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
-        for name, values in objective.metrics(batch.scored(token_logps)).items():
-            sums[name] += values.sum().cpu()
+        for name, mean in found.items():
+            sums[name] += mean.total.sum().cpu()
+            counts[name] += mean.count.sum().cpu()
     grad_norm = policy.step()
     totals = reduce_sums(sums)
-    loss = totals.pop("loss") / normaliser
-    units = share.totals[objective.metrics_over]
-    means = {name: total / units for name, total in totals.items()}
-    metrics = {"loss": loss, **means, "grad_norm": grad_norm, "learning_rate": lr}
+    of_all = reduce_sums(counts)
+    means = {name: totals[name] / count for name, count in of_all.items() if count}
+    metrics = {"loss": totals["loss"] / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
         raise _not_finite(share, row_losses, wrong)
     return metrics
+
+
+def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
+    """One micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
+    total, losses, token_logps = policy.engine(batch, objective.loss, objective.statistics)
+    policy.engine.backward(total * scale)
+    return losses, objective.metrics(batch.scored(token_logps))
 
 
 def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:

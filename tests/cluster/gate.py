@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,7 @@ from transformers import LlamaForCausalLM
 from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
-from raydpo.model.batch import Batch
-from raydpo.objective.contract import Objective, Unit
+from raydpo.objective.contract import LABEL, MISMATCHED, REF_LOGPS, Objective, Unit
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.registry import make_objective, resolve
 from raydpo.train.step import Share
@@ -27,7 +26,7 @@ from tests.models import exact_logps, make_batch, random_rows, tiny_llama
 
 STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
 LR = 1e-4
-ObjectiveName = Literal["dpo", "smoothed", "sigmoid_norm", "orpo", "sft"]
+ObjectiveName = Literal["dpo", "smoothed", "sigmoid_norm", "orpo", "sft", "group", "aot", "kto"]
 OptimizerName = Literal["rmsprop", "adamw"]
 OBJECTIVES: dict[ObjectiveName, Objective] = {
     "dpo": make_objective(resolve(["sigmoid"], beta=0.1)),
@@ -35,7 +34,11 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "sigmoid_norm": make_objective(resolve(["sigmoid_norm"], beta=0.1)),
     "orpo": make_objective(resolve(["orpo"], beta=0.1)),
     "sft": fine_tuning(),
+    "group": make_objective(resolve(["sigmoid"], beta=0.1)),
+    "aot": make_objective(resolve(["aot"], beta=0.1)),
+    "kto": make_objective(resolve(["kto"], beta=0.1, undesirable_weight=1.5)),
 }
+COMPLETIONS: dict[ObjectiveName, int] = {"sft": 1, "group": 4}  # of a row; of the others 2, one of kto's not its own
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Case:
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 MICRO_BATCHES = (1, 4)
 OPTIMIZERS: tuple[OptimizerName, ...] = ("rmsprop", "adamw")
-OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sigmoid_norm", "orpo", "sft")
+OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sigmoid_norm", "orpo", "sft", "group", "kto")
 FLOAT32 = [
     *(
         Case(stage, micro, Problem(tied=tied, optimizer=optimizer))
@@ -90,7 +93,9 @@ FLOAT32 = [
     *(Case(stage, 3) for stage in STAGES),  # micro-batches of unequal numbers of rows
     *(Case(stage, 4, by_tokens=True) for stage in STAGES),
     *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, OTHER_OBJECTIVES)),
+    *(Case(stage, micro, Problem(objective="aot")) for stage, micro in product(STAGES, MICRO_BATCHES)),
 ]
+ALONE = [Case(stage, micro, Problem(objective="aot"), world=1) for stage, micro in product(STAGES, MICRO_BATCHES)]
 BFLOAT16 = [Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)]
 WORLDS = (1, 2, 4)
 DEALT = 4  # micro-batches of a step that every world computes alike
@@ -104,21 +109,42 @@ def dealt(stage: Literal[1, 2, 3], world: int) -> Case:
 def cases_of(world: int) -> list[Case]:
     """What a group of so many ranks runs."""
     across = [dealt(stage, world) for stage in STAGES[1:]]
-    return FLOAT32 + BFLOAT16 + across if world == WORLD else across
+    if world == WORLD:
+        return FLOAT32 + BFLOAT16 + across
+    return across + ALONE if world == 1 else across
 
 
 @cache
 def rows(problem: Problem) -> list[TokenRow]:
     """All rows of the run, of very different lengths."""
-    return random_rows(STEPS * GLOBAL_BATCH, seed=0, completions=1 if problem.objective == "sft" else 2)
+    return random_rows(STEPS * GLOBAL_BATCH, seed=0, completions=COMPLETIONS.get(problem.objective, 2))
 
 
 def reference_logps(problem: Problem) -> Tensor | None:
-    """Made up, so that the slopes of the losses differ from row to row; shape [rows, 2]."""
+    """Made up, so that the slopes of the losses differ from row to row; shape [rows, n]."""
     if not OBJECTIVES[problem.objective].needs:
         return None
-    values = np.random.default_rng(1).uniform(-80, -20, size=(STEPS * GLOBAL_BATCH, 2))
+    per_row = COMPLETIONS.get(problem.objective, 2)
+    # KTO's baseline has a bound, which it must not lie on.
+    highest = -60 if problem.objective == "kto" else -20
+    values = np.random.default_rng(1).uniform(highest - 60, highest, size=(STEPS * GLOBAL_BATCH, per_row))
     return torch.from_numpy(values.astype(np.float32))
+
+
+def is_wanted(i: int) -> bool:
+    """The label of kto's row number i."""
+    return i % 3 == 0
+
+
+def columns(problem: Problem, members: list[int]) -> dict[str, Tensor]:
+    """Of the completions of some rows."""
+    found: dict[str, Tensor] = {}
+    if (ref := reference_logps(problem)) is not None:
+        found[REF_LOGPS] = ref[members]
+    if problem.objective == "kto":
+        found[LABEL] = torch.tensor([[is_wanted(i), False] for i in members])
+        found[MISMATCHED] = torch.tensor([False, True]).repeat(len(members))
+    return found
 
 
 def global_batch(step: int) -> range:
@@ -126,12 +152,14 @@ def global_batch(step: int) -> range:
 
 
 def totals(problem: Problem, step: int) -> dict[Unit, int]:
-    """Of a global batch: what loss and metrics are the mean over."""
+    """Of a global batch: what the loss is the mean over."""
     completions = [each for i in global_batch(step) for each in rows(problem)[i].completions]
+    per_row = COMPLETIONS.get(problem.objective, 2)
+    own = len(completions) // per_row if problem.objective == "kto" else len(completions)
     return {
         "rows": GLOBAL_BATCH,
-        "completions": len(completions),
-        "pairs": len(completions) - GLOBAL_BATCH,
+        "completions": own,
+        "pairs": GLOBAL_BATCH * per_row * (per_row - 1) // 2,
         "tokens": sum(map(len, completions)),
     }
 
@@ -140,16 +168,16 @@ def totals(problem: Problem, step: int) -> dict[Unit, int]:
 def split(case: Case, step: int) -> list[list[list[int]]]:
     """Rows by rank and micro-batch, under the largest token budget that gives this many micro-batches.
 
-    Other worlds than two ranks get the micro-batches of two, dealt out anew.
+    Where bits are compared, other worlds than two ranks get the micro-batches of two, dealt out anew.
     """
-    if case.world != WORLD:
+    if case.dtype == "bfloat16" and case.world != WORLD:
         of_two = split(replace(case, world=WORLD, micro_batches=DEALT // WORLD), step)
         every = [micro for rank in of_two for micro in rank]
         return [every[first : first + case.micro_batches] for first in range(0, DEALT, case.micro_batches)]
     data = rows(case.problem)
     tokens = np.asarray([len(data[i].prompt_ids) + sum(map(len, data[i].completions)) for i in global_batch(step)])
     for budget in range(int(tokens.sum()), int(tokens.max()) - 1, -1):
-        shares = split_microbatches(tokens, world_size=WORLD, budget=budget)
+        shares = split_microbatches(tokens, world_size=case.world, budget=budget)
         if len(shares[0]) == case.micro_batches:
             return [[[global_batch(step)[i] for i in micro] for micro in rank] for rank in shares]
     raise AssertionError(f"no budget cuts step {step} into {case.micro_batches} micro-batches")
@@ -157,11 +185,11 @@ def split(case: Case, step: int) -> list[list[list[int]]]:
 
 def share(case: Case, step: int, rank: int) -> Share:
     """What one rank computes of one step."""
-    data, ref = rows(case.problem), reference_logps(case.problem)
-    batches: list[Batch] = [
-        make_batch([data[i] for i in micro], None if ref is None else ref[micro]) for micro in split(case, step)[rank]
-    ]
-    return Share(step, batches, totals=totals(case.problem, step))
+    data = rows(case.problem)
+    mine = split(case, step)[rank]
+    batches = [make_batch([data[i] for i in micro], **columns(case.problem, micro)) for micro in mine]
+    names = [[data[i].row_id.hex() for i in micro] for micro in mine]
+    return Share(step, batches, totals=totals(case.problem, step), row_ids=names)
 
 
 @dataclass(frozen=True)
@@ -194,14 +222,49 @@ def oracle(problem: Problem) -> Trained:
 def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
     """The mean loss of a global batch, from the formulas of the papers."""
     data, ref = rows(problem), reference_logps(problem)
-    losses = []
-    for i in global_batch(step):
-        tokens = [
-            every.gather(1, torch.tensor(ids)[:, None])
-            for every, ids in zip(exact_logps(lm, data[i]), data[i].completions, strict=True)
+    tokens = [_token_logps(lm, data[i]) for i in global_batch(step)]
+    refs = [None if ref is None else ref[i] for i in global_batch(step)]
+    if problem.objective == "aot":
+        losses = _transported([_ratios(*row) for row in zip(tokens, refs, strict=True)], refs)
+    elif problem.objective == "kto":
+        losses = _prospects([_ratios(*row) for row in zip(tokens, refs, strict=True)], step)
+    else:
+        losses = torch.stack([_row_loss(problem.objective, *row) for row in zip(tokens, refs, strict=True)])
+    return losses.sum() / totals(problem, step)[OBJECTIVES[problem.objective].mean_over]
+
+
+def _token_logps(lm: LlamaForCausalLM, row: TokenRow) -> list[Tensor]:
+    """Of each completion."""
+    return [
+        every.gather(1, torch.tensor(ids)[:, None])
+        for every, ids in zip(exact_logps(lm, row), row.completions, strict=True)
+    ]
+
+
+def _ratios(tokens: list[Tensor], ref: Tensor | None) -> list[Tensor]:
+    assert ref is not None
+    return [each.sum() - of_ref for each, of_ref in zip(tokens, ref, strict=True)]
+
+
+def _transported(ratios: list[list[Tensor]], refs: list[Tensor | None]) -> Tensor:
+    """AOT, [G] in the order of the margins: the k-th smallest of the policy's against that of the reference's."""
+    theirs = torch.stack([ref[0] - ref[1] for ref in refs if ref is not None])
+    ours = torch.stack([chosen - rejected for chosen, rejected in ratios]) + theirs
+    return -(0.1 * (ours.sort().values - theirs.sort().values)).sigmoid().log()
+
+
+def _prospects(ratios: list[list[Tensor]], step: int) -> Tensor:
+    """KTO, [G]: the first completion of each row about the mean of all second ones."""
+    z0 = torch.stack([other for _, other in ratios]).mean().detach()
+    assert z0 > 0, "the baseline lies on its bound: no test"
+    gains = [0.1 * (own - z0) for own, _ in ratios]
+    wanted = [is_wanted(i) for i in global_batch(step)]
+    return torch.stack(
+        [
+            1 - gain.sigmoid() if label else 1.5 * (1 - (-gain).sigmoid())
+            for gain, label in zip(gains, wanted, strict=True)
         ]
-        losses.append(_row_loss(problem.objective, tokens, None if ref is None else ref[i]))
-    return torch.stack(losses).sum() / totals(problem, step)[OBJECTIVES[problem.objective].mean_over]
+    )
 
 
 def _row_loss(objective: ObjectiveName, tokens: list[Tensor], ref: Tensor | None) -> Tensor:
@@ -211,10 +274,12 @@ def _row_loss(objective: ObjectiveName, tokens: list[Tensor], ref: Tensor | None
     if objective == "orpo":
         odds = [p / (1 - p) for p in (each.mean().exp() for each in tokens)]
         return -tokens[0].mean() - 0.1 * (odds[0] / odds[1]).log().sigmoid().log()
-    assert ref is not None
-    ratios = [each.sum() - of_ref for each, of_ref in zip(tokens, ref, strict=True)]
+    ratios = _ratios(tokens, ref)
     if objective == "sigmoid_norm":
         ratios = [ratio / len(each) for ratio, each in zip(ratios, tokens, strict=True)]
-    margin = 0.1 * (ratios[0] - ratios[1])
     wrong = 0.1 if objective == "smoothed" else 0.0
-    return -(1 - wrong) * margin.sigmoid().log() - wrong * (-margin).sigmoid().log()
+    margins = [0.1 * (better - worse) for better, worse in combinations(ratios, 2)]
+    return sum(
+        (-(1 - wrong) * margin.sigmoid().log() - wrong * (-margin).sigmoid().log() for margin in margins),
+        start=torch.zeros(()),
+    )

@@ -16,7 +16,7 @@ import torch.distributed
 
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.model.head import Scored
+from raydpo.model.head import Asked, Scored
 from raydpo.model.score import sequence_logps
 from raydpo.objective.contract import RowLoss
 from raydpo.train.engine import Policy, init_distributed, make_policy
@@ -78,7 +78,8 @@ class _ByTokens:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def __call__(self, batch: Batch, loss: RowLoss) -> Scored:
+    def __call__(self, batch: Batch, loss: RowLoss, asked: Asked) -> Scored:
+        assert not asked
         token_logps = self.engine(batch)
         losses = loss(batch.scored(token_logps))
         return losses.sum(), losses.detach(), token_logps.detach()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from raydpo.config.schema import Zero
 from raydpo.train.engine import _config
-from tests.cluster.gate import BFLOAT16, FLOAT32, STAGES, WORLDS, Case, Problem, dealt, oracle, split
+from tests.cluster.gate import ALONE, BFLOAT16, FLOAT32, STAGES, WORLDS, Case, Problem, dealt, oracle, split
 from tests.cluster.gate_worker import run_rank
 from tests.models import tiny_llama
 
@@ -58,6 +58,13 @@ def test_two_ranks_report_the_losses_and_gradient_norms_of_one_process(gate: Pat
     metrics, expected = of_rank(gate, case)["metrics"], oracle(case.problem)
     assert [m["loss"] for m in metrics] == pytest.approx(expected.losses, rel=RELATIVE)
     assert [m["grad_norm"] for m in metrics] == pytest.approx(expected.grad_norms, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("case", ALONE, ids=str)
+def test_one_rank_does_what_several_do_where_rows_are_coupled(gate: Path, case: Case) -> None:
+    found, expected = of_rank(gate, case), oracle(case.problem)
+    assert max(distance(found["weights"][name], weight) for name, weight in expected.weights.items()) <= RELATIVE
+    assert [m["loss"] for m in found["metrics"]] == pytest.approx(expected.losses, rel=RELATIVE)
 
 
 @pytest.mark.parametrize("case", BFLOAT16, ids=str)

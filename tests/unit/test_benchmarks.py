@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.balance import RANKS, equal_rows, planned, waiting
 from benchmarks.child import Answer, Child, Task
 from benchmarks.comparison import BEST, DEFAULTS, ENGINE, SYSTEM, TOLERANCE, Comparison
+from benchmarks.groups import Contender, as_pairs
 from benchmarks.models import write_other_weights
 from benchmarks.passes import Packed, Padded
 from benchmarks.shapes import (
@@ -26,6 +28,7 @@ from benchmarks.shapes import (
     repeated_tokens,
     write_pairs,
 )
+from raydpo.model.score import ScoringModel
 from tests.helpers import tiny_tokenizer
 from tests.models import VOCAB_SIZE, random_rows, tiny_llama
 
@@ -112,6 +115,21 @@ def test_the_reference_has_other_weights_so_that_the_first_loss_is_not_log_two(m
     ref_logps = Packed(other, rows, dtype="float32").logps()
     loss = Packed(model, rows, dtype="float32", ref_logps=ref_logps).gradient()
     assert abs(loss - np.log(2)) > 10 * TOLERANCE
+
+
+def test_a_group_and_its_pair_rows_are_the_same_pairs() -> None:
+    groups = random_rows(3, seed=1, completions=4)
+    model = ScoringModel(tiny_llama())
+    as_group, as_rows = Contender(model, groups), Contender(model, as_pairs(groups))
+    found = []
+    for contender in (as_group, as_rows):
+        contender.reference()
+        found.append((contender.gradient(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (loss, gradient), (expected_loss, expected_gradient) = found
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
+    assert (as_group.completions, as_rows.completions) == (12, 36)
+    assert as_group.tokens < as_rows.tokens
 
 
 def test_the_limit_is_reached_when_both_use_the_machine_equally_well() -> None:

@@ -28,8 +28,10 @@ from tests.models import VOCAB_SIZE, exact, exact_logps, make_batch, make_row, r
 
 pytestmark = pytest.mark.unit
 
-EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
-PAIRWISE = sorted(name for name, loss in LOSSES.items() if loss.mean_over == "pairs")
+# Coupled losses, and those of single completions, have their laws in test_coupled_losses.py.
+COMPARING = sorted(name for name, loss in LOSSES.items() if not loss.coupled and loss.mean_over != "completions")
+EVERY_LOSS = pytest.mark.parametrize("name", COMPARING)
+PAIRWISE = [name for name in COMPARING if LOSSES[name].mean_over == "pairs"]
 EVERY_PAIRWISE_LOSS = pytest.mark.parametrize("name", PAIRWISE)
 
 
@@ -127,7 +129,7 @@ def test_ranks_say_which_is_better_wherever_it_stands(name: str) -> None:
     moved = replace(rows, token_logps=rows.token_logps[order], columns=columns)
     torch.testing.assert_close(objective.loss(moved), objective.loss(rows), rtol=1e-12, atol=0)
     metrics, expected = objective.metrics(moved), objective.metrics(rows)
-    assert all(torch.allclose(metrics[each], expected[each], rtol=1e-12) for each in expected)
+    assert all(torch.allclose(metrics[each].total, expected[each].total, rtol=1e-12) for each in expected)
 
 
 @EVERY_PAIRWISE_LOSS
@@ -170,7 +172,7 @@ def test_the_metrics_of_a_group_are_the_sums_of_its_pair_rows(name: str) -> None
     def sums(some: list[TokenRow]) -> dict[str, Tensor]:
         batch = batch_of(some)
         scored_rows = batch.scored(model.token_logps(batch))
-        return {each: values.sum() for each, values in objective.metrics(scored_rows).items()}
+        return {each: mean.total.sum() for each, mean in objective.metrics(scored_rows).items()}
 
     found, expected = sums(rows), sums(pair_rows(rows))
     assert found.keys() == expected.keys()
@@ -179,7 +181,7 @@ def test_the_metrics_of_a_group_are_the_sums_of_its_pair_rows(name: str) -> None
 
 
 @settings(deadline=None, max_examples=25)
-@given(groups(), st.integers(1, 80), st.sampled_from(sorted(LOSSES)))
+@given(groups(), st.integers(1, 80), st.sampled_from(COMPARING))
 def test_chunks_do_not_change_a_ragged_batch(rows: list[TokenRow], positions: int, name: str) -> None:
     rows = [*rows, *random_rows(1, seed=1)]  # one row at least has a pair
     lm = tiny_llama(dtype=torch.float64)
@@ -191,7 +193,7 @@ def test_chunks_do_not_change_a_ragged_batch(rows: list[TokenRow], positions: in
 
 
 @settings(deadline=None, max_examples=25)
-@given(groups(), st.sampled_from(sorted(LOSSES)))
+@given(groups(), st.sampled_from(COMPARING))
 def test_a_batch_of_mixed_rows_is_its_rows_one_by_one(rows: list[TokenRow], name: str) -> None:
     model, loss = ScoringModel(tiny_llama(dtype=torch.float64)), make_objective(resolve([name])).loss
     _, together, token_logps = model(batch_of(rows), loss)

@@ -115,6 +115,8 @@ def test_plain_dpo_is_one_training_however_a_run_file_calls_it(tree: Tree, objec
             {"f_divergence_type": "js_divergence"},
             PLAIN_DPO | {"f_divergence_type": "js_divergence"},
         ),
+        ({"ld_alpha": 1.0, "use_margin": False, "use_weighting": False}, PLAIN_DPO),
+        ({"ld_alpha": 0.5, "use_weighting": True}, PLAIN_DPO | {"ld_alpha": 0.5, "use_weighting": True}),
         (
             {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.2], "beta": 2.5},
             {

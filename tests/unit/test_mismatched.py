@@ -69,6 +69,15 @@ def test_it_is_no_completion_of_its_row_and_in_none_of_its_pairs() -> None:
     assert lengths == {"prompt": 1, "chosen": 1, "rejected": 2}
 
 
+@pytest.mark.parametrize("positions", [None, 99])
+def test_it_reaches_no_further_than_rows_may(positions: int | None) -> None:
+    rows = [{"prompt": [1, 2, 3], "chosen": [4], "rejected": [5]}, {"prompt": [1], "chosen": [4] * 6, "rejected": [5]}]
+    limits = [ModelLimits("/m", vocabulary=None, positions=positions)]
+    settings = TokenSettings(7, "error", append_eos=False)
+    table, _ = tokenize_chunk(Chunk("a", 1, rows), row_tokenizer(), settings, "pair", limits, others=True)
+    assert [row.completions[-1] for row in to_rows(table)] == [[4] * 4, [4]]
+
+
 def test_it_reaches_no_further_than_a_model_can_read() -> None:
     rows = [{"prompt": [1, 2, 3], "chosen": [4], "rejected": [5]}, {"prompt": [1], "chosen": [4] * 6, "rejected": [5]}]
     limits = [ModelLimits("/m", vocabulary=None, positions=7)]

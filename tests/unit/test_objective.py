@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from raydpo.config import schema
 from raydpo.config.errors import UserError
-from raydpo.objective.contract import REF_LOGPS, Objective, ScoredRows
+from raydpo.objective.contract import MISMATCHED, REF_LOGPS, Mean, Objective, ScoredRows
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.preference.dpo import FDivergence
 from raydpo.objective.registry import ELSEWHERE, LOSSES, Term, make_objective, resolve
@@ -28,6 +29,10 @@ BETA = st.sampled_from([0.01, 0.1, 1.0])
 
 def objective(*loss_types: str, weights: list[float] | None = None, **arguments: Any) -> Objective:
     return make_objective(resolve(loss_types, weights, **arguments))
+
+
+def totals(metrics: dict[str, Mean]) -> dict[str, Tensor]:
+    return {name: mean.total for name, mean in metrics.items()}
 
 
 def rows_of(values: list[tuple[float, ...]]) -> ScoredRows:
@@ -52,7 +57,7 @@ def test_the_worked_example_of_scored_rows() -> None:
 def test_dpo_worked_by_hand() -> None:
     found = objective("sigmoid", beta=0.5)
     assert found.loss(ROWS)[0].item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-12)
-    metrics = {name: values.tolist() for name, values in found.metrics(ROWS).items()}
+    metrics = {name: values.tolist() for name, values in totals(found.metrics(ROWS)).items()}
     assert metrics == {
         "rewards/chosen": [0.5, -0.5],
         "rewards/rejected": [-1.0, 0.5],
@@ -71,7 +76,7 @@ def test_the_gradient_of_dpo_is_the_papers(values: list[tuple[float, ...]], beta
     rows.token_logps.requires_grad_()
     (slopes,) = torch.autograd.grad(objective("sigmoid", beta=beta).loss(rows).sum(), rows.token_logps)
     chosen, rejected = slopes.view(-1, 2).unbind(dim=1)
-    metrics = objective("sigmoid", beta=beta).metrics(rows)
+    metrics = totals(objective("sigmoid", beta=beta).metrics(rows))
     weight = torch.sigmoid(metrics["rewards/rejected"] - metrics["rewards/chosen"]).detach()
     torch.testing.assert_close(chosen, -beta * weight)
     torch.testing.assert_close(rejected, beta * weight)
@@ -82,29 +87,32 @@ def test_the_gradient_of_dpo_is_the_papers(values: list[tuple[float, ...]], beta
 def test_swapping_chosen_and_rejected_mirrors_the_margin(values: list[tuple[float, ...]], beta: float) -> None:
     rows, swapped = rows_of(values), rows_of([(b, a, d, c) for a, b, c, d in values])
     found = objective("sigmoid", beta=beta)
-    margins = found.metrics(rows)["rewards/margins"]
-    torch.testing.assert_close(found.metrics(swapped)["rewards/margins"], -margins)
+    margins = totals(found.metrics(rows))["rewards/margins"]
+    torch.testing.assert_close(totals(found.metrics(swapped))["rewards/margins"], -margins)
     # -log σ(-m) = m - log σ(m)
     torch.testing.assert_close(found.loss(swapped), found.loss(rows) + margins, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("margin", "accuracy"), [(1e-3, 1.0), (0.0, 0.0), (-1e-3, 0.0)])
 def test_a_tie_counts_as_wrong(margin: float, accuracy: float) -> None:
-    metrics = objective("sigmoid").metrics(rows_of([(margin, 0.0, 0.0, 0.0)]))
+    metrics = totals(objective("sigmoid").metrics(rows_of([(margin, 0.0, 0.0, 0.0)])))
     assert metrics["rewards/accuracies"].item() == accuracy
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_metrics_are_values_a_row_and_there_are_rewards_where_there_is_a_beta(name: str) -> None:
-    metrics = objective(name).metrics(ROWS)
-    assert {tuple(values.shape) for values in metrics.values()} == {(2,)}
+    columns = {**ROWS.columns, MISMATCHED: torch.tensor([False, False, False, True])}
+    metrics = objective(name).metrics(replace(ROWS, columns=columns))
+    assert {(*mean.total.shape, *mean.count.shape) for mean in metrics.values()} == {(2, 2)}
     assert {"logps/chosen", "logps/rejected"} <= metrics.keys()
-    assert ("rewards/margins" in metrics) == ("beta" in LOSSES[name].defaults)
+    assert ("rewards/chosen" in metrics) == ("beta" in LOSSES[name].defaults)
+    assert ("rewards/margins" in metrics) == ("rewards/chosen" in metrics and LOSSES[name].mean_over != "completions")
 
 
 @pytest.mark.parametrize("names", [("simpo", "sft"), ("sft", "simpo"), ("simpo", "sigmoid")])
 def test_the_rewards_of_a_mix_are_those_of_its_first_loss_that_has_any(names: tuple[str, ...]) -> None:
-    mixed, alone = objective(*names).metrics(ROWS), objective("simpo").metrics(ROWS)
+    mixed = totals(objective(*names).metrics(ROWS))
+    alone = totals(objective("simpo").metrics(ROWS))
     assert mixed.keys() == alone.keys()
     assert all(torch.equal(mixed[name], alone[name]) for name in alone)
 
@@ -113,7 +121,7 @@ def test_a_mix_is_the_weighted_sum_of_its_losses() -> None:
     rpo = objective("sigmoid", "sft", weights=[1.0, 0.2], beta=0.3)
     expected = objective("sigmoid", beta=0.3).loss(ROWS) + 0.2 * objective("sft").loss(ROWS)
     assert torch.equal(rpo.loss(ROWS), expected)
-    assert (rpo.mean_over, rpo.metrics_over, rpo.needs) == ("pairs", "pairs", {REF_LOGPS})
+    assert (rpo.mean_over, rpo.needs) == ("pairs", {REF_LOGPS})
 
 
 @pytest.mark.parametrize("name", ["simpo", "cpo", "orpo", "sft", "preferred_ft", "unlikelihood"])
@@ -129,9 +137,9 @@ def test_a_reference_free_loss_needs_nothing_but_tokens(name: str) -> None:
 def test_fine_tuning_weighs_tokens_and_needs_no_reference() -> None:
     rows = ScoredRows(torch.tensor([-1.0, -3.0, -1.0]), torch.tensor([0, 1, 1]), torch.tensor([0, 1]), 2, {})
     found = fine_tuning()
-    assert (found.mean_over, found.metrics_over, found.needs) == ("tokens", "completions", frozenset())
+    assert (found.mean_over, found.needs) == ("tokens", frozenset())
     assert found.loss(rows).tolist() == [1.0, 4.0]
-    assert found.metrics(rows)["logps/completion"].tolist() == [-1.0, -4.0]
+    assert totals(found.metrics(rows))["logps/completion"].tolist() == [-1.0, -4.0]
 
 
 def test_what_the_run_file_leaves_out_is_the_losss_own_default() -> None:
@@ -158,7 +166,13 @@ def test_an_argument_goes_to_every_loss_that_takes_it() -> None:
         (["simp"], None, {}, "the nearest is simpo"),
         (["cdpo"], None, {}, "write loss_type: sigmoid with label_smoothing"),
         (["rpo"], None, {}, r"write loss_type: \[sigmoid, sft\] with loss_weights"),
-        (["aot"], None, {}, "couples the pairs of a global batch"),
+        (["sigmoid", "aot"], None, {"use_weighting": True}, "use_weighting does not go with aot"),
+        (
+            ["sigmoid", "kto"],
+            None,
+            {},
+            "sigmoid is a mean over pairs and kto is a mean over completions, so they do not add up",
+        ),
         (["sigmoid", "dpo"], None, {}, "names a loss twice: sigmoid, sigmoid"),
         (["sigmoid", "sft"], [1.0], {}, "loss_weights has 1 values for the 2 losses"),
         (["sigmoid"], [1.0, 2.0], {}, "loss_weights has 2 values for the 1 losses"),

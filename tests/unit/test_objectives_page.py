@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.objective.contract import RANK, REF_LOGPS
+from raydpo.objective.contract import LABEL, MISMATCHED, RANK, REF_LOGPS
 from raydpo.objective.registry import LOSSES
 
 pytestmark = pytest.mark.unit
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "objectives.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| `(\w+)` \| .* \| ([^|]*) \| (nothing|reference(?:, \w+)*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \| .* \| ([^|]*) \| ((?:reference|nothing)[^|]*) \|$", re.MULTILINE)
 ARGUMENT = re.compile(r"`(\w+)` ([\w.]+)")
-NEEDS = {REF_LOGPS: "reference", RANK: "ranks"}
+NEEDS = {REF_LOGPS: "reference", RANK: "ranks", LABEL: "labels", MISMATCHED: "completions of other prompts"}
 DIFF = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

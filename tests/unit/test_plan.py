@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -97,6 +98,17 @@ def test_a_row_brings_its_reference_and_the_totals_of_its_step() -> None:
             )
             assert row["step_tokens"] == plan.dataset.completion_tokens[batch].sum()
             assert row["ref_logps"] == [-tokens[row["expected_id"]], -2 * tokens[row["expected_id"]]]
+
+
+def test_a_row_brings_the_references_tokens_of_all_its_completions_in_order() -> None:
+    plan = plan_of("carry")
+    counts = np.stack((np.ones(NUM_PAIRS, np.int64), plan.dataset.completion_tokens - 1), axis=1)
+    lists = [[-1.0 * number] * count for number, count in enumerate(counts.ravel().tolist())]
+    plan = replace(plan, dataset=replace(plan.dataset, ref_token_logps=pa.array(lists, pa.large_list(pa.float32()))))
+    for table in planned(plan, 0, 2):
+        for row in table.to_pylist():
+            number = int.from_bytes(row["expected_id"], "big")
+            assert row["ref_token_logps"] == lists[2 * number] + lists[2 * number + 1]
 
 
 @pytest.mark.parametrize(("start", "world_size"), [(0, 1), (0, 4), (5, 2), (17, 1)])

@@ -18,6 +18,7 @@ from raydpo.config.errors import UserError
 from raydpo.reference import shard as shards
 from raydpo.reference.index import Asked, as_arrow, as_numpy
 from raydpo.reference.place import Place
+from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
 from raydpo.reference.upkeep import verify_store
 from tests.stores import KEY, LOGPS, NAMES, claimed, files_of, full_store, ids, place_of, table
@@ -37,6 +38,24 @@ def test_a_lookup_answers_in_the_order_of_the_question(root: str, order: list[in
     found = full_store(root)[0].lookup(ids(order))
     assert found.shape == (len(order),)
     assert np.array_equal(found, LOGPS[order])
+
+
+@pytest.mark.parametrize("order", [[5, 3, 1], [3], [1, 1, 5]])
+def test_values_of_tokens_come_in_the_order_of_the_question(root: str, order: list[int]) -> None:
+    found = full_store(root)[0].lookup_tokens(ids(order))
+    assert found.to_pylist() == [[LOGPS[i] / 2] * 2 for i in order]
+
+
+def test_completions_whose_tokens_were_not_kept_are_counted_with_the_remedy(root: str) -> None:
+    with pytest.raises(UserError, match=r"no log-probs of tokens for 2 of 3 completions: .*another reference\.store"):
+        full_store(root)[0].lookup_tokens(ids([1, 2, 4]))
+
+
+def test_tokens_that_one_shard_has_kept_are_found_though_another_has_not(root: str) -> None:
+    store, _ = full_store(root)
+    kept = table([0]).set_column(3, SCHEMA.field("token_logps"), pa.array([[-1.0, -2.0]], pa.list_(pa.float32())))
+    store.commit(kept)
+    assert store.lookup_tokens(ids([0])).to_pylist() == [[-1.0, -2.0]]
 
 
 def test_a_store_works_in_the_process_that_it_was_sent_to(root: str) -> None:

@@ -65,6 +65,7 @@ def test_a_value_that_no_loss_allows_is_refused_where_the_file_is_read(
         ({"loss_type": "sigmod"}, "there is no such loss; the nearest is sigmoid"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "hinge does not take it"),
         ({"loss_type": "[sigmoid, sft]", "loss_weights": "[1.0]"}, "1 values for the 2 losses"),
+        ({"loss_type": "[bco, hinge]"}, "bco is a mean over completions and hinge is a mean over pairs"),
     ],
 )
 def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(
@@ -72,6 +73,28 @@ def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(
 ) -> None:
     with pytest.raises(UserError, match=said):
         check_inputs(with_objective(run_file, **values), stage)
+
+
+@pytest.mark.parametrize("loss_type", ["aot", "[aot, sft]", "kto"])
+def test_a_coupled_loss_wants_rows_to_compare(run_file: Path, loss_type: str) -> None:
+    alone = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.global_batch_size=1"])
+    with pytest.raises(UserError, match=r"train.global_batch_size = 1: (aot|kto) compares the rows .* set it to 2"):
+        check_inputs(alone, "train")
+    assert objective_terms(load_run_file(run_file, ["train.global_batch_size=1"]))
+    assert objective_terms(with_objective(run_file, loss_type=loss_type))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("train.reference=overlap", "train.reference=overlap brings sums only; set train.reference: precompute"),
+        ("reference.keep_token_logps=false", "reference.keep_token_logps=false keeps sums only; set it to true"),
+    ],
+)
+def test_a_loss_of_tokens_asks_for_a_reference_that_has_them(run_file: Path, key: str, said: str) -> None:
+    run = load_run_file(run_file, ["train.objective.ld_alpha=0.5", key])
+    with pytest.raises(UserError, match=said):
+        check_inputs(run, "train")
 
 
 @pytest.mark.parametrize(

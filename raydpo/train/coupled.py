@@ -1,0 +1,56 @@
+"""A step of a loss that couples the rows of the global batch: scored without gradient first, then a second pass.
+
+Both passes go through the same engine and the same head, and dropout is off (raydpo.model.load), so the log-probs that
+the slopes were made from are those of the second pass. The first costs a forward pass; nothing else is exchanged than
+log-probs and columns, some bytes a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raydpo.model.batch import Batch
+from raydpo.objective.contract import Mean, Objective, ScoredRows
+from raydpo.objective.coupling import SLOPE, Coupled, Part, couple, linear
+
+if TYPE_CHECKING:
+    from raydpo.train.engine import Policy
+    from raydpo.train.step import Share
+
+
+def score_together(policy: Policy, share: Share, objective: Objective) -> list[Coupled]:
+    """What the global batch makes of each of this rank's micro-batches. All ranks call it together."""
+    mine = []
+    for batch, names in zip(share.micro_batches, share.row_ids, strict=True):
+        with torch.no_grad():
+            token_logps = policy.engine(batch)
+        mine.append(Part(_in_host_memory(batch.scored(token_logps)), names))
+    by_rank: list[list[Part]] = [[] for _ in range(policy.world_size)]
+    torch.distributed.all_gather_object(by_rank, mine)
+    before = sum(len(parts) for parts in by_rank[: policy.rank])
+    everything = couple(objective, [part for parts in by_rank for part in parts])
+    return everything[before : before + len(mine)]
+
+
+def backward_coupled(policy: Policy, batch: Batch, coupled: Coupled, scale: float) -> tuple[Tensor, dict[str, Mean]]:
+    """The second pass over one micro-batch: its part of the gradient, times scale. Returns its losses and metrics."""
+    slopes = coupled.slopes.to(batch.owner.device, torch.float32)
+    total, *_ = policy.engine(replace(batch, token_columns={SLOPE: slopes}), linear)
+    policy.engine.backward(total * scale)
+    return coupled.losses, coupled.metrics
+
+
+def _in_host_memory(rows: ScoredRows) -> ScoredRows:
+    """Every rank computes the same from it, whatever its device."""
+    return replace(
+        rows,
+        token_logps=rows.token_logps.cpu(),
+        owner=rows.owner.cpu(),
+        row=rows.row.cpu(),
+        columns={name: values.cpu() for name, values in rows.columns.items()},
+        token_columns={name: values.cpu() for name, values in rows.token_columns.items()},
+    )
