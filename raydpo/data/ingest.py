@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from raydpo.config.errors import UserError
 from raydpo.data.formats import Chunk, Kind
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.mismatched import with_others
@@ -16,6 +15,7 @@ from raydpo.data.ranked import tokenize_ranked
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
+from raydpo.errors import UserError
 
 _TOKENIZE: Mapping[Kind, Callable[..., Outcome]] = MappingProxyType(
     {"sft": tokenize_sft, "pair": tokenize_pair, "unpaired": tokenize_unpaired, "ranked": tokenize_ranked}
