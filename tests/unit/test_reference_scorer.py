@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from raydpo.config.schema import RunFile
+from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.reference.store import Store
-from raydpo.runtime import device
-from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.scorer import ReferenceScorer
+from raydpo.runtime.cluster import device
+from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.workspace.layout import reference_store
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 
