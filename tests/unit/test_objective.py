@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raydpo.config import schema
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.objective.contract import MISMATCHED, REF_LOGPS, Mean, Objective, ScoredRows
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.preference.dpo import FDivergence

@@ -1,0 +1,116 @@
+"""`raydpo reference convert`: values that an earlier raydpo kept by row become values by completion, and none is lost.
+
+The old layout names a row and not its completions, so the run's prepared tokens are asked which they are. Rows of
+other runs stay where they are until their run file comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
+from raydpo.reference.dataset import Dataset
+from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy
+from raydpo.reference.old_layout import OldShards, by_completion
+from raydpo.reference.store import Store
+from raydpo.workspace.layout import reference_store
+from raydpo.workspace.prepared import prepared_datasets
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of the rows of the old layout, each counted once."""
+
+    rows: int  # the run's, converted now or before
+    completions: int  # of these rows
+    others: int  # not among the run's rows; they stay in the old layout
+    damaged: int  # shards that do not count, see `raydpo reference verify`
+    store: str
+
+
+class _RunRows:
+    """The rows of a run, by row_id, with their completions."""
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self._asked = Asked(pa.concat_arrays([dataset.row_ids for dataset in datasets]))
+        self._completions = np.concatenate([as_numpy(dataset.completion_ids) for dataset in datasets])
+        sizes = np.concatenate([np.diff(dataset.begins) for dataset in datasets])
+        self._begins = np.cumsum(sizes) - sizes
+
+    def find(self, row_ids: Ids) -> tuple[Bools, Ids]:
+        """Which of the rows of the old layout are among the run's, and the completions of these, in turn."""
+        at, found = self._asked.find(row_ids)
+        first = self._begins[self._asked.first[at[found]]]
+        # A row's id is a hash over all its completions, so who has the id of a pair is the same pair.
+        return found, self._completions[np.stack([first, first + 1], axis=1).ravel()]
+
+
+def convert_values(run: RunFile) -> Converted:
+    """Make shards by completion of the run's rows in the old layout. Nothing is scored, and nothing is removed.
+
+    Takes no cluster. It may be ended and begun again: a shard is noted as converted when its values are committed.
+    UserError where the store has nothing of the old layout.
+    """
+    store = reference_store(run)
+    rows = _RunRows(prepared_datasets(run))
+    old = store.old_layout()
+    whole, damages = old.survey()
+    if not whole:
+        raise UserError(
+            f"the reference store {store.address} holds no whole shard of the old layout, so there is nothing to "
+            "convert; where there should be one, `raydpo reference verify` says what is wrong with it."
+        )
+    store.claim()
+    taken: list[Ids] = []
+    left: list[Ids] = []
+    completions: list[Ids] = []
+    for (name, marker), table in zip(whole.items(), old.read(list(whole)), strict=True):
+        row_ids = as_numpy(table["row_id"])
+        found, ids = rows.find(row_ids)
+        if found.any():
+            shard = by_completion(table.filter(pa.array(found)), as_arrow(ids))
+            store.commit(shard, marker.source, verified=marker.verified)
+            old.mark_converted(name, row_ids[found], ids)
+        taken.append(row_ids[found])
+        left.append(row_ids[~found])
+        completions.append(ids)
+    return Converted(
+        rows=_different(taken),
+        completions=_different(completions),
+        others=_different(left),
+        damaged=len(damages),
+        store=store.address,
+    )
+
+
+def check_converted(store: Store, datasets: Iterable[Dataset]) -> None:
+    """Raise UserError where the old layout has values of rows whose completions the store lacks.
+
+    Without it, they would be scored again, and nobody would know that they need not be.
+    """
+    old = store.old_layout()
+    if not old.markers():
+        return
+    rows = sum(_unconverted(store, old, dataset) for dataset in datasets)
+    if rows:
+        raise UserError(
+            f"the reference store {store.address} holds the values of {rows} of the run's rows in the layout of an "
+            "earlier raydpo; run `raydpo reference convert` with this run file, which takes them over and scores "
+            "nothing again."
+        )
+
+
+def _unconverted(store: Store, old: OldShards, dataset: Dataset) -> int:
+    """How many rows of a dataset they are; one that occurs twice counts twice."""
+    lacking = np.flatnonzero(np.isnan(store.known(dataset.completion_ids)))
+    rows = np.unique(np.searchsorted(dataset.begins, lacking, side="right") - 1)
+    return int(old.holds(dataset.row_ids.take(pa.array(rows))).sum())
+
+
+def _different(ids: Sequence[Ids]) -> int:
+    return len(np.unique(np.concatenate(ids)))

@@ -1,0 +1,55 @@
+"""The run file's preference loss. The losses are looked up only when asked for: that loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from raydpo.config.schema import RunFile
+from raydpo.data.mismatched import MISMATCHED
+from raydpo.errors import UserError
+
+if TYPE_CHECKING:
+    from raydpo.objective.contract import Objective
+    from raydpo.objective.registry import Term
+
+
+def objective_terms(run: RunFile) -> tuple[Term, ...]:
+    """The losses that preference training adds up, with all their arguments. Raises UserError for a mistake in them."""
+    from raydpo.objective.registry import resolve
+
+    settings = run.train.objective
+    terms = resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
+    _check_not_alone(terms, run.train.global_batch_size)
+    return terms
+
+
+def _check_not_alone(terms: Sequence[Term], global_batch_size: int) -> None:
+    """A row that is a batch of its own would be compared with itself: nothing to rank, and no baseline but its own."""
+    from raydpo.objective.registry import LOSSES
+
+    coupled = [term.loss_type for term in terms if LOSSES[term.loss_type].coupled]
+    if coupled and global_batch_size < 2:
+        raise UserError(
+            f"train.global_batch_size = {global_batch_size}: {', '.join(coupled)} compares the rows of a global batch "
+            "with each other; set it to 2 or more."
+        )
+
+
+def preference_objective(run: RunFile) -> Objective:
+    """What preference training minimises."""
+    from raydpo.objective.registry import make_objective
+
+    return make_objective(objective_terms(run))
+
+
+def needs_others(run: RunFile) -> bool:
+    """Whether preference training reads a completion of another prompt in every row: then prepare puts one there."""
+    return MISMATCHED in preference_objective(run).needs
+
+
+def needs_reference(run: RunFile) -> bool:
+    """Whether preference training reads the reference's log-probs: then they are scored, stored and checked first."""
+    from raydpo.objective.contract import REF_LOGPS
+
+    return REF_LOGPS in preference_objective(run).needs

@@ -1,0 +1,57 @@
+"""What the rows of a run are, as its run file says, and whether a loss can learn from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raydpo.config.schema import Data, Sample
+from raydpo.data.formats import RowFormat, row_format
+from raydpo.errors import UserError
+
+if TYPE_CHECKING:
+    from raydpo.data.shards import TokenManifest
+    from raydpo.objective.contract import Objective
+
+
+def given_rows(data: Data) -> RowFormat:
+    """The rows of files that the run file names."""
+    columns = {key: getattr(data.columns, key) for key in data.columns.read_by(data.format)}
+    return row_format(data.format, columns)
+
+
+def training_rows(data: Data, sample: Sample | None) -> RowFormat:
+    """The rows that training reads: those of the run file's own files, or those that the sample stage writes."""
+    if sample is None:
+        return given_rows(data)
+    return row_format("ranked" if sample.pairs == "all" else "pairs")
+
+
+def check_format(rows: RowFormat, objective: Objective) -> None:
+    """Raise UserError where rows of a format lack what a loss reads. Needs nothing but the run file."""
+    if objective.mean_over == "pairs" and rows.kind == "unpaired":
+        raise UserError(
+            "train.objective.loss_type compares completions of one prompt, and rows of data.format=unpaired have one "
+            "each; choose a loss of single completions, such as kto or bco, or give pairs."
+        )
+    if "label" in objective.needs and rows.kind == "sft":
+        raise UserError("train.objective.loss_type needs labels; set data.format: unpaired.")
+    if "rank" in objective.needs and rows.kind == "unpaired":
+        raise UserError(
+            "train.objective.loss_type needs completions in order, and rows of data.format=unpaired have one each; set "
+            "data.format: ranked."
+        )
+    if "margin" in objective.needs and "margin" not in rows.columns:
+        raise UserError(
+            "train.objective asks for the margin of every pair, and the rows have none; name their column in "
+            "data.columns.margin, with data.format: pairs."
+        )
+
+
+def refuse_ties(tokens: TokenManifest, objective: Objective) -> None:
+    """Raise UserError where a loss reads a whole order, and prepared rows have ties in theirs."""
+    if "rank" in objective.needs and tokens.counts.with_ties:
+        raise UserError(
+            f"train.objective.loss_type reads the order of all completions of a row, and {tokens.counts.with_ties} of "
+            f"{tokens.rows} rows have two completions of one rank; give every completion a rank of its own, or choose "
+            "a loss on pairs, for which a tie is no pair."
+        )
