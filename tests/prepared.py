@@ -12,7 +12,7 @@ from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.runtime.provenance import made_from
+from raydpo.workspace.provenance import made_from
 
 PAIRS = [{"prompt": f"The film {i}", "chosen": f" is good {i}", "rejected": " is bad"} for i in range(5)]
 

@@ -6,8 +6,8 @@ import math
 from itertools import permutations
 from typing import Any
 
-from raydpo.config.errors import UserError
 from raydpo.data.messages import short
+from raydpo.errors import UserError
 
 
 def flag(value: Any, place: str) -> bool:

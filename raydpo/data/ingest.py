@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from raydpo.config.errors import UserError
 from raydpo.data.formats import Chunk, Kind, Row
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.mismatched import with_others
@@ -15,6 +14,7 @@ from raydpo.data.ranked import tokenize_ranked
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
+from raydpo.errors import UserError
 
 _TOKENIZE: Mapping[Kind, Callable[[Row, RowTokenizer, TokenSettings], Outcome]] = MappingProxyType(
     {"sft": tokenize_sft, "pair": tokenize_pair, "unpaired": tokenize_unpaired, "ranked": tokenize_ranked}

@@ -29,12 +29,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import whole_file, write_json
 from raydpo.data.formats import Kind
 from raydpo.data.lengths import completion_lengths, prompt_lengths
 from raydpo.data.limits import Extent
 from raydpo.data.tokens import TokenRow, hash_fraction
+from raydpo.errors import UserError
+from raydpo.storage.files import whole_file, write_json
 
 COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
     {"rank": pa.int32(), "label": pa.bool_(), "margin": pa.float32(), "mismatched": pa.bool_()}
@@ -83,7 +83,7 @@ class TokenManifest:
     counts: Counts
     quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
     extent: Extent = field(default_factory=Extent)
-    made_from: dict[str, Any] = field(default_factory=dict)  # what decided the ids, see raydpo.runtime.provenance
+    made_from: dict[str, Any] = field(default_factory=dict)  # what decided the ids, see raydpo.workspace.provenance
     columns: list[str] = field(default_factory=list)  # names of COLUMNS that the rows have
 
     @property

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.objective.contract import (
     LOG_SUM_SQ_PROBS,
     MARGIN,

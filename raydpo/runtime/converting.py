@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
+from raydpo.reference.dataset import Dataset
 from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy
 from raydpo.reference.old_layout import OldShards, by_completion
 from raydpo.reference.store import Store
-from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.prepared import prepared_datasets
+from raydpo.workspace.layout import reference_store
+from raydpo.workspace.prepared import prepared_datasets
 
 
 @dataclass(frozen=True)

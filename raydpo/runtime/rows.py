@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Data, Sample
 from raydpo.data.formats import RowFormat, row_format
+from raydpo.errors import UserError
 
 if TYPE_CHECKING:
     from raydpo.data.shards import TokenManifest

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk
 from raydpo.data.ingest import tokenize_chunk
@@ -20,9 +19,10 @@ from raydpo.data.mismatched import MISMATCHED, with_others
 from raydpo.data.pairs import count_pairs
 from raydpo.data.shards import Counts, TokenManifest, to_rows, to_table
 from raydpo.data.tokens import TokenRow, TokenSettings, row_id
-from raydpo.runtime import objective
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.provenance import check_prepared, made_from
+from raydpo.errors import UserError
+from raydpo.workspace import objective
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.provenance import check_prepared, made_from
 from tests.helpers import row_tokenizer
 from tests.models import save_tiny_model
 

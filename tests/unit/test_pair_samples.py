@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.data.formats import canonical_row, row_format
-from raydpo.evaluate.pairs import Completion, PairCounts, PromptGroup, Rule, pair_samples
+from raydpo.rollout.pairs import Completion, PairCounts, PromptGroup, Rule, pair_samples
 
 pytestmark = pytest.mark.unit
 

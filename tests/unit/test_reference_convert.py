@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.cli import main
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
+from raydpo.reference.dataset import Dataset
+from raydpo.reference.maintenance import KeySummary, find_waste, list_keys, remove_waste, verify_store
 from raydpo.reference.place import Place
-from raydpo.reference.upkeep import KeySummary, find_waste, list_keys, remove_waste, verify_store
 from raydpo.runtime.converting import Converted, check_converted, convert_values
-from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.precompute import score_missing
-from raydpo.runtime.prepared import prepared_datasets
+from raydpo.runtime.pools.precompute import score_missing
+from raydpo.workspace.layout import reference_store
+from raydpo.workspace.prepared import prepared_datasets
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 

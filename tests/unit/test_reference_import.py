@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.cli import main
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import read_shard
-from raydpo.reference.upkeep import KeySummary, export_key, list_keys
-from raydpo.runtime.importing import Imported, import_values
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.prepared import prepared_datasets
+from raydpo.errors import UserError
+from raydpo.reference.maintenance import KeySummary, export_key, list_keys
+from raydpo.stages.importing import Imported, import_values
+from raydpo.workspace.layout import reference_store
+from raydpo.workspace.prepared import prepared_datasets
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from raydpo.config.schema import RunFile
+from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.reference.store import Store
-from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.scorer import ReferenceScorer
+from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.workspace.layout import reference_store
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 

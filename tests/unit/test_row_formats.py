@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Data
 from raydpo.data.formats import Chunk, Row, RowFormat, canonical_row, read_chunks, row_format
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ranked import tokenize_ranked
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest, to_rows
 from raydpo.data.tokens import TokenRow, TokenSettings, tokenize_pair, tokenize_unpaired
+from raydpo.errors import UserError
 from raydpo.objective.contract import Objective, ScoredRows
 from raydpo.runtime.rows import check_format, given_rows, refuse_ties
 from tests.helpers import row_tokenizer
