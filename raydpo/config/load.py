@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml.error import YAMLError
 
 from raydpo.config.errors import UserError
 from raydpo.config.keys import is_known, nearest_key
@@ -45,7 +45,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             tree = read_yaml(file)
     except OSError as error:
         raise UserError(f"{path}: cannot read the run file ({error.strerror}); give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"{path}{_place_and_reason(error)}") from None
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
@@ -53,7 +53,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _place_and_reason(error: yaml.YAMLError) -> str:
+def _place_and_reason(error: YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None:
         return f": not YAML: {error}"
@@ -68,7 +68,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: unknown key {key}; the nearest known key is {nearest_key(key)}.")
     try:
         value = read_yaml(text)
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML{_place_and_reason(error)}") from None
     *sections, name = key.split(".")
     for section in sections:
