@@ -54,7 +54,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _place_and_reason(error: YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
     if mark is None:
         return f": not YAML: {error}"
     return f", line {mark.line + 1}, column {mark.column + 1}: {problem}"

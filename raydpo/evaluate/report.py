@@ -129,7 +129,8 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    run, evaluations = output.run, records.valid
+    run = output.run
+    evaluations = records.valid
     before, after = reference_and_policy(evaluations)
     gain = reward_gain(evaluations)
     return environment.get_template("report.html.j2").render(

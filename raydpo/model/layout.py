@@ -91,7 +91,8 @@ def padded_states(backbone: nn.Module, batch: Batch) -> Tensor:
 
 def _sequences(bounds: attention.Bounds) -> tuple[list[Tensor], list[range]]:
     """Per completion: the packed positions of its prompt and itself, and where in them its predictors stand."""
-    sequences, sources = [], []
+    sequences = []
+    sources = []
     for start, *marks in bounds:
         prompt = torch.arange(start, marks[0])
         for begin, end in pairwise(marks):

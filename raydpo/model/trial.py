@@ -81,7 +81,8 @@ class Trial:
     """A few rows, and what a model itself says of them."""
 
     def __init__(self, lm: PreTrainedModel, name: str) -> None:
-        self._lm, self._name = lm, name
+        self._lm = lm
+        self._name = name
         self._batch = _trial_batch(int(lm.config.get_text_config().vocab_size), lm.device)
         try:
             self._own = _own_token_logps(lm, self._batch)

@@ -39,7 +39,8 @@ class RoomWatch(ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Called at every look for room, and whenever a group starts or ends."""
         if not isinstance(current_state, WAITING):
-            self._since, self._told = None, False
+            self._since = None
+            self._told = False
             return
         if stop_asked(self._directory):
             _end(Stopped("no worker was there to save anything"))

@@ -51,7 +51,8 @@ class Requests:
     """What the workers are asked to do early."""
 
     def __init__(self, directory: Path, *, rank: int) -> None:
-        self._directory, self._rank = directory, rank
+        self._directory = directory
+        self._rank = rank
         self._known: PreemptionInfo | None = None
 
     def poll(self) -> dict[str, float]:
@@ -60,5 +61,6 @@ class Requests:
             return {"stop": 0.0, "notice": 0.0}
         # ray.train.get_preemption_info() would be a barrier of all ranks through an actor, at every step.
         info = get_train_context().preemption_context.preemption_info
-        news, self._known = info != self._known, info
+        news = info != self._known
+        self._known = info
         return {"stop": float(stop_asked(self._directory)), "notice": float(news)}

@@ -13,7 +13,8 @@ class Tally:
     """Adds up units. MFU is over the time in which scorers had a unit; rows and tokens per second over all of it."""
 
     def __init__(self, what: str, rows: int, pool: ScorerPool) -> None:
-        self._progress, self._pool = Progress(what, total=rows, unit="pairs"), pool
+        self._progress = Progress(what, total=rows, unit="pairs")
+        self._pool = pool
         self._rows = self._found = self._tokens = 0
         self._possible = self._seconds = 0.0
         self._flops: float | None = 0.0

@@ -70,7 +70,8 @@ def _train(job: Job, place: Place) -> None:
         fp32_head=job.fp32_head,
     )
     limit_collectives(job.timeouts.collective)
-    checkpoints, tokenizer = job.directory / "checkpoints", load_tokenizer(job.model)
+    checkpoints = job.directory / "checkpoints"
+    tokenizer = load_tokenizer(job.model)
     found = resume(policy, checkpoints)
     start = found.cursor.step if found else 0
     with Saver(policy, tokenizer, checkpoints, identity=job.identity, retention=job.retention) as saver:
@@ -110,8 +111,13 @@ class Desk:
         ceiling: float,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        self._job, self._policy, self._saver, self._ceiling, self._tokenizer = job, policy, saver, ceiling, tokenizer
-        self._requests, self._stop = Requests(job.directory, rank=policy.rank), False
+        self._job = job
+        self._policy = policy
+        self._saver = saver
+        self._ceiling = ceiling
+        self._tokenizer = tokenizer
+        self._requests = Requests(job.directory, rank=policy.rank)
+        self._stop = False
         if policy.rank == 0:
             self._metrics = job.directory / "metrics.jsonl"
             lines = whole_lines(self._metrics)
@@ -136,9 +142,11 @@ class Desk:
 
     def after_step(self, share: Share, metrics: Metrics) -> None:
         """Record, and save or export where it is due or asked for."""
-        job, step = self._job, share.step + 1
+        job = self._job
+        step = share.step + 1
         totals = self._totals(share)
-        self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
+        self._stop = totals["stop"] > 0
+        notice = totals["notice"] > 0
         walked = {"epoch": share.epoch, "num_tokens": share.num_tokens}
         line: Line = {"step": step, **walked, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps
