@@ -27,6 +27,7 @@ from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
 from raydpo.model.load import DTYPES, load_model
 from raydpo.model.score import ScoringModel, sequence_logps
+from raydpo.objective.contract import REF_LOGPS
 from raydpo.objective.registry import make_objective, resolve
 
 BETA = 0.1
@@ -45,7 +46,7 @@ class Packed:
         lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
         [self._members] = split_microbatches(lengths, world_size=1, budget=max(TOKENS_PER_MICROBATCH, lengths.max()))
         self._batches = [
-            Batch.from_pack(pack_rows([rows[i] for i in members]), ref[members], device=DEVICE)
+            Batch.from_pack(pack_rows([rows[i] for i in members]), _reference(ref[members]), device=DEVICE)
             for members in self._members
         ]
         self._loss = make_objective(resolve(["sigmoid"], beta=BETA)).loss
@@ -66,8 +67,12 @@ class Packed:
         """A reference pass over all pairs."""
         values = np.empty((self._num_rows, 2), dtype=np.float32)
         for members, batch in zip(self._members, self._batches, strict=True):
-            values[members] = sequence_logps(self._model.token_logps(batch), batch).cpu().numpy()
+            values[members] = sequence_logps(self._model.token_logps(batch), batch).view(-1, 2).cpu().numpy()
         return values
+
+
+def _reference(logps: Logps) -> dict[str, Tensor]:
+    return {REF_LOGPS: torch.from_numpy(logps).flatten()}
 
 
 class Padded:

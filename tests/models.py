@@ -17,6 +17,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.tokens import TokenRow, row_id
 from raydpo.model import attention
 from raydpo.model.batch import Batch
+from raydpo.objective.contract import REF_LOGPS
 from tests.helpers import tiny_tokenizer
 
 VOCAB_SIZE = 211
@@ -64,8 +65,11 @@ def make_row(prompt: list[int], *completions: list[int]) -> TokenRow:
     return TokenRow(row_id(prompt, completions), prompt, completions)
 
 
-def make_batch(rows: list[TokenRow], ref_logps: Tensor | None = None) -> Batch:
-    return Batch.from_pack(pack_rows(rows), None if ref_logps is None else ref_logps.numpy())
+def make_batch(rows: list[TokenRow], ref_logps: Tensor | None = None, **columns: Tensor) -> Batch:
+    """ref_logps: one value a completion, whatever its shape, and so are the other columns."""
+    if ref_logps is not None:
+        columns[REF_LOGPS] = ref_logps
+    return Batch.from_pack(pack_rows(rows), {name: values.flatten() for name, values in columns.items()})
 
 
 def exact(lm: PreTrainedModel) -> PreTrainedModel:

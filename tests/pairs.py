@@ -29,16 +29,18 @@ def scored(pairs: Sequence[Pair], dtype: torch.dtype = torch.float64) -> ScoredR
     """What an objective sees of some pairs."""
     completions = [tokens for pair in pairs for tokens in (pair.chosen, pair.rejected)]
     owner = [number for number, tokens in enumerate(completions) for _ in tokens]
-    reference = [[pair.ref_chosen, pair.ref_rejected] for pair in pairs]
+    reference = [value for pair in pairs for value in (pair.ref_chosen, pair.ref_rejected)]
     return ScoredRows(
         token_logps=torch.tensor([logp for tokens in completions for logp in tokens], dtype=dtype),
         owner=torch.tensor(owner),
+        row=torch.arange(len(pairs)).repeat_interleave(2),
         num_rows=len(pairs),
-        completions_per_row=2,
         columns={REF_LOGPS: torch.tensor(reference, dtype=dtype)},
     )
 
 
 def of_sums(values: Tensor, reference: Tensor) -> ScoredRows:
     """Completions of one token each, from sums [B, 2]."""
-    return ScoredRows(values.flatten(), torch.arange(values.numel()), len(values), 2, {REF_LOGPS: reference})
+    row = torch.arange(len(values)).repeat_interleave(2)
+    tokens = values.flatten()
+    return ScoredRows(tokens, torch.arange(len(tokens)), row, len(values), {REF_LOGPS: reference.flatten()})

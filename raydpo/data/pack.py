@@ -1,6 +1,7 @@
 """Packing: rows of one prompt and its completions laid end to end, without padding, each prompt once.
 
-Legend: B rows, n completions per row, T packed tokens, M completion positions.
+Legend: B rows, C completions of all rows, T packed tokens, M completion positions. Rows may have different numbers of
+completions.
 
 Layout of one row, with prompt p and completions c, r:
 
@@ -12,7 +13,7 @@ A completion's first token is predicted by the last prompt token, which is there
 
     target        c0 c1 r0 r1 r2
     source        2  3  2  5  6                     packed position whose hidden state predicts the target
-    owner         0  0  1  1  1                     row * n + completion
+    owner         0  0  1  1  1                     the completion, counted over all rows
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Pack:
     source: Ints  # [M]
     target: Ints  # [M]
     owner: Ints  # [M]
-    completions_per_row: int  # n
+    completion_row: Ints  # [C], the row of each completion
 
     @property
     def num_rows(self) -> int:
@@ -46,42 +47,44 @@ class Pack:
         return len(self.bounds)
 
     @property
-    def token_counts(self) -> Ints:
-        """Completion tokens, shape [B, n]."""
-        counts = np.bincount(self.owner, minlength=self.num_rows * self.completions_per_row)
-        return counts.reshape(self.num_rows, self.completions_per_row)
+    def lengths(self) -> Ints:
+        """Tokens of each completion, [C]."""
+        return np.bincount(self.owner, minlength=len(self.completion_row))
 
 
 def pack_rows(rows: Sequence[TokenRow]) -> Pack:
-    """Lay rows end to end. All rows have the same number of completions; no prompt or completion is empty."""
-    per_row = len(rows[0].completions)
+    """Lay rows end to end. Every row has a completion, and no prompt or completion is empty."""
     pieces: list[Sequence[int]] = []
-    positions, source, target, owner = [], [], [], []
+    positions: list[Ints] = []
+    source: list[Ints] = []
+    target: list[Ints] = []
+    lengths: list[int] = []
     bounds: list[tuple[int, ...]] = []
-    start = 0
-    for i, row in enumerate(rows):
-        assert row.prompt_ids and len(row.completions) == per_row and all(row.completions), "ingest guarantees this"
-        prompt_end = start + len(row.prompt_ids)
+    cursor = 0
+    for row in rows:
+        assert row.prompt_ids and row.completions and all(row.completions), "ingest guarantees this"
+        prompt_length = len(row.prompt_ids)
+        marks = [cursor]
         pieces.append(row.prompt_ids)
-        positions.append(np.arange(len(row.prompt_ids)))
-        marks, cursor = [start], prompt_end
-        for j, completion in enumerate(row.completions):
+        positions.append(np.arange(prompt_length))
+        cursor += prompt_length
+        last_of_prompt = cursor - 1
+        for completion in row.completions:
             length = len(completion)
-            pieces.append(completion)
-            positions.append(np.arange(len(row.prompt_ids), len(row.prompt_ids) + length))
-            source.append(np.concatenate(([prompt_end - 1], np.arange(cursor, cursor + length - 1))))
-            target.append(np.asarray(completion, dtype=np.int64))
-            owner.append(np.full(length, i * per_row + j))
             marks.append(cursor)
+            pieces.append(completion)
+            positions.append(np.arange(prompt_length, prompt_length + length))
+            source.append(np.concatenate(([last_of_prompt], np.arange(cursor, cursor + length - 1))))
+            target.append(np.asarray(completion, dtype=np.int64))
+            lengths.append(length)
             cursor += length
         bounds.append((*marks, cursor))
-        start = cursor
     return Pack(
-        input_ids=np.concatenate([np.asarray(p, dtype=np.int64) for p in pieces]),
+        input_ids=np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces]),
         position_ids=np.concatenate(positions),
         bounds=tuple(bounds),
         source=np.concatenate(source),
         target=np.concatenate(target),
-        owner=np.concatenate(owner),
-        completions_per_row=per_row,
+        owner=np.repeat(np.arange(len(lengths)), lengths),
+        completion_row=np.repeat(np.arange(len(rows)), [len(row.completions) for row in rows]),
     )

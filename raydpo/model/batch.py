@@ -1,11 +1,13 @@
 """A pack on a device.
 
-Legend: B rows, n completions per row, T packed tokens, M completion positions.
+Legend: B rows, C completions of all rows, T packed tokens, M completion positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydpo.data.pack import Pack
-from raydpo.objective.contract import REF_LOGPS, ScoredRows
+from raydpo.objective.contract import ScoredRows
 
 ALL = slice(0, None)
 
@@ -27,10 +29,10 @@ class Batch:
     bounds: tuple[tuple[int, ...], ...]
     source: Tensor  # [M]
     target: Tensor  # [M]
-    owner: Tensor  # [M]
-    completions_per_row: int
-    token_counts: tuple[int, ...]  # completion tokens of each row, all completions together
-    ref_logps: Tensor | None = None  # [B, n], float32, sums over tokens in nats
+    owner: Tensor  # [M], the completion of each position
+    completion_row: Tensor  # [C], the row of each completion
+    token_counts: tuple[int, ...]  # completion tokens of each row, all its completions together
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # [C] each, see raydpo.objective.contract
 
     @property
     def num_rows(self) -> int:
@@ -39,23 +41,32 @@ class Batch:
 
     def scored(self, token_logps: Tensor, rows: slice = ALL, positions: slice = ALL) -> ScoredRows:
         """What an objective sees, from log-probs of completion tokens: of all rows, or of `rows` at `positions`."""
+        completions = self._completions(rows)
         return ScoredRows(
             token_logps,
-            owner=self.owner[positions] - rows.start * self.completions_per_row,
+            owner=self.owner[positions] - completions.start,
+            row=self.completion_row[completions] - rows.start,
             num_rows=len(self.bounds[rows]),
-            completions_per_row=self.completions_per_row,
-            columns={} if self.ref_logps is None else {REF_LOGPS: self.ref_logps[rows]},
+            columns={name: values[completions] for name, values in self.columns.items()},
         )
+
+    def _completions(self, rows: slice) -> slice:
+        """Where the completions of some rows stand among all completions."""
+        counts = [len(bounds) - 2 for bounds in self.bounds]  # but the prompt's start and the end, bounds are starts
+        first = list(accumulate(counts, initial=0))
+        last_row = len(counts) if rows.stop is None else rows.stop
+        return slice(first[rows.start], first[last_row])
 
     @classmethod
     def from_pack(
-        cls, pack: Pack, ref_logps: NDArray[np.float32] | None = None, *, device: torch.device | str = "cpu"
+        cls, pack: Pack, columns: Mapping[str, Tensor] | None = None, *, device: torch.device | str = "cpu"
     ) -> Batch:
-        """Move a pack, and the reference log-probs of its rows, to a device."""
+        """Move a pack, and what is known of its completions, to a device."""
 
         def move(array: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
+        tokens_by_row = np.bincount(pack.completion_row, weights=pack.lengths).astype(np.int64)
         return cls(
             input_ids=move(pack.input_ids)[None],
             position_ids=move(pack.position_ids)[None],
@@ -63,7 +74,7 @@ class Batch:
             source=move(pack.source),
             target=move(pack.target),
             owner=move(pack.owner),
-            completions_per_row=pack.completions_per_row,
-            token_counts=tuple(pack.token_counts.sum(axis=1).tolist()),
-            ref_logps=None if ref_logps is None else torch.from_numpy(ref_logps).to(device),
+            completion_row=move(pack.completion_row),
+            token_counts=tuple(tokens_by_row.tolist()),
+            columns={name: values.to(device) for name, values in (columns or {}).items()},
         )

@@ -1,6 +1,6 @@
 """How far the policy has moved: the KL between two models along given completions.
 
-Legend: M completion positions, V vocabulary, D hidden size.
+Legend: C completions, M completion positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def predict(model: ScoringModel, batches: Sequence[Batch]) -> Predictions:
 
 @torch.no_grad()
 def summed_kl(policy: Predictions, ref: Predictions, batches: Sequence[Batch]) -> list[Tensor]:
-    """Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)) of every completion, in nats; [B, n] for each batch.
+    """Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)) of every completion, in nats; [C] for each batch.
 
     Each token's KL is over the whole vocabulary, so on completions that are sampled from the policy this estimates the
     sequence KL (Rafailov et al. 2023, section 6.1) with less variance than log π/π_ref would, and is never negative.

@@ -1,6 +1,6 @@
 """score: tokens to log-probs, the same code path for policy and reference.
 
-Legend: B rows, n completions per row, T packed tokens, M completion positions, D hidden size.
+Legend: B rows, C completions of all rows, T packed tokens, M completion positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -62,5 +62,5 @@ def _logit_scale(config: PreTrainedConfig) -> float:
 
 
 def sequence_logps(token_logps: Tensor, batch: Batch) -> Tensor:
-    """Sum per-token log-probs [M] into log π(y|x) per completion, shape [B, n], in nats."""
+    """Sum per-token log-probs [M] into log π(y|x) per completion, shape [C], in nats."""
     return batch.scored(token_logps).logps()

@@ -1,13 +1,15 @@
 """What an objective sees and what it declares.
 
-Legend: B rows, n completions per row, M completion tokens.
+Legend: B rows, C completions of all rows, P pairs, M completion tokens. A row is a prompt and n >= 1 completions; n may
+differ from row to row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,61 +17,131 @@ from torch import Tensor
 REF_LOGPS = "ref_logps"
 """The column of the reference's log π(y|x): sums over tokens, in nats."""
 
+RANK = "rank"
+"""The column of a completion's place in its row: 0 is the best, and equal ranks are ties."""
+
+COLUMNS: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        REF_LOGPS: torch.float32,
+        RANK: torch.int64,
+        "label": torch.bool,  # of an unpaired completion: wanted or not
+        "score": torch.float32,
+        "margin": torch.float32,
+    }
+)
+"""What may be known of every completion beside its tokens, and the dtype in which it is kept."""
+
+Unit = Literal["pairs", "completions", "rows", "tokens"]
+"""What a mean over a global batch is taken over."""
+
+
+class Pairs(NamedTuple):
+    """Every two completions of a row of which one is better, in the order of the rows."""
+
+    better: Tensor  # [P], int64, index into completions
+    worse: Tensor  # [P], int64, index into completions
+    row: Tensor  # [P], int64, ascending
+
 
 @dataclass(frozen=True)
 class ScoredRows:
     """B whole rows with the policy's log-prob of each of their completion tokens, in nats.
 
-    Two rows of two completions with 1 and 2, 2 and 1 tokens:
+    A row of two completions with 1 and 2 tokens, and a row of one completion with 3:
 
         token_logps   -1 -2 -3 -4 -5 -6
-        owner          0  1  1  2  2  3        row * n + completion
-        logps         [[-1, -5], [-9, -6]]
-        lengths       [[1, 2], [2, 1]]
+        owner          0  1  1  2  2  2        completion of each token
+        row            0  0  1                 row of each completion
+        logps         -1 -5 -15
+        lengths        1  2  3
     """
 
     token_logps: Tensor  # [M]
-    owner: Tensor  # [M], int64
+    owner: Tensor  # [M], int64, ascending from 0 to C - 1
+    row: Tensor  # [C], int64, ascending from 0 to B - 1
     num_rows: int  # B
-    completions_per_row: int  # n
-    columns: Mapping[str, Tensor]  # by name, [B, n] each: what is known of every completion beside its tokens
+    columns: Mapping[str, Tensor]  # by name, [C] each, see COLUMNS
 
     def logps(self) -> Tensor:
-        """log π(y|x) of every completion, [B, n]: the sums over its tokens."""
-        sums = self.token_logps.new_zeros(self.num_rows * self.completions_per_row)
-        return sums.index_add(0, self.owner, self.token_logps).view(self.num_rows, self.completions_per_row)
+        """log π(y|x) of every completion, [C]: the sums over its tokens."""
+        return self.token_logps.new_zeros(len(self.row)).index_add(0, self.owner, self.token_logps)
 
     def lengths(self) -> Tensor:
-        """Tokens of every completion, [B, n], in the dtype of the log-probs."""
-        counts = torch.bincount(self.owner, minlength=self.num_rows * self.completions_per_row)
-        return counts.to(self.token_logps.dtype).view(self.num_rows, self.completions_per_row)
+        """Tokens of every completion, [C], in the dtype of the log-probs."""
+        return torch.bincount(self.owner, minlength=len(self.row)).to(self.token_logps.dtype)
 
     def average_logps(self) -> Tensor:
-        """Mean log-prob of a completion's tokens, [B, n]."""
+        """Mean log-prob of a completion's tokens, [C]."""
         return self.logps() / self.lengths()
 
     def log_ratios(self) -> Tensor:
-        """log π(y|x) / π_ref(y|x) of every completion, [B, n]."""
+        """log π(y|x) / π_ref(y|x) of every completion, [C]."""
         return self.logps() - self.columns[REF_LOGPS]
 
     def average_log_ratios(self) -> Tensor:
-        """Mean log-ratio of a completion's tokens, [B, n]."""
+        """Mean log-ratio of a completion's tokens, [C]."""
         return self.log_ratios() / self.lengths()
+
+    def pairs(self) -> Pairs:
+        """All pairs of the rows: the better completion has the smaller rank, and a tie is no pair.
+
+        Without a column of ranks the completions of a row stand best first.
+        """
+        first, second = _every_two_of_a_row(self.row, self.num_rows)
+        if RANK not in self.columns:
+            return Pairs(first, second, self.row[first])
+        rank = self.columns[RANK]
+        better = torch.where(rank[first] < rank[second], first, second)
+        worse = first + second - better
+        differ = rank[first] != rank[second]
+        return Pairs(better[differ], worse[differ], self.row[first][differ])
+
+    def of_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of one value a completion, [C]: those of the better and those of the worse one of every pair, [P] each."""
+        pairs = self.pairs()
+        return values[pairs.better], values[pairs.worse]
+
+    def sum_by_row(self, values: Tensor, row: Tensor) -> Tensor:
+        """Sums of `values` [K] over each row, [B]; `row` [K] is the row of each value."""
+        return values.new_zeros(self.num_rows).index_add(0, row, values)
+
+
+def _every_two_of_a_row(row: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Of every two completions of a row the first and the second, [P] each.
+
+    Rows of 3 and 2 completions:
+
+        row       0 0 0 1 1
+        behind    2 1 0 1 0      completions of the row that stand behind this one
+        first     0 0 1 3
+        second    1 2 2 4
+    """
+    number = torch.arange(len(row), device=row.device)
+    ends = torch.bincount(row, minlength=num_rows).cumsum(0)
+    behind = ends[row] - number - 1
+    first = number.repeat_interleave(behind)
+    # The place of a pair among those with the same first completion.
+    begins = behind.cumsum(0) - behind
+    place = torch.arange(len(first), device=row.device) - begins[first]
+    return first, first + 1 + place
 
 
 RowLoss = Callable[[ScoredRows], Tensor]
-"""One value a row, [B], differentiable in token_logps."""
+"""One value a row, [B], differentiable in token_logps: the sum over the row's pairs, completions or tokens."""
 
 RowMetrics = Callable[[ScoredRows], dict[str, Tensor]]
-"""Values by name, one a row, [B] each."""
+"""Sums over a row's pairs or completions by name, [B] each."""
 
 Values = Callable[[ScoredRows], Tensor]
-"""One value a completion, [B, n]."""
+"""One value a completion, [C]."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """What is minimised, what to report beside it, and what it asks of the rows.
+
+    Rows give sums, and the mean is taken over the units of the whole global batch: so a ranked row of four completions
+    counts as its six pairs do.
 
     A loss is local: the value of a row rests on that row alone, so the head makes the gradient while it has the logits
     of the row at hand. A loss that couples the rows of a global batch would say so here, and take a second pass.
@@ -77,6 +149,7 @@ class Objective:
 
     loss: RowLoss
     metrics: RowMetrics
-    mean_over: Literal["rows", "tokens"]  # of the global batch: its rows, or its completion tokens
+    mean_over: Unit  # what the loss of the global batch is the mean over
+    metrics_over: Unit  # what its metrics are the mean over
     compares: Values  # the larger, the more the policy prefers a completion to the others of its row
     needs: frozenset[str] = frozenset()  # columns that the rows must have

@@ -1,4 +1,4 @@
-"""Likelihood losses. Legend: B rows; of a pair, completion 0 is the chosen one."""
+"""Likelihood losses. Legend: B rows, P pairs."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ def fine_tuning() -> Objective:
     Every token of the global batch weighs the same, whatever the length of its row.
     """
     return Objective(
-        loss=lambda rows: -rows.logps()[:, 0],
-        metrics=lambda rows: {"logps/completion": rows.logps()[:, 0]},
+        loss=lambda rows: -rows.sum_by_row(rows.logps(), rows.row),
+        metrics=lambda rows: {"logps/completion": rows.sum_by_row(rows.logps(), rows.row)},
         mean_over="tokens",
+        metrics_over="completions",
         compares=ScoredRows.logps,
     )
 
 
 def sft(rows: ScoredRows) -> Tensor:
-    """Negative log-likelihood of the chosen completion, averaged over its tokens, [B].
+    """Negative log-likelihood of the chosen completion, averaged over its tokens, [P].
 
     −1/|y_w| log π(y_w|x), the term that Iterative RPO (Pang et al. 2024) and ORPO add to a preference loss. TRL takes
     the mean over all chosen tokens of a micro-batch instead, so that long completions weigh more and the gradient
     depends on the micro-batches.
     """
-    return -rows.average_logps()[:, 0]
+    chosen, _ = rows.of_pairs(rows.average_logps())
+    return -chosen
 
 
 def preferred_ft(rows: ScoredRows) -> Tensor:
-    """Preferred-FT, [B]: −log π(y_w|x), summed over the tokens (Rafailov et al. 2023, section 6). Not in TRL."""
-    return -rows.logps()[:, 0]
+    """Preferred-FT, [P]: −log π(y_w|x), summed over the tokens (Rafailov et al. 2023, section 6). Not in TRL."""
+    chosen, _ = rows.of_pairs(rows.logps())
+    return -chosen
 
 
 def unlikelihood(rows: ScoredRows, *, unlikelihood_alpha: float = 1.0) -> Tensor:
-    """The unlikelihood baseline of the DPO paper, [B]: −log π(y_w|x) + α log π(y_l|x). Not in TRL.
+    """The unlikelihood baseline of the DPO paper, [P]: −log π(y_w|x) + α log π(y_l|x). Not in TRL.
 
     Rafailov et al. 2023, section 6, with α in [0, 1]; α = 0 is Preferred-FT. It has no lower bound and ruins a model
     that trains on it for long, which is what the paper shows with it.
     """
-    chosen, rejected = rows.logps().unbind(dim=1)
+    chosen, rejected = rows.of_pairs(rows.logps())
     return unlikelihood_alpha * rejected - chosen

@@ -20,12 +20,11 @@ from raydpo.config.errors import UserError
 from raydpo.objective.contract import REF_LOGPS, Objective, ScoredRows, Values
 from raydpo.objective.likelihood import preferred_ft, sft, unlikelihood
 from raydpo.objective.preference import dpo, pairwise, reference_free
-from raydpo.objective.preference.margins import margins
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss per row, function(rows, **arguments) -> [B], whose signature has its arguments and their defaults.
+    """A loss per pair, function(rows, **arguments) -> [P], whose signature has its arguments and their defaults.
 
     compares is what the loss compares between completions. Where it has a beta, that times beta is the implicit reward
     of the metrics.
@@ -146,7 +145,7 @@ def _term(name: str, weight: float, arguments: Mapping[str, Any]) -> Term:
 
 
 def make_objective(terms: Sequence[Term]) -> Objective:
-    """The weighted sum of some losses, each a value per pair, averaged over the pairs of the global batch.
+    """The weighted sum of some losses, averaged over the pairs of the global batch.
 
     Rewards and the ranking of completions are those of the first loss that has a beta, or of the first.
     """
@@ -155,7 +154,8 @@ def make_objective(terms: Sequence[Term]) -> Objective:
     return Objective(
         loss=partial(_weighted_sum, terms),
         metrics=partial(_metrics, compares, leading.arguments.get("beta")),
-        mean_over="rows",
+        mean_over="pairs",
+        metrics_over="pairs",
         compares=compares,
         needs=frozenset().union(*(LOSSES[term.loss_type].needs for term in terms)),
     )
@@ -166,31 +166,35 @@ def loss_at_reference(terms: Sequence[Term]) -> float | None:
     if not all(LOSSES[term.loss_type].needs == REFERENCE for term in terms):
         return None
     logps = torch.full((2,), -1.0, dtype=torch.float64)
-    same = ScoredRows(logps, torch.arange(2), num_rows=1, completions_per_row=2, columns={REF_LOGPS: logps[None]})
+    of_one_row = torch.zeros(2, dtype=torch.int64)
+    same = ScoredRows(logps, torch.arange(2), row=of_one_row, num_rows=1, columns={REF_LOGPS: logps})
     return float(_weighted_sum(terms, same))
 
 
 def _weighted_sum(terms: Sequence[Term], rows: ScoredRows) -> Tensor:
+    """[B]: of every row the sum over its pairs."""
     values = [term.weight * LOSSES[term.loss_type].function(rows, **term.arguments) for term in terms]
-    return sum(values[1:], start=values[0])
+    return rows.sum_by_row(sum(values[1:], start=values[0]), rows.pairs().row)
 
 
 def _metrics(compares: Values, beta: float | None, rows: ScoredRows) -> dict[str, Tensor]:
-    """Named as in the field: rewards/* in units of β times what the loss compares, logps/* in nats.
+    """Sums over the pairs of each row, named as in the field.
 
-    rewards/accuracies counts a tie as wrong, so that policy = reference scores 0 and not one half. TRL's rewards are of
-    the sums over tokens for every loss, these are of the means where the loss is.
+    rewards/* are in units of β times what the loss compares, logps/* in nats. rewards/accuracies counts a tie as wrong,
+    so that policy = reference scores 0 and not one half. TRL's rewards are of the sums over tokens for every loss;
+    these are of the means where the loss is.
     """
-    chosen, rejected = rows.logps().unbind(dim=1)
-    named = {"logps/chosen": chosen, "logps/rejected": rejected}
-    if beta is None:
-        return named
-    rewards = beta * compares(rows)
-    margin = margins(rewards)
-    return {
-        "rewards/chosen": rewards[:, 0],
-        "rewards/rejected": rewards[:, 1],
-        "rewards/margins": margin,
-        "rewards/accuracies": (margin > 0).to(margin.dtype),
-        **named,
-    }
+    named = dict(zip(("logps/chosen", "logps/rejected"), rows.of_pairs(rows.logps()), strict=True))
+    if beta is not None:
+        chosen, rejected = rows.of_pairs(beta * compares(rows))
+        margin = chosen - rejected
+        accuracy = (margin > 0).to(margin.dtype)
+        named = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": margin,
+            "rewards/accuracies": accuracy,
+            **named,
+        }
+    row = rows.pairs().row
+    return {name: rows.sum_by_row(values, row) for name, values in named.items()}

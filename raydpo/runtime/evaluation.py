@@ -133,7 +133,7 @@ def _confirmed_and_ranked(
     preferences = objective.compares(_as_objectives_see(scored, dataset.ref_logps))
     return [
         RankedPair(tuple(row.prompt_ids), chosen > rejected)
-        for row, (chosen, rejected) in zip(rows, preferences.tolist(), strict=True)
+        for row, (chosen, rejected) in zip(rows, preferences.view(-1, 2).tolist(), strict=True)
     ]
 
 
@@ -144,9 +144,9 @@ def _as_objectives_see(scored: Sequence[Sequence[np.ndarray]], ref_logps: np.nda
     return ScoredRows(
         token_logps=torch.from_numpy(np.concatenate(completions)).double(),
         owner=torch.arange(len(completions)).repeat_interleave(lengths),
+        row=torch.arange(len(scored)).repeat_interleave(torch.tensor([len(row) for row in scored])),
         num_rows=len(scored),
-        completions_per_row=len(scored[0]),
-        columns={} if ref_logps is None else {REF_LOGPS: torch.from_numpy(ref_logps)},
+        columns={} if ref_logps is None else {REF_LOGPS: torch.from_numpy(ref_logps).flatten()},
     )
 
 
@@ -166,7 +166,7 @@ def _summed_kl(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Seque
     policy, ref = (predict(_load(run, path, device).float(), batches) for path in (model, Layout(run).reference_model))
     values = np.empty(len(rows))
     for some, kl in zip(members, summed_kl(policy, ref, batches), strict=True):
-        values[some] = kl[:, 0].cpu().numpy()
+        values[some] = kl.cpu().numpy()
     return values
 
 

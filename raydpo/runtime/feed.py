@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from numpy.typing import NDArray
 from ray.train import DataConfig
 
 from raydpo.data.order import Order, split_microbatches
+from raydpo.data.shards import COMPLETIONS
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.overlap import Ahead
 from raydpo.runtime.preflight import READER_CPUS
@@ -63,10 +65,21 @@ class Plan:
         """Tokens of a step's rows, each prompt once a row."""
         return int(self.dataset.tokens[self.order.batch(step)].sum())
 
+    def _totals(self, positions: NDArray[np.int64]) -> dict[str, int]:
+        """What the loss and the metrics of a global batch may be means over."""
+        rows = len(positions)
+        per_row = len(COMPLETIONS[self.dataset.kind])
+        return {
+            "rows": rows,
+            "completions": rows * per_row,
+            "pairs": rows * (per_row - 1),
+            "tokens": int(self.dataset.completion_tokens[positions].sum()),
+        }
+
     def _step(self, step: int, world_size: int, num_tokens: int) -> Iterator[pa.Table]:
         """The part of each rank in a step; num_tokens counts those of all steps from the run's first to this one."""
         data, positions = self.dataset, self.order.batch(step)
-        totals = {"rows": len(positions), "tokens": int(data.completion_tokens[positions].sum())}
+        totals = self._totals(positions)
         for micro_batches in split_microbatches(data.tokens[positions], world_size=world_size, budget=self.budget):
             mine = positions[np.concatenate(micro_batches)]
             columns: dict[str, Any] = {

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import ray.data
 import torch
+from torch import Tensor
 
 from raydpo.data.pack import pack_rows
 from raydpo.data.shards import COMPLETIONS
 from raydpo.data.tokens import TokenRow, row_id
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import Objective
+from raydpo.objective.contract import COLUMNS, Unit
 from raydpo.train.step import Share
 
 
-def shares(rows: ray.data.DataIterator, objective: Objective, *, steps: range, device: torch.device) -> Iterator[Share]:
+def shares(rows: ray.data.DataIterator, *, steps: range, device: torch.device) -> Iterator[Share]:
     """This rank's part of step after step; steps count from 0.
 
     RuntimeError when a row is not the one that the plan names, or does not come.
@@ -34,10 +34,10 @@ def shares(rows: ray.data.DataIterator, objective: Objective, *, steps: range, d
         step, of_step = found
         if step != due:
             raise RuntimeError(f"the data feed delivered step {step + 1} where step {due + 1} was due.")
-        yield _share(list(of_step), objective, device)
+        yield _share(list(of_step), device)
 
 
-def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.device) -> Share:
+def _share(rows: list[dict[str, Any]], device: torch.device) -> Share:
     step = rows[0]["step"]
     for row in rows:
         # Hashed again, because an id that was stored beside other tokens says nothing of them.
@@ -54,8 +54,7 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
     return Share(
         step,
         [to_batch(members, device) for members in micro_batches],
-        normaliser=rows[0][f"step_{objective.mean_over}"],
-        num_rows=rows[0]["step_rows"],
+        totals={unit: rows[0][f"step_{unit}"] for unit in get_args(Unit)},
         epoch=rows[0]["epoch"],
         num_tokens=rows[0]["num_tokens"],
         row_ids=[[row["row_id"].hex() for row in members] for members in micro_batches],
@@ -63,12 +62,20 @@ def _share(rows: list[dict[str, Any]], objective: Objective, device: torch.devic
 
 
 def to_batch(rows: Iterable[dict[str, Any]], device: torch.device) -> Batch:
-    """Pack rows of the feed, with their reference log-probs where they have them."""
+    """Pack rows of the feed, with the columns of their completions."""
     rows = list(rows)
     names = _completions(rows[0])
     token_rows = [TokenRow(r["row_id"], r["prompt_ids"], tuple(r[name] for name in names)) for r in rows]
-    ref = np.asarray([r["ref_logps"] for r in rows], dtype=np.float32) if "ref_logps" in rows[0] else None
-    return Batch.from_pack(pack_rows(token_rows), ref, device=device)
+    return Batch.from_pack(pack_rows(token_rows), _columns(rows), device=device)
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """What the feed brings of every completion, [C] each."""
+    return {
+        name: torch.tensor(list(chain.from_iterable(row[name] for row in rows)), dtype=dtype)
+        for name, dtype in COLUMNS.items()
+        if name in rows[0]
+    }
 
 
 def _completions(row: dict[str, Any]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def _train(job: Job, place: Place) -> None:
 def _fed(job: Job, policy: Policy, start: int) -> Iterator[Share]:
     """This rank's shares. To be begun after resume: the feed starts at the commit that it has left as the latest."""
     rows = ray.train.get_dataset_shard("rows")
-    yield from shares(rows, job.objective, steps=range(start, job.num_steps), device=policy.device)
+    yield from shares(rows, steps=range(start, job.num_steps), device=policy.device)
 
 
 class Desk:
@@ -222,6 +222,6 @@ def _speed(totals: Metrics, share: Share, seconds: float) -> Line:
     """Tokens and pairs per second of the whole group, and its use of its own matmul ceiling where that is known."""
     return {
         "tokens_per_second": totals["tokens"] / seconds,
-        "pairs_per_second": share.num_rows / seconds,
+        "pairs_per_second": share.totals["rows"] / seconds,
         "mfu": totals["flops"] / seconds / totals["ceiling"] if "flops" in totals else None,
     }

@@ -10,7 +10,7 @@ import torch
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.score import sequence_logps
-from raydpo.objective.contract import Objective
+from raydpo.objective.contract import REF_LOGPS, Objective
 from raydpo.train.engine import Policy
 from raydpo.train.step import Share, train_step
 
@@ -54,13 +54,12 @@ def check_step_zero(policy: Policy, batches: Sequence[Batch], *, tolerance: floa
 
     Returns max |Δ logp| per sequence over all ranks, in nats. Raises UserError above the tolerance, on every rank
     alike; `imported` says that another program computed the reference. Every rank must bring the same number of
-    batches, with ref_logps.
+    batches, with the column of reference log-probs.
     """
     worst = torch.zeros(())
     for batch in batches:
-        assert batch.ref_logps is not None
         logps = sequence_logps(policy.engine.module.token_logps(batch), batch)
-        worst = torch.maximum(worst, (logps - batch.ref_logps).abs().max().cpu())
+        worst = torch.maximum(worst, (logps - batch.columns[REF_LOGPS]).abs().max().cpu())
     worst = worst.to(policy.device)
     torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
     gap = float(worst)

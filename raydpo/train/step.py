@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raydpo.config.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import Objective
+from raydpo.objective.contract import Objective, Unit
 from raydpo.train.diverged import REMEDY
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ class Share:
 
     step: int
     micro_batches: Sequence[Batch]
-    normaliser: int  # rows or completion tokens of the whole global batch: what the loss is the mean over
-    num_rows: int  # rows of the whole global batch: what metrics are the mean over
+    totals: Mapping[Unit, int]  # of the whole global batch: what loss and metrics are the mean over
     row_ids: Sequence[Sequence[str]] = ()  # hexadecimal, by micro-batch and row; for messages only
     epoch: float = 0.0  # epochs walked with this step, as a fraction; for the record only
     num_tokens: int = 0  # trained on with this step, since the run's first; for the record only
@@ -37,12 +36,13 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     """Forward, backward, step. Returns metrics of the whole global batch, equal on every rank.
 
     DeepSpeed averages gradients over ranks, so each rank's part is scaled by the world size: the gradient is that of
-    sum(losses) / normaliser, whatever the micro-batching and the number of ranks.
+    sum(losses) over the units of the global batch, whatever the micro-batching and the number of ranks.
 
     Raises UserError, on every rank alike, when the loss, the gradient norm or any other metric is not finite.
     """
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
+    normaliser = share.totals[objective.mean_over]
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     row_losses: list[Tensor] = []
     last = len(share.micro_batches) - 1
@@ -50,15 +50,16 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
         total, losses, token_logps = policy.engine(batch, objective.loss)
-        policy.engine.backward(total * (policy.world_size / share.normaliser))
+        policy.engine.backward(total * (policy.world_size / normaliser))
         row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
         for name, values in objective.metrics(batch.scored(token_logps)).items():
             sums[name] += values.sum().cpu()
     grad_norm = policy.step()
     totals = reduce_sums(sums)
-    loss = totals.pop("loss") / share.normaliser
-    means = {name: total / share.num_rows for name, total in totals.items()}
+    loss = totals.pop("loss") / normaliser
+    units = share.totals[objective.metrics_over]
+    means = {name: total / units for name, total in totals.items()}
     metrics = {"loss": loss, **means, "grad_norm": grad_norm, "learning_rate": lr}
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:

@@ -105,7 +105,7 @@ def train_one(policy: Policy, step: int, *, reference: float = -50.0) -> dict[st
     ref = torch.full((len(rows), 2), reference)
     batches = [make_batch([rows[i] for i in micro], ref[micro]) for micro in mine]
     row_ids = [[rows[i].row_id.hex() for i in micro] for micro in mine]
-    share = Share(step, batches, normaliser=GLOBAL_BATCH, num_rows=GLOBAL_BATCH, row_ids=row_ids)
+    share = Share(step, batches, totals={"pairs": GLOBAL_BATCH}, row_ids=row_ids)
     metrics = train_step(policy, share, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
     return {**metrics, "rows": sorted(rows[i].row_id for micro in mine for i in micro)}
 

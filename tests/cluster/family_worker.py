@@ -93,7 +93,7 @@ def _batch(policy: Policy, step: int, ref: Tensor | None = None) -> Batch:
 
 
 def _train_one(policy: Policy, step: int) -> dict[str, float]:
-    share = Share(step, [_batch(policy, step)], normaliser=WORLD * ROWS, num_rows=WORLD * ROWS)
+    share = Share(step, [_batch(policy, step)], totals={"pairs": WORLD * ROWS})
     return train_step(policy, share, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
 
 

@@ -19,7 +19,7 @@ from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import Objective
+from raydpo.objective.contract import Objective, Unit
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.registry import make_objective, resolve
 from raydpo.train.step import Share
@@ -125,11 +125,15 @@ def global_batch(step: int) -> range:
     return range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)
 
 
-def normaliser(problem: Problem, step: int) -> int:
-    """What the mean of the loss is taken over: pairs, or the completion tokens of the global batch."""
-    if OBJECTIVES[problem.objective].mean_over == "rows":
-        return GLOBAL_BATCH
-    return sum(len(rows(problem)[i].completions[0]) for i in global_batch(step))
+def totals(problem: Problem, step: int) -> dict[Unit, int]:
+    """Of a global batch: what loss and metrics are the mean over."""
+    completions = [each for i in global_batch(step) for each in rows(problem)[i].completions]
+    return {
+        "rows": GLOBAL_BATCH,
+        "completions": len(completions),
+        "pairs": len(completions) - GLOBAL_BATCH,
+        "tokens": sum(map(len, completions)),
+    }
 
 
 @cache
@@ -157,7 +161,7 @@ def share(case: Case, step: int, rank: int) -> Share:
     batches: list[Batch] = [
         make_batch([data[i] for i in micro], None if ref is None else ref[micro]) for micro in split(case, step)[rank]
     ]
-    return Share(step, batches, normaliser=normaliser(case.problem, step), num_rows=GLOBAL_BATCH)
+    return Share(step, batches, totals=totals(case.problem, step))
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
             for every, ids in zip(exact_logps(lm, data[i]), data[i].completions, strict=True)
         ]
         losses.append(_row_loss(problem.objective, tokens, None if ref is None else ref[i]))
-    return torch.stack(losses).sum() / normaliser(problem, step)
+    return torch.stack(losses).sum() / totals(problem, step)[OBJECTIVES[problem.objective].mean_over]
 
 
 def _row_loss(objective: ObjectiveName, tokens: list[Tensor], ref: Tensor | None) -> Tensor:

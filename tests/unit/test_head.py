@@ -28,13 +28,18 @@ SOFTCAP = 2.0  # about the spread of the logits, so that it bends them
 
 def bending(rows: ScoredRows) -> Tensor:
     """A loss, for any n, in which every completion of a row bends the slope of every other."""
-    return (0.1 * rows.log_ratios()).logsumexp(dim=1).square()
+    return (0.1 * _by_row(rows, rows.log_ratios())).logsumexp(dim=1).square()
 
 
 def by_tokens(rows: ScoredRows) -> Tensor:
     """A loss that is no function of sums: every token has a slope of its own."""
     bent = replace(rows, token_logps=(0.1 * rows.token_logps).sin())
-    return (bent.logps() / bent.lengths() - 0.01 * bent.columns["ref_logps"]).logsumexp(dim=1).square()
+    return _by_row(bent, bent.average_logps() - 0.01 * bent.columns["ref_logps"]).logsumexp(dim=1).square()
+
+
+def _by_row(rows: ScoredRows, values: Tensor) -> Tensor:
+    """[C] -> [B, n], for rows that all have the same n."""
+    return values.view(rows.num_rows, -1)
 
 
 @dataclass(frozen=True)

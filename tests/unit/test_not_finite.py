@@ -42,7 +42,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("alone")
 def test_a_step_that_is_not_finite_names_figures_ranks_and_rows() -> None:
-    share = Share(6, [], normaliser=4, num_rows=4, row_ids=[["aa", "bb"], ["cc", "dd"]])
+    share = Share(6, [], totals={}, row_ids=[["aa", "bb"], ["cc", "dd"]])
     losses = [torch.tensor([0.5, math.nan]), torch.tensor([math.inf, 0.1])]
     said = str(_not_finite(share, losses, {"loss": math.nan, "grad_norm": math.inf}))
     assert said.startswith("step 7 has figures that are not finite: loss nan, grad_norm inf; ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -38,13 +39,14 @@ ROWS = rows_of([(-10.0, -14.0, -11.0, -12.0), (-4.0, -2.0, -3.0, -3.0)])
 
 
 def test_the_worked_example_of_scored_rows() -> None:
-    tokens, owner = torch.tensor([-1.0, -2, -3, -4, -5, -6]), torch.tensor([0, 1, 1, 2, 2, 3])
-    rows = ScoredRows(tokens, owner, 2, 2, {REF_LOGPS: torch.full((2, 2), -2.0)})
-    assert rows.logps().tolist() == [[-1, -5], [-9, -6]]
-    assert rows.lengths().tolist() == [[1, 2], [2, 1]]
-    assert rows.average_logps().tolist() == [[-1, -2.5], [-4.5, -6]]
-    assert rows.log_ratios().tolist() == [[1, -3], [-7, -4]]
-    assert rows.average_log_ratios().tolist() == [[1, -1.5], [-3.5, -4]]
+    tokens, owner = torch.tensor([-1.0, -2, -3, -4, -5, -6]), torch.tensor([0, 1, 1, 2, 2, 2])
+    rows = ScoredRows(tokens, owner, torch.tensor([0, 0, 1]), 2, {REF_LOGPS: torch.full((3,), -2.0)})
+    assert rows.logps().tolist() == [-1, -5, -15]
+    assert rows.lengths().tolist() == [1, 2, 3]
+    assert rows.average_logps().tolist() == [-1, -2.5, -5]
+    assert rows.log_ratios().tolist() == [1, -3, -13]
+    assert rows.average_log_ratios().tolist() == pytest.approx([1, -1.5, -13 / 3])
+    assert [each.tolist() for each in rows.pairs()] == [[0], [1], [0]]
 
 
 def test_dpo_worked_by_hand() -> None:
@@ -111,22 +113,23 @@ def test_a_mix_is_the_weighted_sum_of_its_losses() -> None:
     rpo = objective("sigmoid", "sft", weights=[1.0, 0.2], beta=0.3)
     expected = objective("sigmoid", beta=0.3).loss(ROWS) + 0.2 * objective("sft").loss(ROWS)
     assert torch.equal(rpo.loss(ROWS), expected)
-    assert (rpo.mean_over, rpo.needs) == ("rows", {REF_LOGPS})
+    assert (rpo.mean_over, rpo.metrics_over, rpo.needs) == ("pairs", "pairs", {REF_LOGPS})
 
 
 @pytest.mark.parametrize("name", ["simpo", "cpo", "orpo", "sft", "preferred_ft", "unlikelihood"])
 def test_a_reference_free_loss_needs_nothing_but_tokens(name: str) -> None:
-    found, rows = objective(name), ScoredRows(ROWS.token_logps, ROWS.owner, 2, 2, {})
+    found = objective(name)
+    rows = replace(ROWS, columns={})
     assert found.needs == frozenset()
     assert found.loss(rows).shape == (2,)
     assert found.metrics(rows)
-    assert found.compares(rows).shape == (2, 2)
+    assert found.compares(rows).shape == (4,)
 
 
 def test_fine_tuning_weighs_tokens_and_needs_no_reference() -> None:
-    rows = ScoredRows(torch.tensor([-1.0, -3.0, -1.0]), torch.tensor([0, 1, 1]), 2, 1, {})
+    rows = ScoredRows(torch.tensor([-1.0, -3.0, -1.0]), torch.tensor([0, 1, 1]), torch.tensor([0, 1]), 2, {})
     found = fine_tuning()
-    assert (found.mean_over, found.needs) == ("tokens", frozenset())
+    assert (found.mean_over, found.metrics_over, found.needs) == ("tokens", "completions", frozenset())
     assert found.loss(rows).tolist() == [1.0, 4.0]
     assert found.metrics(rows)["logps/completion"].tolist() == [-1.0, -4.0]
 

@@ -18,9 +18,8 @@ TOKENS = st.lists(st.integers(0, 999), min_size=1, max_size=6)
 
 @st.composite
 def lists_of_rows(draw: st.DrawFn) -> list[TokenRow]:
-    """Rows that all have the same number of completions."""
-    per_row = draw(st.integers(1, 4))
-    row = st.builds(lambda parts: make_row(*parts), st.lists(TOKENS, min_size=1 + per_row, max_size=1 + per_row))
+    """Rows of one to four completions, each of its own number."""
+    row = st.builds(lambda parts: make_row(*parts), st.lists(TOKENS, min_size=2, max_size=5))
     return draw(st.lists(row, min_size=1, max_size=5))
 
 
@@ -32,6 +31,7 @@ def test_the_worked_example() -> None:
     assert pack.target.tolist() == [20, 21, 30, 31, 32]
     assert pack.source.tolist() == [2, 3, 2, 5, 6]
     assert pack.owner.tolist() == [0, 0, 1, 1, 1]
+    assert pack.completion_row.tolist() == [0, 0]
 
 
 def test_a_second_row_starts_behind_the_first_and_counts_its_positions_anew() -> None:
@@ -41,6 +41,7 @@ def test_a_second_row_starts_behind_the_first_and_counts_its_positions_anew() ->
     assert pack.bounds == ((0, 1, 3), (3, 5, 6))
     assert pack.source.tolist() == [0, 1, 4]
     assert pack.owner.tolist() == [0, 0, 1]
+    assert pack.completion_row.tolist() == [0, 1]
 
 
 @given(lists_of_rows())
@@ -64,28 +65,29 @@ def test_every_prompt_is_laid_once_with_its_completions_behind_it(rows: list[Tok
 def test_a_predicting_position_has_seen_the_prompt_and_its_own_completion_so_far(rows: list[TokenRow]) -> None:
     pack = pack_rows(rows)
     targets = (
-        (i, row.prompt_ids + completion[:t], i * len(row.completions) + j)
+        (i, j, row.prompt_ids + completion[:t])
         for i, row in enumerate(rows)
         for j, completion in enumerate(row.completions)
         for t in range(len(completion))
     )
-    for m, (i, context, owner) in enumerate(targets):
-        assert pack.owner[m] == owner
+    for m, (i, j, context) in enumerate(targets):
+        assert pack.owner[m] == sum(len(row.completions) for row in rows[:i]) + j
+        assert pack.completion_row[pack.owner[m]] == i
         seen = _seen_by(pack, i, int(pack.source[m]))
         assert pack.input_ids[seen].tolist() == context
         assert pack.position_ids[seen].tolist() == list(range(len(context)))
 
 
 @given(lists_of_rows())
-def test_the_token_counts_are_the_lengths_of_the_completions(rows: list[TokenRow]) -> None:
-    expected = [[len(completion) for completion in row.completions] for row in rows]
-    assert pack_rows(rows).token_counts.tolist() == expected
+def test_the_lengths_are_those_of_the_completions(rows: list[TokenRow]) -> None:
+    expected = [len(completion) for row in rows for completion in row.completions]
+    assert pack_rows(rows).lengths.tolist() == expected
 
 
 @pytest.mark.parametrize(
     "rows",
-    [[make_row([], [1])], [make_row([1], [])], [make_row([1], [2], [3]), make_row([1], [2])]],
-    ids=["empty prompt", "empty completion", "ragged"],
+    [[make_row([], [1])], [make_row([1], [])], [make_row([1])]],
+    ids=["empty prompt", "empty completion", "no completion"],
 )
 def test_rows_that_ingest_would_never_make_are_refused(rows: list[TokenRow]) -> None:
     with pytest.raises(AssertionError):

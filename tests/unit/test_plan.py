@@ -86,7 +86,11 @@ def test_a_row_brings_its_reference_and_the_totals_of_its_step() -> None:
     for table in planned(plan, 0, 2):
         for row in table.to_pylist():
             batch = plan.order.batch(row["step"])
-            assert row["step_rows"] == GLOBAL_BATCH
+            assert (row["step_rows"], row["step_pairs"], row["step_completions"]) == (
+                GLOBAL_BATCH,
+                GLOBAL_BATCH,
+                2 * GLOBAL_BATCH,
+            )
             assert row["step_tokens"] == plan.dataset.completion_tokens[batch].sum()
             assert row["ref_logps"] == [-tokens[row["expected_id"]], -2 * tokens[row["expected_id"]]]
 

@@ -89,7 +89,7 @@ def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss
 
 def test_the_objective_of_a_run_file_is_that_of_its_terms(run_file: Path) -> None:
     objective = preference_objective(with_objective(run_file, loss_type="orpo"))
-    assert (objective.needs, objective.mean_over) == (frozenset(), "rows")
+    assert (objective.needs, objective.mean_over) == (frozenset(), "pairs")
 
 
 @pytest.mark.parametrize(("loss_type", "chosen_is_preferred"), [("sigmoid", False), ("sigmoid_norm", True)])
@@ -98,6 +98,6 @@ def test_held_out_pairs_are_ranked_by_what_the_loss_compares(
 ) -> None:
     """Log-ratios of −4 over 4 tokens and −2 over one: the sum is worse, the mean is better."""
     rows = _as_objectives_see([[np.full(4, -2.0), np.array([-3.0])]], np.array([[-4.0, -1.0]], dtype=np.float32))
-    assert rows.logps().tolist() == [[-8.0, -3.0]]
-    chosen, rejected = preference_objective(with_objective(run_file, loss_type=loss_type)).compares(rows)[0]
+    assert rows.logps().tolist() == [-8.0, -3.0]
+    chosen, rejected = preference_objective(with_objective(run_file, loss_type=loss_type)).compares(rows)
     assert bool(chosen > rejected) is chosen_is_preferred

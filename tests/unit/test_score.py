@@ -23,7 +23,7 @@ ONE_TOKEN = [make_row([5], [7], [8]), make_row([5], [9, 10, 11], [12]), make_row
 
 def _best_of_n(rows: ScoredRows) -> Tensor:
     """A loss in which every completion of a row bends the slope of every other."""
-    return -(0.1 * rows.log_ratios()).log_softmax(dim=1)[:, 0]
+    return -(0.1 * rows.log_ratios()).view(rows.num_rows, -1).log_softmax(dim=1)[:, 0]
 
 
 SMOOTHED = make_objective(resolve(["sigmoid"], beta=0.1, label_smoothing=0.1))
@@ -98,7 +98,7 @@ def test_scored_logps_are_the_sums_of_the_token_logps(n: int) -> None:
     model, batch = ScoringModel(tiny_llama()), make_batch(rows, _ref_logps(rows))
     summed = sequence_logps(model.token_logps(batch), batch)
     by_hand = [each.sum() for each in model.token_logps(batch).split(list(map(len, _completions(rows))))]
-    torch.testing.assert_close(summed.flatten(), torch.stack(by_hand), rtol=1e-6, atol=0)
+    torch.testing.assert_close(summed, torch.stack(by_hand), rtol=1e-6, atol=0)
     _, _, token_logps = model(batch, LOSSES[n])
     torch.testing.assert_close(batch.scored(token_logps).logps(), summed, rtol=1e-6, atol=0)
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydpo.objective.registry import make_objective, resolve
 from raydpo.runtime.shares import shares
 from raydpo.train.step import Share
 from tests.models import random_rows
@@ -40,6 +39,8 @@ def planned() -> list[dict[str, Any]]:
             "expected_id": row.row_id,
             "rank_rows": ROWS,
             "step_rows": ROWS,
+            "step_pairs": ROWS,
+            "step_completions": 2 * ROWS,
             "step_tokens": 9,
             "epoch": (1 + number // ROWS) / STEPS,
             "num_tokens": 30 * (1 + number // ROWS),
@@ -55,11 +56,7 @@ def planned() -> list[dict[str, Any]]:
 
 def delivered(rows: Sequence[dict[str, Any]], first: int = 0) -> list[Share]:
     feed: Any = Feed(rows)
-    return list(
-        shares(
-            feed, make_objective(resolve(["sigmoid"], beta=0.1)), steps=range(first, STEPS), device=torch.device("cpu")
-        )
-    )
+    return list(shares(feed, steps=range(first, STEPS), device=torch.device("cpu")))
 
 
 def test_a_share_holds_the_planned_rows_of_its_step() -> None:
@@ -68,6 +65,10 @@ def test_a_share_holds_the_planned_rows_of_its_step() -> None:
     assert [share.step for share in found] == [0, 1, 2]
     ids = [[row_id for micro in share.row_ids for row_id in micro] for share in found]
     assert ids == [[row["row_id"].hex() for row in rows[i : i + ROWS]] for i in range(0, len(rows), ROWS)]
+    totals = {"rows": ROWS, "pairs": ROWS, "completions": 2 * ROWS, "tokens": 9}
+    assert all(share.totals == totals for share in found)
+    for batch in (batch for share in found for batch in share.micro_batches):
+        assert batch.columns["ref_logps"].tolist() == [-1.0, -2.0] * batch.num_rows
     assert [(share.epoch, share.num_tokens) for share in found] == [(1 / 3, 30), (2 / 3, 60), (1.0, 90)]
     assert delivered([], first=STEPS) == [], "nothing is left to do"
 

@@ -1,6 +1,6 @@
 """Direct Preference Optimization and its nearest kin: logistic losses of a margin of log-ratios.
 
-Legend: B pairs; r = log π(y|x) / π_ref(y|x), r_w of the chosen completion and r_l of the rejected one; σ the logistic
+Legend: P pairs; r = log π(y|x) / π_ref(y|x), r_w of the chosen completion and r_l of the rejected one; σ the logistic
 function; ε = label_smoothing.
 """
 
@@ -28,13 +28,13 @@ def sigmoid(
     f_divergence_type: FDivergence = "reverse_kl",
     f_alpha_divergence_coef: float = 0.5,
 ) -> Tensor:
-    """DPO, [B]: −log σ(β (r_w − r_l)) (Rafailov et al. 2023, eq. 7).
+    """DPO, [P]: −log σ(β (r_w − r_l)) (Rafailov et al. 2023, eq. 7).
 
     With ε > 0 conservative DPO (Mitchell 2023): −(1 − ε) log σ(m) − ε log σ(−m); TRL ignores label_smoothing here.
     With another f-divergence than the reverse KL, f-DPO (Wang et al. 2023): f'(exp r) in place of r.
     """
     scores = f_scores(rows.log_ratios(), f_divergence_type, f_alpha_divergence_coef)
-    return smoothed_logistic(beta * margins(scores), label_smoothing)
+    return smoothed_logistic(beta * margins(rows, scores), label_smoothing)
 
 
 def f_scores(log_ratios: Tensor, f_divergence_type: FDivergence, alpha: float) -> Tensor:
@@ -60,19 +60,19 @@ def f_scores(log_ratios: Tensor, f_divergence_type: FDivergence, alpha: float) -
 
 
 def sigmoid_norm(rows: ScoredRows, *, beta: float = 5.0, label_smoothing: float = 0.0) -> Tensor:
-    """Length-normalised DPO, [B]: −log σ(β (r_w/|y_w| − r_l/|y_l|)) (Lambert et al. 2024, Tülu 3).
+    """Length-normalised DPO, [P]: −log σ(β (r_w/|y_w| − r_l/|y_l|)) (Lambert et al. 2024, Tülu 3).
 
     β is Tülu 3's and Olmo's; TRL has one default of 0.1 for all losses, and ignores label_smoothing here.
     """
-    return smoothed_logistic(beta * margins(rows.average_log_ratios()), label_smoothing)
+    return smoothed_logistic(beta * margins(rows, rows.average_log_ratios()), label_smoothing)
 
 
 def robust(rows: ScoredRows, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Provably robust DPO, [B]: (−(1 − ε) log σ(m) + ε log σ(−m)) / (1 − 2ε), with m = β (r_w − r_l).
+    """Provably robust DPO, [P]: (−(1 − ε) log σ(m) + ε log σ(−m)) / (1 − 2ε), with m = β (r_w − r_l).
 
     Chowdhury et al. 2024: without bias where labels are wrong with probability ε < 1/2. As in TRL.
     """
-    margin = beta * margins(rows.log_ratios())
+    margin = beta * margins(rows, rows.log_ratios())
     as_labelled = -(1 - label_smoothing) * F.logsigmoid(margin)
     flipped = -label_smoothing * F.logsigmoid(-margin)
     return (as_labelled - flipped) / (1 - 2 * label_smoothing)
