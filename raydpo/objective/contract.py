@@ -31,6 +31,9 @@ COLUMNS: Mapping[str, torch.dtype] = MappingProxyType(
 )
 """What may be known of every completion beside its tokens, and the dtype in which it is kept."""
 
+TokenMetric = Literal["entropy", "mean_token_accuracy", "logits"]
+"""What costs a look at every logit, and is told on request; see raydpo.objective.token_metrics."""
+
 Unit = Literal["pairs", "completions", "rows", "tokens"]
 """What a mean over a global batch is taken over."""
 
@@ -153,3 +156,4 @@ class Objective:
     metrics_over: Unit  # what its metrics are the mean over
     compares: Values  # the larger, the more the policy prefers a completion to the others of its row
     needs: frozenset[str] = frozenset()  # columns that the rows must have
+    observes: tuple[TokenMetric, ...] = ()  # to be told beside the log-probs

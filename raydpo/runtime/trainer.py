@@ -112,7 +112,7 @@ def train_sft(run: RunFile) -> dict[str, Any]:
         plan,
         identity,
         model=run.model.path,
-        objective=fine_tuning(),
+        objective=replace(fine_tuning(), observes=tuple(run.sft.metrics)),
         directory=layout.sft,
         retention=Retention(run.sft.keep_last, run.sft.keep_every),
         export=layout.sft_export_of,
