@@ -22,9 +22,9 @@ from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
 from raydpo.objective.registry import make_objective, resolve
-from raydpo.train.checkpoint import Saver, resume
+from raydpo.train.checkpoint.retention import Retention
+from raydpo.train.checkpoint.saver import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, make_policy
-from raydpo.train.retention import Retention
 from raydpo.train.step import Share, train_step
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows, tiny_llama

@@ -6,7 +6,7 @@ import pytest
 import ray
 import torch
 
-from raydpo.runtime.device import granted_device
+from raydpo.runtime.cluster.device import granted_device
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raydpo.objective.registry import make_objective, resolve
-from raydpo.runtime.shares import shares
+from raydpo.runtime.feed.rank_batches import shares
 from raydpo.train.step import Share
 from tests.models import random_rows
 
