@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
-import ray.train.v2._internal.util
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +22,7 @@ from raydpo.model.tokenizer import load_tokenizer
 from raydpo.runtime.cluster.connection import quieten_ray_data, user_errors
 from raydpo.runtime.feed.rank_batches import shares
 from raydpo.runtime.trainer.stopping import Requests
+from raydpo.runtime.trainer.train_private import LOGGER_OF_WORKERS
 from raydpo.storage.files import whole_lines, write_json, write_text
 from raydpo.storage.space import room_for
 from raydpo.track.progress import Progress
@@ -50,7 +50,7 @@ def run_worker(job: Job) -> None:
         with user_errors(), named(place):
             _train(job, place)
     except UserError:
-        logging.getLogger(ray.train.v2._internal.util.__name__).setLevel(logging.CRITICAL)  # it logs the traceback
+        logging.getLogger(LOGGER_OF_WORKERS).setLevel(logging.CRITICAL)
         raise
 
 
