@@ -123,7 +123,7 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
 def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -> str:
     # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
     environment = Environment(
-        loader=PackageLoader("raydpo.evaluate"),
+        loader=PackageLoader("raydpo.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -24,8 +24,8 @@ from raydpo.objective.likelihood import fine_tuning
 from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.runtime.feed.overlap import score_ahead, tell_reached
 from raydpo.runtime.feed.plan import OrderedFeed, Plan
+from raydpo.runtime.trainer.exports import check_room_for_exports, last_export
 from raydpo.runtime.trainer.failures import FailureLog, final_refusal
-from raydpo.runtime.trainer.job import Job, work_on
 from raydpo.runtime.trainer.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.trainer.stopping import stop_asked, stop_on_sigterm
 from raydpo.storage.files import whole_lines
@@ -33,7 +33,6 @@ from raydpo.track.say import say
 from raydpo.train.checkpoint.commits import Commit, latest, newest
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.workspace.asked import Asked
-from raydpo.workspace.exports import check_room_for_exports, last_export
 from raydpo.workspace.identity import (
     Identity,
     check_resumable,
@@ -43,6 +42,7 @@ from raydpo.workspace.identity import (
     train_identity,
     write_identity,
 )
+from raydpo.workspace.job import Job
 from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.lock import claim
 from raydpo.workspace.objective import preference_objective
@@ -246,3 +246,10 @@ def _outcome(job: Job, plan: Plan, last: Commit) -> dict[str, Any]:
         "mfu": fmean(known) if known else None,
         "export": str(last_export(job, last)),
     }
+
+
+def work_on(config: dict[str, Job]) -> None:
+    """Ray Train's entry point. Its controller imports this file as well, and must not load what only workers need."""
+    from raydpo.runtime.trainer.worker import run_worker
+
+    run_worker(config["job"])

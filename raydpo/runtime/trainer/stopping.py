@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from ray.train import PreemptionInfo
-from ray.train.v2._internal.execution.context import get_train_context
+
+from raydpo.runtime.trainer.train_private import get_train_context
 
 STOP = "stop"  # the driver's word to the workers, a file because the output directory is what all nodes share
 

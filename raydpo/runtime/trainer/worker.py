@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
-import ray.train.v2._internal.util
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -22,8 +21,8 @@ from raydpo.model.load import load_model
 from raydpo.model.tokenizer import load_tokenizer
 from raydpo.runtime.cluster.connection import quieten_ray_data, user_errors
 from raydpo.runtime.feed.rank_batches import shares
-from raydpo.runtime.trainer.job import Job
 from raydpo.runtime.trainer.stopping import Requests
+from raydpo.runtime.trainer.train_private import LOGGER_OF_WORKERS
 from raydpo.storage.files import whole_lines, write_json, write_text
 from raydpo.storage.space import room_for
 from raydpo.track.progress import Progress
@@ -35,6 +34,7 @@ from raydpo.train.loop import Metrics, check_step_zero, train_loop
 from raydpo.train.patience import Place, named, within
 from raydpo.train.schedule import learning_rate
 from raydpo.train.step import Share, reduce_sums
+from raydpo.workspace.job import Job
 from raydpo.workspace.lock import hold
 
 Line = dict[str, float | None]
@@ -50,7 +50,7 @@ def run_worker(job: Job) -> None:
         with user_errors(), named(place):
             _train(job, place)
     except UserError:
-        logging.getLogger(ray.train.v2._internal.util.__name__).setLevel(logging.CRITICAL)  # it logs the traceback
+        logging.getLogger(LOGGER_OF_WORKERS).setLevel(logging.CRITICAL)
         raise
 
 

@@ -1,8 +1,8 @@
 """Saving a run beside its training, and resuming it on any number of ranks under any ZeRO stage.
 
 Training waits only until its state is copied to host memory. A thread of each rank writes and hashes that rank's files;
-rank 0's also waits for all the others' and commits (raydpo.train.checkpoint.commits). Collectives happen in the main thread alone.
-Nothing random is saved: dropout is off, and order and learning rate are functions of the step.
+rank 0's also waits for all the others' and commits (raydpo.train.checkpoint.commits). Collectives happen in the main
+thread alone. Nothing random is saved: dropout is off, and order and learning rate are functions of the step.
 """
 
 from __future__ import annotations
