@@ -29,10 +29,10 @@ import psutil
 
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, to_table, write_shard
-from raydpo.runtime.dataset import MANIFEST, open_dataset
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.provenance import made_from
-from raydpo.runtime.scorer import ReferenceScorer
+from raydpo.reference.dataset import MANIFEST, open_dataset
+from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.workspace.layout import reference_store
+from raydpo.workspace.provenance import made_from
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import save_model, small_run, write_run_file

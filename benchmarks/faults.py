@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.train.commits import commits
+from raydpo.train.checkpoint.commits import commits
 from tests.cluster import faults
 from tests.cluster.disk import Disk, disk
 from tests.cluster.faults import Fault, Nodes, Scene

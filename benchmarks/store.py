@@ -37,14 +37,14 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, read_shard, schema, to_rows, to_table, write_shard
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.reference.dataset import MANIFEST
 from raydpo.reference.scoring import score_rows
 from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
-from raydpo.runtime import pool as pools
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.precompute import score_missing
-from raydpo.runtime.scorer import ReferenceScorer, Unit
+from raydpo.runtime.pools import pool as pools
+from raydpo.runtime.pools.precompute import score_missing
+from raydpo.runtime.pools.scorer import ReferenceScorer, Unit
+from raydpo.workspace.layout import reference_store
 from tests.cluster.own_ray import own_ray
 
 VOCAB_SIZE = 2048

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import whole_file, write_text
 from raydpo.data.tokens import hash_fraction
+from raydpo.errors import UserError
+from raydpo.storage.files import whole_file, write_text
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast

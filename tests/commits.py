@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from raydpo.train import commits
-from raydpo.train.commits import Commit, Cursor
-from raydpo.train.state import WEIGHT, Stretch, write_state
-from raydpo.train.untrained import copy_untrained
+from raydpo.train.checkpoint import commits
+from raydpo.train.checkpoint.commits import Commit, Cursor
+from raydpo.train.checkpoint.state import WEIGHT, Stretch, write_state
+from raydpo.train.checkpoint.untrained import copy_untrained
 from tests.helpers import tiny_tokenizer
 
 

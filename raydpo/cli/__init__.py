@@ -37,17 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.stage in GROUPS:
         return _run_command(arguments)
 
-    from raydpo.config.errors import UserError
     from raydpo.config.load import load_run_file
-    from raydpo.runtime.outcome import refuse, run_check, run_stage
+    from raydpo.errors import UserError
+    from raydpo.workspace.outcome import refuse, run_check, run_stage
 
     try:
         run = load_run_file(arguments.run_file, arguments.overrides)
     except UserError as error:
         return refuse(arguments.stage, error)
 
-    from raydpo.runtime import stages
-    from raydpo.runtime.inputs import check_inputs
+    from raydpo import stages
+    from raydpo.workspace.inputs import check_inputs
 
     def checked(run: RunFile) -> dict[str, Any]:
         check_inputs(run, arguments.stage)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
-    from raydpo.config.errors import UserError
+    from raydpo.errors import UserError
 
     try:
         code: int = GROUPS[arguments.stage].run(arguments)

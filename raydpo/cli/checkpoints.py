@@ -26,7 +26,7 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code. Raises UserError."""
-    from raydpo.runtime import checkpoints
+    from raydpo.cli import checkpoint_commands as checkpoints
 
     functions: dict[str, Callable[..., int]] = {
         "ls": checkpoints.ls,

@@ -36,7 +36,7 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code. Raises UserError."""
-    from raydpo.runtime import references
+    from raydpo.cli import reference_commands as references
 
     functions: dict[str, Callable[..., int]] = {
         "ls": references.ls,

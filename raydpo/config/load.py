@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml.error import YAMLError
 
-from raydpo.config.errors import UserError
 from raydpo.config.keys import is_known, nearest_key
 from raydpo.config.problems import describe_problems
 from raydpo.config.schema import RunFile
 from raydpo.config.secret import redact, redact_environment
 from raydpo.config.yaml12 import read_yaml, write_yaml
+from raydpo.errors import UserError
 
 
 def load_run_file(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:

@@ -279,7 +279,7 @@ class Sample(Section):
     completions_per_prompt: int = Field(4, ge=2)
     pairs: Literal["all", "best_worst"] = "all"
     decoding: Decoding = Decoding()
-    scorer: str = "vader"  # a name of raydpo.evaluate.scorers, or package.module:function
+    scorer: str = "vader"  # a name of raydpo.reward.functions, or package.module:function
 
     @model_validator(mode="after")
     def _completions_differ(self) -> Sample:

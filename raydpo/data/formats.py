@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo.config.errors import UserError
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
 from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
 from raydpo.data.paths import filesystem_of
+from raydpo.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from raydpo.config.errors import UserError
 from raydpo.data.messages import short
 from raydpo.data.paths import filesystem_of
+from raydpo.errors import UserError
 
 MAX_LINE_BYTES = 1 << 24
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8, which some editors write

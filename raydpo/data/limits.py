@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raydpo.config.errors import UserError
 from raydpo.data.tokens import TokenRow
+from raydpo.errors import UserError
 
 
 @dataclass(frozen=True)

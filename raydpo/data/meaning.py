@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 _SYSTEM = "a system message before the prompt"
 _HISTORY = "the turns before the prompt"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from raydpo.config.errors import UserError
 from raydpo.data.meaning import is_nothing
+from raydpo.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 Ints = NDArray[np.int64]
 

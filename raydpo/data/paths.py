@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 ANY_DEPTH = "**"

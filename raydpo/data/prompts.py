@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from raydpo.config.errors import UserError
 from raydpo.data.formats import Value, prompt_fields, read_chunks
 from raydpo.data.paths import expand_paths
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import row_id, tokenize_prompt
+from raydpo.errors import UserError
 
 
 @dataclass(frozen=True)

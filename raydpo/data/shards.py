@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import whole_file, write_json
 from raydpo.data.formats import Chunk
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, hash_fraction, tokenize_pair, tokenize_sft
+from raydpo.errors import UserError
+from raydpo.storage.files import whole_file, write_json
 
 Kind = Literal["pair", "sft"]
 COMPLETIONS: dict[Kind, tuple[str, ...]] = {"pair": ("chosen_ids", "rejected_ids"), "sft": ("completion_ids",)}
@@ -71,7 +71,7 @@ class TokenManifest:
     counts: Counts
     quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
     extent: Extent = field(default_factory=Extent)
-    made_from: dict[str, Any] = field(default_factory=dict)  # what decided the ids, see raydpo.runtime.provenance
+    made_from: dict[str, Any] = field(default_factory=dict)  # what decided the ids, see raydpo.workspace.provenance
 
     @property
     def digest(self) -> str:

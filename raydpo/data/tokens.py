@@ -25,9 +25,9 @@ from typing import Literal
 
 import numpy as np
 
-from raydpo.config.errors import UserError
 from raydpo.data.formats import Row, Value, is_ids
 from raydpo.data.tokenizer import RowTokenizer
+from raydpo.errors import UserError
 
 Truncation = Literal["error", "drop", "truncate_prompt_left", "truncate_completion"]
 Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical"]

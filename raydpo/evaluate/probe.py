@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 # Mean |Δ log-prob| a token, in nats. Other kernels and another order of sums move a token by less than 1e-6 in float32,
 # and in bfloat16 by 0.006 (two layers; thirty layers of a 135M model as initialised) to 0.10 (the same with weights

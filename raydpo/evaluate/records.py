@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import whole_file
+from raydpo.errors import UserError
 from raydpo.evaluate.origin import VERSION, Origin
 from raydpo.evaluate.stats import Interval, mean_interval, share_interval
+from raydpo.storage.files import whole_file
 
 T = TypeVar("T")
 

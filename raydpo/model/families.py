@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 # Names of transformers' own. tests/unit/test_model_files.py holds what is read here against what it imports.
 _TYPES = ("models/auto/auto_mappings.py", "CONFIG_MAPPING_NAMES")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 # In each of these formats a NaN or an infinity is a number whose exponent's bits are all ones.
 _EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {

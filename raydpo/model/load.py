@@ -16,11 +16,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from raydpo.config.errors import UserError, reason
+from raydpo.errors import UserError, reason
 from raydpo.model.directory import model_directory
 from raydpo.model.finite import NOT_FINITE
 from raydpo.model.model_files import check_model_files
-from raydpo.model.trial import choose_layout, switch_off_dropout
+from raydpo.model.probe import choose_layout, switch_off_dropout
 
 disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -31,7 +31,7 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
 
     Dropout is off because policy and reference must be the same function at step 0. Raises UserError when no model can
     be made of the directory, when weights are missing from the checkpoint or have other shapes (they would be random),
-    when a pickled one is not finite, and for what the trial finds (raydpo.model.trial).
+    when a pickled one is not finite, and for what the trial finds (raydpo.model.probe).
     """
     model_directory(path)
     config = _read_config(path)

@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from raydpo.config.errors import UserError
 from raydpo.data.limits import ModelLimits
+from raydpo.errors import UserError
 from raydpo.model.directory import model_config, model_directory, positions, read_json_object, text_config
 from raydpo.model.families import TABLED_POSITIONS, causal_models, known_types
 

@@ -6,8 +6,8 @@ from datetime import date
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from raydpo.config.errors import UserError, reason
 from raydpo.data.tokenizer import RowTokenizer
+from raydpo.errors import UserError, reason
 from raydpo.model.tokenizer_files import check_tokenizer_files, stop_ids
 
 

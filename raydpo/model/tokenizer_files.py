@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.model.directory import model_directory, read_json_object, text_config
 
 # Each of these alone makes a tokenizer; the rest are settings beside it.

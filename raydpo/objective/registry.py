@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.objective.contract import REF_LOGPS, Objective, ScoredRows, Values
 from raydpo.objective.likelihood import preferred_ft, sft, unlikelihood
 from raydpo.objective.preference import dpo, pairwise, reference_free

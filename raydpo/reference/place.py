@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import whole_file
 from raydpo.config.secret import REDACTED, redact_text
+from raydpo.errors import UserError
+from raydpo.storage.files import whole_file
 
 
 class Place:

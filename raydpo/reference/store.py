@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.reference.directory import KEY_FILE, KeyDirectory, key_digest
 from raydpo.reference.index import Asked, Bools, as_numpy
 from raydpo.reference.place import Place

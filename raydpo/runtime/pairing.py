@@ -10,22 +10,22 @@ from typing import Any
 
 import ray
 
-from raydpo.config.files import whole_file, write_json
-from raydpo.config.say import say
 from raydpo.config.schema import RunFile, Sample
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
-from raydpo.evaluate.kept import Kept
-from raydpo.evaluate.pairs import Completion as Rated
-from raydpo.evaluate.pairs import PromptGroup, pair_samples
-from raydpo.evaluate.scorers import scorer_source
 from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.probing import confirm_samples
-from raydpo.runtime.progress import Progress
-from raydpo.runtime.rewards import Group, RewardProcess, reward_process
-from raydpo.runtime.sampling import PROMPTS_PER_CALL, Drawing, Samplers
-from raydpo.sample.engine import Completion
+from raydpo.reward.functions import scorer_source
+from raydpo.rollout.engine import Completion
+from raydpo.rollout.pairs import Completion as Rated
+from raydpo.rollout.pairs import PromptGroup, pair_samples
+from raydpo.runtime.pools.probing import confirm_samples
+from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
+from raydpo.storage.files import whole_file, write_json
+from raydpo.storage.kept import Kept
+from raydpo.track.progress import Progress
+from raydpo.track.say import say
+from raydpo.workspace.layout import Layout
 
 DRAWN_BY = 2  # version of what draws; 1 drew from a former model's head where embeddings are tied
 

@@ -19,8 +19,6 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import storage_refusal
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk, Field, check_files, pair_fields, sft_fields
 from raydpo.data.ledger import RowLedger
@@ -39,14 +37,16 @@ from raydpo.data.shards import (
     write_shard,
 )
 from raydpo.data.tokens import TokenSettings
+from raydpo.errors import UserError
 from raydpo.model.model_files import model_limits
+from raydpo.reference.dataset import MANIFEST
 from raydpo.reference.index import Asked
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.prepared import check_trainable, readers_of_pairs
-from raydpo.runtime.progress import Progress
-from raydpo.runtime.provenance import made_from
-from raydpo.runtime.readers import never_ends_the_data, read_files
+from raydpo.runtime.feed.readers import never_ends_the_data, read_files
+from raydpo.storage.files import storage_refusal
+from raydpo.track.progress import Progress
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.prepared import check_trainable, readers_of_pairs
+from raydpo.workspace.provenance import made_from
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
 MAX_TOKENIZERS = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 
 REMEDY = (
     "Nothing of this step is saved; the last commit stands. Most often the learning rate or beta is too large: lower "

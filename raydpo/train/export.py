@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.config.files import tree_to_disk
 from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.storage.files import tree_to_disk
+from raydpo.storage.space import room_for
+from raydpo.train.checkpoint.untrained import untrained_tensors
 from raydpo.train.diverged import diverged
 from raydpo.train.engine import Policy
 from raydpo.train.mark import mark_export, remove_export
-from raydpo.train.room import room_for
-from raydpo.train.untrained import untrained_tensors
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats per token; a wrong weight costs far more
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.score import sequence_logps
 from raydpo.objective.contract import REF_LOGPS, Objective

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raydpo import __version__
-from raydpo.config.errors import UserError
-from raydpo.config.files import write_json
+from raydpo.errors import UserError
+from raydpo.storage.files import write_json
 
 MARK = "raydpo.json"
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import tree_to_disk
+from raydpo.errors import UserError
 from raydpo.model.load import load_model
-from raydpo.train.commits import Commit
+from raydpo.storage.files import tree_to_disk
+from raydpo.train.checkpoint.commits import Commit
+from raydpo.train.checkpoint.state import WEIGHT, SavedState
+from raydpo.train.checkpoint.untrained import as_tensor, untrained_tensors
 from raydpo.train.mark import mark_export
-from raydpo.train.state import WEIGHT, SavedState
-from raydpo.train.untrained import as_tensor, untrained_tensors
 
 
 def export_commit(commit: Commit, directory: Path) -> Path:

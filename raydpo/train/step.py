@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.objective.contract import Objective, Unit
 from raydpo.objective.token_metrics import take_token_means, token_sums

@@ -18,12 +18,12 @@ from raydpo.model.batch import Batch
 from raydpo.model.load import load_model
 from raydpo.model.score import sequence_logps
 from raydpo.objective.registry import make_objective, resolve
-from raydpo.train.checkpoint import resume
+from raydpo.train.checkpoint.saver import resume
+from raydpo.train.checkpoint.untrained import untrained_tensors
 from raydpo.train.engine import Policy, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
 from raydpo.train.step import Share, train_step
-from raydpo.train.untrained import untrained_tensors
 from tests.cluster.elastic import join, make_saver, save
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows

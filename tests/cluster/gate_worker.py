@@ -15,7 +15,7 @@ import deepspeed
 import torch
 import torch.distributed
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.head import Scored
 from raydpo.model.score import sequence_logps

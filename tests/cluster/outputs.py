@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.files import whole_lines
+from raydpo.storage.files import whole_lines
 from tests.cluster.processes import Finished
 from tests.cluster.runfiles import small_run, write_run_file
 

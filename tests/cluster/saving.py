@@ -15,15 +15,16 @@ import numpy as np
 import torch
 import torch.distributed
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Zero
-from raydpo.train import checkpoint, commits
-from raydpo.train.checkpoint import Saver
-from raydpo.train.commits import latest
+from raydpo.errors import UserError
+from raydpo.train.checkpoint import commits
+from raydpo.train.checkpoint import saver as checkpoint
+from raydpo.train.checkpoint.commits import latest
+from raydpo.train.checkpoint.saver import Saver
+from raydpo.train.checkpoint.slices import owned
+from raydpo.train.checkpoint.state import WEIGHT, SavedState, write_state
 from raydpo.train.engine import Policy
 from raydpo.train.export import export_policy
-from raydpo.train.fragments import owned
-from raydpo.train.state import WEIGHT, SavedState, write_state
 from tests.cluster.elastic import Problem, Stage, join, make_saver, make_tiny_policy, save, train_one
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows

@@ -18,7 +18,7 @@ from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
 from raydpo.model.load import DTYPES, load_model
 from raydpo.model.score import ScoringModel
-from raydpo.sample.engine import Completion, Engine
+from raydpo.rollout.engine import Completion, Engine
 from tests.helpers import tiny_tokenizer
 
 PROMPTS = [[0, *range(5 + 7 * i, 15 + 11 * i)] for i in range(8)]

@@ -14,9 +14,9 @@ from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.cli import main
-from raydpo.train.commits import latest
+from raydpo.train.checkpoint.commits import latest
+from raydpo.train.checkpoint.state import WEIGHT, SavedState
 from raydpo.train.mark import read_mark
-from raydpo.train.state import WEIGHT, SavedState
 from tests.cluster.elastic import STEPS, Problem, Route, Stage, travel
 from tests.cluster.saving import WORLD, run_rank
 from tests.helpers import tiny_tokenizer

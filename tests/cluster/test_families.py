@@ -11,9 +11,9 @@ from torch.multiprocessing.spawn import spawn
 
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
-from raydpo.train.commits import latest
+from raydpo.train.checkpoint.commits import latest
+from raydpo.train.checkpoint.state import SavedState
 from raydpo.train.offline import export_commit
-from raydpo.train.state import SavedState
 from tests.cluster.family_worker import LIVES, ROWS, WORLD, Life, run_rank
 from tests.families import save_family
 from tests.models import make_batch, random_rows

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.train.commits import commits
+from raydpo.train.checkpoint.commits import commits
 from tests.cluster.conftest import Run
 from tests.cluster.disk import Disk
 from tests.cluster.faults import (

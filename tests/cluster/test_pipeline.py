@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from raydpo.config.load import load_run_file
-from raydpo.config.say import MARK
 from raydpo.evaluate.records import Evaluation
-from raydpo.runtime.origin import Asked
+from raydpo.track.say import MARK
+from raydpo.workspace.asked import Asked
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.data.shards import read_shard
-from raydpo.reference.upkeep import KeySummary, export_key, list_keys, verify_store
+from raydpo.reference.maintenance import KeySummary, export_key, list_keys, verify_store
 from tests.cluster.conftest import Run
 from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import NUM_PAIRS, small_run, write_jsonl, write_run_file

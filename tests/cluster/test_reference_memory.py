@@ -11,8 +11,8 @@ import pytest
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, schema, write_shard
 from raydpo.reference.shard import SCHEMA
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.precompute import score_missing
+from raydpo.runtime.pools.precompute import score_missing
+from raydpo.workspace.layout import reference_store
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import save_model
 

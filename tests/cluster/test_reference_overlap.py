@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.reference.upkeep import list_keys
+from raydpo.reference.maintenance import list_keys
 from tests.cluster.outputs import metrics_of
 from tests.cluster.processes import raydpo
 from tests.cluster.runfiles import NUM_PAIRS, small_run, write_jsonl, write_run_file

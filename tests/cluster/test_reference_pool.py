@@ -15,9 +15,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raydpo.config.schema import RunFile
-from raydpo.runtime import pool as pools
-from raydpo.runtime.pool import ScorerPool
-from raydpo.runtime.scorer import Unit
+from raydpo.runtime.pools import pool as pools
+from raydpo.runtime.pools.pool import ScorerPool
+from raydpo.runtime.pools.scorer import Unit
 from tests.cluster.own_ray import own_ray
 from tests.cluster.scorers import Dies, DiesOnce, Quick, Refuses, StopsOnce
 from tests.stores import claimed

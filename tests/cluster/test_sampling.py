@@ -13,20 +13,20 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
+from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.runtime import rewards
-from raydpo.runtime.cluster import user_errors
-from raydpo.runtime.device import granted_device
+from raydpo.rollout.engine import Completion
+from raydpo.runtime.cluster.connection import user_errors
+from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
-from raydpo.runtime.origin import Asked
 from raydpo.runtime.pairing import sample_pairs
-from raydpo.runtime.rewards import Group, rate_each, reward_process
-from raydpo.runtime.sampling import Drawing, Samplers
-from raydpo.sample.engine import Completion
+from raydpo.runtime.pools import rewards
+from raydpo.runtime.pools.rewards import Group, rate_each, reward_process
+from raydpo.runtime.pools.sampling import Drawing, Samplers
+from raydpo.workspace.asked import Asked
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import whole_run
 from tests.models import exact, exact_logps, make_row

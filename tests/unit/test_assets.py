@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from jobs import assets
 from jobs.assets import MARKER, PREFIX_TOKENS, Snippet, Snippets
-from raydpo.config.errors import UserError
 from raydpo.data.tokens import tokenize_prompt
+from raydpo.errors import UserError
 from tests.helpers import row_tokenizer, tiny_tokenizer
 
 pytestmark = pytest.mark.unit

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.data.formats import Field, is_ids, pair_fields, prompt_fields, read_chunks, sft_fields
+from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
 

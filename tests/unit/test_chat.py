@@ -6,11 +6,11 @@ import datetime
 
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.data.formats import Chunk
 from raydpo.data.shards import tokenize_chunk
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, tokenize_pair, tokenize_prompt
+from raydpo.errors import UserError
 from tests.tokenizers import tokenizer_of
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,7 @@ import pytest
 
 from raydpo.cli import main
 from raydpo.cli.checkpoints import COMMANDS
-from raydpo.train.commits import MANIFEST
+from raydpo.train.checkpoint.commits import MANIFEST
 from tests.commits import flip_a_bit, save
 
 pytestmark = pytest.mark.unit

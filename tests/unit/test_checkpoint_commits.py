@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from raydpo.train import commits
-from raydpo.train.commits import MANIFEST, MARKER, Commit, Cursor
-from raydpo.train.state import WEIGHT, SavedState
+from raydpo.train.checkpoint import commits
+from raydpo.train.checkpoint.commits import MANIFEST, MARKER, Commit, Cursor
+from raydpo.train.checkpoint.state import WEIGHT, SavedState
 from tests.commits import flip_a_bit, save
 
 pytestmark = pytest.mark.unit

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
+from raydpo.errors import UserError
 from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Sample, summarise, write_evaluation
-from raydpo.runtime.identity import Identity, write_identity
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.origin import Asked
-from raydpo.runtime.trainer import checkpoint_retention
+from raydpo.runtime.trainer.driver import checkpoint_retention
+from raydpo.workspace.asked import Asked
+from raydpo.workspace.identity import Identity, write_identity
+from raydpo.workspace.layout import Layout
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit

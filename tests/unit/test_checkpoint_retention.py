@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.train.retention import Retention
+from raydpo.train.checkpoint.retention import Retention
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.train.state import WEIGHT, SavedState, Stretch, Untrained, largest_differences, write_state
+from raydpo.train.checkpoint.state import WEIGHT, SavedState, Stretch, Untrained, largest_differences, write_state
 
 pytestmark = pytest.mark.unit
 

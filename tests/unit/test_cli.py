@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from raydpo import stages
 from raydpo.cli import STAGES, main
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
-from raydpo.runtime import stages
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.provenance import made_from
+from raydpo.reference.dataset import MANIFEST
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.provenance import made_from
 
 pytestmark = pytest.mark.unit
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.config.load import dump_run_file, load_run_file
 from raydpo.config.yaml12 import read_yaml, write_yaml
+from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.schema import Decoding
-from raydpo.evaluate.course import Metrics
-from raydpo.evaluate.diagnosis import Finding, diagnose, in_short
 from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise
+from raydpo.report.course import Metrics
+from raydpo.report.diagnosis import Finding, diagnose, in_short
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.limits import Extent
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
-from raydpo.runtime.dataset import MANIFEST
+from raydpo.errors import UserError
+from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.doctor import examine
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.provenance import made_from
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.provenance import made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

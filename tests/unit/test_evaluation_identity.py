@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from raydpo.config.errors import UserError
+from raydpo import stages
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
+from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
-from raydpo.runtime import stages
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.identity import train_identity_now
-from raydpo.runtime.inputs import check_inputs
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.origin import Asked, origin_of
-from raydpo.runtime.sampling import check_sampling
+from raydpo.reference.dataset import MANIFEST
+from raydpo.runtime.pools.sampling import check_sampling
 from raydpo.train.mark import mark_export
+from raydpo.workspace.asked import Asked, origin_of
+from raydpo.workspace.identity import train_identity_now
+from raydpo.workspace.inputs import check_inputs
+from raydpo.workspace.layout import Layout
 from tests.models import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit

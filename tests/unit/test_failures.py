@@ -15,10 +15,10 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import whole_lines
 from raydpo.config.schema import Timeouts, Workers
-from raydpo.runtime.failures import FailureLog, final_refusal, last_step
+from raydpo.errors import UserError
+from raydpo.runtime.trainer.failures import FailureLog, final_refusal, last_step
+from raydpo.storage.files import whole_lines
 
 pytestmark = pytest.mark.unit
 

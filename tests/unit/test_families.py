@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.errors import UserError
 from raydpo.data.tokens import TokenRow
+from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.layout import is_packed, layout_name
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.objective.registry import make_objective, resolve
+from raydpo.train.checkpoint.state import WEIGHT, SavedState
+from raydpo.train.checkpoint.untrained import load_buffers
 from raydpo.train.offline import export_commit
-from raydpo.train.state import WEIGHT, SavedState
-from raydpo.train.untrained import load_buffers
 from tests.commits import save_model
 from tests.families import FAMILIES, PACKED, REFUSED, WINDOW, save_family
 from tests.models import exact_logps, make_batch, make_row, random_rows

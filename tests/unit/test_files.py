@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import storage_refusal, whole_file
+from raydpo.errors import UserError
+from raydpo.storage.files import storage_refusal, whole_file
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.data import formats, jsonlines
 from raydpo.data.formats import (
     check_files,
@@ -20,6 +19,7 @@ from raydpo.data.formats import (
     read_chunks,
     sft_fields,
 )
+from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.identity import (
+from raydpo.errors import UserError
+from raydpo.reference.dataset import MANIFEST
+from raydpo.workspace.identity import (
     FILE,
     Identity,
     check_resumable,
@@ -28,7 +28,7 @@ from raydpo.runtime.identity import (
     train_identity,
     write_identity,
 )
-from raydpo.runtime.layout import Layout
+from raydpo.workspace.layout import Layout
 from tests.commits import save
 from tests.models import save_tiny_model
 

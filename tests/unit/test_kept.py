@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config.errors import UserError
-from raydpo.evaluate.kept import Kept
+from raydpo.errors import UserError
+from raydpo.storage.kept import Kept
 
 pytestmark = pytest.mark.unit
 

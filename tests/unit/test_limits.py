@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile, Train
 from raydpo.data.formats import Chunk
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest, extent_of, to_table, tokenize_chunk, write_shard
 from raydpo.data.tokens import TokenSettings
+from raydpo.errors import UserError
 from raydpo.model.families import TABLED_POSITIONS
 from raydpo.model.model_files import model_limits
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.inputs import check_inputs
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.prepared import check_trainable
-from raydpo.runtime.provenance import made_from
+from raydpo.reference.dataset import MANIFEST
+from raydpo.workspace.inputs import check_inputs
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.prepared import check_trainable
+from raydpo.workspace.provenance import made_from
 from tests.helpers import row_tokenizer
 from tests.models import make_row, save_tiny_model
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.model import attention
 from raydpo.model.directory import weights_digest
 from raydpo.model.load import load_model

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from raydpo.config.errors import UserError
-from raydpo.config.files import write_json
-from raydpo.runtime import lock
-from raydpo.runtime.lock import LOCK, OWNER, Claim, claim, hold, owned
+from raydpo.errors import UserError
+from raydpo.storage.files import write_json
+from raydpo.workspace import lock
+from raydpo.workspace.lock import LOCK, OWNER, Claim, claim, hold, owned
 
 pytestmark = pytest.mark.unit
 
@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).parents[2]
 WORKER = """
 import sys, time
 from pathlib import Path
-from raydpo.runtime.lock import Claim, hold
+from raydpo.workspace.lock import Claim, hold
 
 hold(Claim(Path(sys.argv[1]), sys.argv[2]))
 print("at work", flush=True)
@@ -35,7 +35,7 @@ time.sleep(60)
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from raydpo.runtime.lock import owned
+from raydpo.workspace.lock import owned
 
 with owned(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)

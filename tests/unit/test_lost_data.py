@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.data.formats import Field, Row, pair_fields, prompt_fields, read_chunks, sft_fields
+from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -18,17 +18,17 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
+from raydpo.errors import UserError
 from raydpo.model.families import causal_models, known_types
 from raydpo.model.load import check_loadable, load_model
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.inputs import check_inputs
-from raydpo.runtime.layout import Layout
-from raydpo.runtime.provenance import made_from
+from raydpo.reference.dataset import MANIFEST
+from raydpo.workspace.inputs import check_inputs
+from raydpo.workspace.layout import Layout
+from raydpo.workspace.provenance import made_from
 
 pytestmark = pytest.mark.unit
 

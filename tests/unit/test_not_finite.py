@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed
 
-from raydpo.train.state import WEIGHT, Stretch
+from raydpo.train.checkpoint.state import WEIGHT, Stretch
 from raydpo.train.step import Share, _not_finite
 
 pytestmark = pytest.mark.unit

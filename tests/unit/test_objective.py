@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.config import schema
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.objective.contract import REF_LOGPS, Objective, ScoredRows
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.preference.dpo import FDivergence

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.data.order import Ints, Order, permutation, split_microbatches
+from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import Data, Model, RunFile
-from raydpo.runtime.outcome import Stopped, run_stage
+from raydpo.errors import UserError
+from raydpo.workspace.outcome import Stopped, run_stage
 
 pytestmark = pytest.mark.unit
 
@@ -24,7 +24,7 @@ SLEEPING_JOB = """
 import signal, sys, time
 from pathlib import Path
 from raydpo.config.schema import Data, Model, RunFile
-from raydpo.runtime.outcome import run_stage
+from raydpo.workspace.outcome import run_stage
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from raydpo.config.schema import RunFile
 from raydpo.data.order import Order
-from raydpo.runtime import preflight
-from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.overlap import AHEAD_ROWS, UNIT_ROWS, Schedule, ScoringAhead, schedule
-from raydpo.runtime.scorer import Unit
+from raydpo.reference.dataset import Dataset
+from raydpo.runtime.cluster import preflight
+from raydpo.runtime.feed.overlap import AHEAD_ROWS, UNIT_ROWS, Schedule, ScoringAhead, schedule
+from raydpo.runtime.pools.scorer import Unit
 from tests.stores import claimed
 
 pytestmark = pytest.mark.unit

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.evaluate.pairs import Completion, PairCounts, PromptGroup, Rule, pair_samples
+from raydpo.rollout.pairs import Completion, PairCounts, PromptGroup, Rule, pair_samples
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.runtime.patience import Place, named, within
+from raydpo.train.patience import Place, named, within
 
 pytestmark = pytest.mark.unit
 

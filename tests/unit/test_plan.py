@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from raydpo.data.order import Order
-from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.feed import Plan
+from raydpo.reference.dataset import Dataset
+from raydpo.runtime.feed.plan import Plan
 
 pytestmark = pytest.mark.unit
 

@@ -11,19 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import pair_fields
 from raydpo.data.ledger import RowLedger
 from raydpo.data.paths import Found
 from raydpo.data.shards import Counts
 from raydpo.data.tokens import TokenSettings
-from raydpo.runtime import prepare, readers
-from raydpo.runtime.dataset import MANIFEST
-from raydpo.runtime.inputs import check_inputs
-from raydpo.runtime.own_files import clear_ray_files
+from raydpo.errors import UserError
+from raydpo.reference.dataset import MANIFEST
+from raydpo.runtime import prepare
+from raydpo.runtime.feed import readers
+from raydpo.runtime.feed.readers import never_ends_the_data, read_files
 from raydpo.runtime.prepare import Source, Tokeniser, check_something_is_left, clear_tokens
-from raydpo.runtime.readers import never_ends_the_data, read_files
+from raydpo.workspace.inputs import check_inputs
+from raydpo.workspace.own_files import clear_ray_files
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.evaluate.probe import TOLERANCE, check_sampler
 
 pytestmark = pytest.mark.unit

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from raydpo.config.errors import UserError
 from raydpo.data.prompts import Prompt
+from raydpo.errors import UserError
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
-from raydpo.runtime.probing import confirm_sampler
-from raydpo.sample.engine import Completion
+from raydpo.rollout.engine import Completion
+from raydpo.runtime.pools.probing import confirm_sampler
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from raydpo import stages
 from raydpo.cli import main
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest
+from raydpo.errors import UserError
 from raydpo.model.tokenizer_files import tokenizer_digest
-from raydpo.runtime import stages
-from raydpo.runtime.provenance import check_made_from, check_same_tokenizer, made_from
+from raydpo.workspace.provenance import check_made_from, check_same_tokenizer, made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding
+from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, read_records, summarise, write_evaluation
 from tests.evaluations import origin
 

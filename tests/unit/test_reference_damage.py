@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.reference import shard as shards
+from raydpo.reference.maintenance import verify_store
 from raydpo.reference.place import Place
-from raydpo.reference.upkeep import verify_store
 from tests.stores import KEY, LOGPS, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.cli import main
-from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk
 from raydpo.data.shards import TokenManifest, read_shard, tokenize_chunk, write_shard
 from raydpo.data.tokens import TokenSettings
+from raydpo.errors import UserError
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.reference.upkeep import KeySummary, export_key, list_keys
-from raydpo.runtime.dataset import Dataset
-from raydpo.runtime.importing import Imported, import_values, missing_rows, prepared_datasets
-from raydpo.runtime.layout import reference_store
-from raydpo.runtime.provenance import made_from
+from raydpo.reference.dataset import Dataset
+from raydpo.reference.maintenance import KeySummary, export_key, list_keys
+from raydpo.stages.importing import Imported, import_values, missing_rows, prepared_datasets
+from raydpo.workspace.layout import reference_store
+from raydpo.workspace.provenance import made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

@@ -14,7 +14,7 @@ from raydpo.config.load import load_run_file
 from raydpo.config.yaml12 import write_yaml
 from raydpo.model import version
 from raydpo.reference.store import Key
-from raydpo.runtime.layout import reference_store
+from raydpo.workspace.layout import reference_store
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
+from raydpo.errors import UserError
 from raydpo.reference import shard as shards
 from raydpo.reference.index import Asked, as_numpy
+from raydpo.reference.maintenance import verify_store
 from raydpo.reference.place import Place
 from raydpo.reference.store import Key, Store
-from raydpo.reference.upkeep import verify_store
 from tests.stores import KEY, LOGPS, ROWS, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit

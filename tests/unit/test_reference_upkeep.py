@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.cli import main
-from raydpo.config.errors import UserError
-from raydpo.reference.upkeep import KeySummary, find_waste, list_keys, remove_waste, verify_store
+from raydpo.errors import UserError
+from raydpo.reference.maintenance import KeySummary, find_waste, list_keys, remove_waste, verify_store
 from tests.stores import KEY, LOGPS, ROWS, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit

@@ -12,9 +12,9 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from raydpo.reference.maintenance import export_key, find_waste, verify_store
 from raydpo.reference.place import Place
 from raydpo.reference.shard import commit_shard
-from raydpo.reference.upkeep import export_key, find_waste, verify_store
 from tests.stores import KEY, LOGPS, claimed, files_of, full_store, ids, table
 
 pytestmark = pytest.mark.unit

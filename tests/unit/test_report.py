@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import Decoding
 from raydpo.config.yaml12 import read_yaml, write_yaml
-from raydpo.evaluate import figures
+from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, summarise
-from raydpo.evaluate.report import side_by_side, write_report
-from raydpo.evaluate.summary import summary_rows, summary_table
+from raydpo.report import figures
+from raydpo.report.page import side_by_side, write_report
+from raydpo.report.summary import summary_rows, summary_table
 from raydpo.runtime.evaluation import summary
-from raydpo.runtime.stages import report
+from raydpo.stages import report
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydpo.config.errors import UserError
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
+from raydpo.runtime.cluster.preflight import bills
 from raydpo.runtime.evaluation import _as_objectives_see
-from raydpo.runtime.inputs import check_inputs
-from raydpo.runtime.objective import needs_reference, objective_terms, preference_objective
-from raydpo.runtime.preflight import bills
+from raydpo.workspace.inputs import check_inputs
+from raydpo.workspace.objective import needs_reference, objective_terms, preference_objective
 
 pytestmark = pytest.mark.unit
 

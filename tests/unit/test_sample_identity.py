@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from raydpo.config.schema import RunFile
-from raydpo.runtime.layout import Layout
 from raydpo.runtime.pairing import drawing_of, drawn_from
+from raydpo.workspace.layout import Layout
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit

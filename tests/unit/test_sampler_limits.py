@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt
-from raydpo.sample.limits import check_positions, check_prompts
+from raydpo.errors import UserError
+from raydpo.rollout.limits import check_positions, check_prompts
 
 pytestmark = pytest.mark.unit
 

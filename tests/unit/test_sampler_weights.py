@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydpo.sample.weights import METHOD, PACKED, keeps_copy, swap_weights
+from raydpo.rollout.weights import METHOD, PACKED, keeps_copy, swap_weights
 
 pytestmark = pytest.mark.unit
 

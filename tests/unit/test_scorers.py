@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config.errors import UserError
-from raydpo.evaluate.scorers import check_scorer, load_scorer, rate_groups, scorer_source
+from raydpo.errors import UserError
+from raydpo.reward.functions import check_scorer, load_scorer, rate_groups, scorer_source
 
 pytestmark = pytest.mark.unit
 
@@ -108,7 +108,7 @@ def test_vader_without_its_package_says_how_to_install_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["vader", "torch.nn:Linear"])
 def test_checking_a_name_loads_nothing(name: str) -> None:
     code = (
-        "import sys; from raydpo.evaluate.scorers import check_scorer\n"
+        "import sys; from raydpo.reward.functions import check_scorer\n"
         f"check_scorer({name!r}); print(sorted({{'vaderSentiment', 'torch', 'matplotlib'}} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.data import shards
 from raydpo.data.formats import Chunk
 from raydpo.data.shards import (
@@ -24,7 +23,8 @@ from raydpo.data.shards import (
     write_shard,
 )
 from raydpo.data.tokens import TokenRow, TokenSettings, row_id
-from raydpo.runtime.dataset import open_dataset, windows
+from raydpo.errors import UserError
+from raydpo.reference.dataset import open_dataset, windows
 from tests.helpers import row_tokenizer
 
 pytestmark = pytest.mark.unit

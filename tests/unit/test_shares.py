@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydpo.runtime.shares import shares
+from raydpo.runtime.feed.rank_batches import shares
 from raydpo.train.step import Share
 from tests.models import random_rows
 

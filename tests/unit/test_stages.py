@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raydpo.config.schema import RunFile
-from raydpo.runtime.stages import _timed
+from raydpo.stages import _timed
 
 pytestmark = pytest.mark.unit
 

@@ -10,12 +10,12 @@ from ray.train import ControllerError
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
 from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState, TrainControllerState
 
-from raydpo.config.errors import UserError
 from raydpo.config.schema import Timeouts, Workers
-from raydpo.runtime import starting
-from raydpo.runtime.outcome import Stopped
-from raydpo.runtime.starting import RoomWatch
-from raydpo.runtime.stopping import STOP
+from raydpo.errors import UserError
+from raydpo.runtime.trainer import starting
+from raydpo.runtime.trainer.starting import RoomWatch
+from raydpo.runtime.trainer.stopping import STOP
+from raydpo.workspace.outcome import Stopped
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from raydpo.config.schema import Decoding, RunFile
-from raydpo.runtime import sampling
-from raydpo.sample import engine
+from raydpo.rollout import engine
+from raydpo.runtime.pools import sampling
 from tests.helpers import CHAT_TEMPLATE
 from tests.models import save_tiny_model
 
@@ -27,7 +27,7 @@ def test_the_engine_is_asked_to_stop_where_rows_end(tmp_path: Path, monkeypatch:
     run = RunFile.model_validate(
         {"name": "a", "output_dir": str(tmp_path), "model": {"path": str(tmp_path)}, "data": {"train": ["none"]}}
     )
-    monkeypatch.setitem(sys.modules, "raydpo.sample.vocabulary", SimpleNamespace(known_tokens=lambda size: None))
+    monkeypatch.setitem(sys.modules, "raydpo.rollout.vocabulary", SimpleNamespace(known_tokens=lambda size: None))
     monkeypatch.setattr(sampling, "ray", _RayInThisProcess)
     monkeypatch.setattr(engine.Engine, "load", lambda self, model: None)
     with sampling.samplers(run) as samplers:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from ray.train import PreemptionInfo
 
-from raydpo.runtime import stopping
-from raydpo.runtime.stopping import Requests, stop_asked, stop_on_sigterm
+from raydpo.runtime.trainer import stopping
+from raydpo.runtime.trainer.stopping import Requests, stop_asked, stop_on_sigterm
 
 pytestmark = pytest.mark.unit
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from raydpo.config.errors import UserError
-from raydpo.runtime import temporary
-from raydpo.runtime.cluster import check_address
-from raydpo.runtime.temporary import check_temporary, files_of_a_cluster
+from raydpo.errors import UserError
+from raydpo.runtime.cluster.connection import check_address
+from raydpo.workspace import temporary
+from raydpo.workspace.temporary import check_temporary, files_of_a_cluster
 
 pytestmark = pytest.mark.unit
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from raydpo.runtime.pool import ScorerPool
-from raydpo.runtime.scorer import Scored
-from raydpo.runtime.tally import Tally
+from raydpo.runtime.pools.pool import ScorerPool
+from raydpo.runtime.pools.scorer import Scored
+from raydpo.runtime.pools.tally import Tally
 
 pytestmark = pytest.mark.unit
 

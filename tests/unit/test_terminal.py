@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.say import MARK, say
-from raydpo.runtime.terminal import _Sorter, only_our_lines
+from raydpo.track.say import MARK, say
+from raydpo.track.terminal import _Sorter, only_our_lines
 
 pytestmark = pytest.mark.unit
 
@@ -23,9 +23,9 @@ CHECKOUT = Path(__file__).parents[2]
 NOISE = """
 import logging, os, subprocess, sys, warnings
 from pathlib import Path
-from raydpo.config.say import say
-from raydpo.runtime.progress import Progress
-from raydpo.runtime.terminal import only_our_lines
+from raydpo.track.say import say
+from raydpo.track.progress import Progress
+from raydpo.track.terminal import only_our_lines
 
 handler = logging.StreamHandler()  # made before: it keeps stderr as it was
 logging.getLogger().addHandler(handler)

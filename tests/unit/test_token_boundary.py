@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from raydpo.config.errors import UserError
 from raydpo.data.tokenizer import TAIL_LETTERS, RowTokenizer
 from raydpo.data.tokens import TokenSettings, tokenize_prompt, tokenize_sft
+from raydpo.errors import UserError
 from tests.tokenizers import KINDS, tokenizer_of
 
 pytestmark = pytest.mark.unit

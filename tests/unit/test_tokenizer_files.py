@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from raydpo.config.errors import UserError
 from raydpo.data.tokens import TokenSettings, tokenize_pair
+from raydpo.errors import UserError
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.model.tokenizer_files import check_tokenizer_files, stop_ids
 

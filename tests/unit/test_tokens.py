@@ -7,7 +7,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jobs.assets import BOS, EOS
-from raydpo.config.errors import UserError
 from raydpo.data.tokens import (
     TokenRow,
     TokenSettings,
@@ -18,6 +17,7 @@ from raydpo.data.tokens import (
     tokenize_prompt,
     tokenize_sft,
 )
+from raydpo.errors import UserError
 from tests.helpers import row_tokenizer, tiny_tokenizer
 
 pytestmark = pytest.mark.unit

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.errors import UserError
-from raydpo.model import trial
+from raydpo.errors import UserError
+from raydpo.model import probe as trial
 from raydpo.model.layout import is_packed, layout_name
 from raydpo.model.load import load_model
-from raydpo.model.trial import choose_layout
+from raydpo.model.probe import choose_layout
 from tests.families import FAMILIES, save_family
 
 pytestmark = pytest.mark.unit

@@ -1,0 +1,1 @@
+"""What a run has found, in words and pictures."""

@@ -1,0 +1,205 @@
+"""The report of a run: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from raydpo.evaluate.origin import Origin
+from raydpo.evaluate.records import Evaluation, Records, Sample
+from raydpo.objective.registry import Term, loss_at_reference, resolve
+from raydpo.report import figures
+from raydpo.report.diagnosis import Finding, diagnose
+from raydpo.report.inputs import RunOutput, read_output
+from raydpo.report.summary import (
+    DIGITS,
+    basis,
+    format_change,
+    kl_name,
+    reference_and_policy,
+    reward_gain,
+    summary_rows,
+)
+from raydpo.storage.files import whole_file, write_text
+
+DOTS_PER_INCH = 150
+PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths")  # all that a report may have
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it."""
+
+    name: str  # also its file name under figures/
+    alt: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture itself, so that the page loads nothing."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What reference and policy made of the same prompt; None where a model was not asked."""
+
+    prompt: str
+    reference: Sample | None
+    policy: Sample | None
+
+
+def write_report(output_dir: Path, records: Records) -> Path:
+    """Write `report.html` and `figures/*.png` into the output directory and return the report's path.
+
+    Figures are of the valid records; of the others the report says that they are left out. A run without evaluations
+    gets a report that says so. Raises UserError naming any other input that is missing or broken and the stage that
+    makes it.
+    """
+    output = read_output(output_dir)
+    pictures = {picture.name: picture for picture in _pictures(output, records.valid)}
+    for name in PICTURES:
+        path = output_dir / "figures" / f"{name}.png"
+        if name not in pictures:
+            path.unlink(missing_ok=True)  # an earlier report's
+            continue
+        with whole_file(path) as temporary:
+            temporary.write_bytes(pictures[name].png)
+    report = output_dir / "report.html"
+    write_text(report, _render(output, records, pictures))
+    return report
+
+
+def findings_of(output_dir: Path, records: Records) -> list[Finding]:
+    """The diagnosis that the report of an output directory shows. Raises UserError as write_report does."""
+    return _findings(read_output(output_dir), records.valid)
+
+
+def side_by_side(evaluations: Sequence[Evaluation], limit: int) -> list[SideBySide]:
+    """The first `limit` prompts in the order they were asked, so that nothing is picked for its outcome.
+
+    A prompt that was sampled more than once shows its first sample.
+    """
+    before, after = (_by_prompt(evaluation) for evaluation in reference_and_policy(evaluations))
+    prompts = list(before | after)[:limit]
+    return [SideBySide(prompt, before.get(prompt), after.get(prompt)) for prompt in prompts]
+
+
+def _by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
+    first: dict[str, Sample] = {}
+    for sample in evaluation.samples if evaluation else []:
+        first.setdefault(sample.prompt, sample)
+    return first
+
+
+def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
+    at_reference = loss_at_reference(_terms(output))
+    yield _picture("training", "Training by step", figures.training_curves(output.metrics, at_reference=at_reference))
+    if output.stages:
+        yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
+    if evaluations:
+        name = kl_name(evaluations)
+        yield _picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))
+        if frontier := figures.frontier(evaluations):
+            yield _picture("frontier", f"Reward against {name}", frontier)
+        yield _picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
+        yield _picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
+
+
+def _picture(name: str, alt: str, figure: Figure) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return Picture(name, alt, buffer.getvalue())
+
+
+def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -> str:
+    # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
+    environment = Environment(
+        loader=PackageLoader("raydpo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    run = output.run
+    evaluations = records.valid
+    before, after = reference_and_policy(evaluations)
+    gain = reward_gain(evaluations)
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        config=output.config,
+        pictures=pictures,
+        rows=summary_rows(evaluations),
+        gain=format_change(gain, DIGITS["reward"]) if gain else "",
+        before=before,
+        after=after,
+        evaluations=evaluations,
+        left_out=records.notice(),
+        basis=basis(evaluations[-1]) if evaluations else "",
+        origin=_origin(evaluations[-1].made_from) if evaluations else {},
+        samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
+        training=_training(output.metrics),
+        losses=_losses(_terms(output)),
+        rewarded="rewards/margins" in output.metrics[0],
+        data_counts=output.data_counts,
+        findings=_findings(output, evaluations),
+    )
+
+
+def _findings(output: RunOutput, evaluations: Sequence[Evaluation]) -> list[Finding]:
+    train = output.run.train
+    return diagnose(
+        output.metrics,
+        evaluations,
+        output.data_counts,
+        beta=train.objective.beta,
+        max_grad_norm=train.optimizer.max_grad_norm,
+    )
+
+
+def _terms(output: RunOutput) -> tuple[Term, ...]:
+    settings = output.run.train.objective
+    return resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
+
+
+def _losses(terms: Sequence[Term]) -> str:
+    """`sigmoid (β = 0.1)`, and of a mix with the weights: `sigmoid (β = 0.1) + 0.2 × sft`."""
+    return " + ".join(map(_weighted, terms))
+
+
+def _weighted(term: Term) -> str:
+    beta = term.arguments.get("beta")
+    weight = f"{term.weight:g} × " if term.weight != 1 else ""
+    return f"{weight}{term.loss_type}{'' if beta is None else f' (β = {beta:g})'}"
+
+
+def _origin(origin: Origin) -> dict[str, str]:
+    """What the figures were made from, but for what belongs to one model."""
+    parts = {name: value for name, value in vars(origin).items() if name != "weights" and value is not None}
+    return {name.replace("_", " "): str(value) for name, value in parts.items()}
+
+
+def _training(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What training reached and how fast; speeds are medians over the steps, so that the first, slow one has no say."""
+    last = metrics[-max(1, len(metrics) // 10) :]
+    facts = {
+        "steps": f"{len(metrics):,}",
+        "loss, first step": f"{metrics[0]['loss']:.4f}",
+        "loss, last tenth": f"{fmean(row['loss'] for row in last):.4f}",
+    }
+    if "rewards/accuracies" in metrics[0]:
+        facts["accuracy, last tenth"] = f"{fmean(row['rewards/accuracies'] for row in last):.1%}"
+    speeds = {"tokens_per_second": "tokens/s", "pairs_per_second": "pairs/s", "mfu": "MFU"}
+    for key, name in speeds.items():
+        values = [row[key] for row in metrics if row.get(key) is not None]  # there is no MFU of an unknown device
+        if values:
+            facts[name] = f"{median(values):.2%}" if key == "mfu" else f"{median(values):,.1f}"
+    return facts

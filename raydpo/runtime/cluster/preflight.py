@@ -1,0 +1,91 @@
+"""What a stage asks of the cluster, held against what the cluster has, before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from raydpo.config.schema import RunFile, Workers
+from raydpo.errors import UserError
+from raydpo.workspace.objective import needs_reference
+
+READER_CPUS = 0.25  # of one Ray Data task that reads rows for training
+EVALUATION_CPUS = 0.5  # of the task that scores an evaluation
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`count` processes that each need this much, at the same time."""
+
+    what: str  # the run file's key to lower
+    count: int
+    cpus: float
+    gpus: float
+
+
+def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
+    """What runs at once, at its minimum, in each phase of a stage; "run" has the phases of all."""
+    pool = run.reference.pool
+    sampler = run.sampler
+    samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
+    scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
+    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, run.evaluate.gpus)] if run.evaluate else []
+    engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
+    beside = evaluation or (samplers if engines_stay else [])
+    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run))
+    phases = {
+        "sft": _workers("sft", run.sft.workers) if run.sft else [],
+        "sample": samplers if run.sample else [],
+        "precompute": [*scorers, *(samplers if engines_stay else [])] if scored else [],
+        "train": [
+            *_workers("train", run.train.workers),
+            *beside,
+            *(scorers if run.train.reference == "overlap" and scored else []),
+        ],
+        "evaluate": evaluation,
+    }
+    return {name: asked for name, asked in phases.items() if asked and stage in (name, "run")}
+
+
+def _workers(section: str, workers: Workers) -> list[Demand]:
+    return [
+        Demand(f"{section}.workers", workers.least, workers.cpus, workers.gpus),
+        Demand("readers", workers.least, READER_CPUS, 0),
+    ]
+
+
+def room_for_scorers(run: RunFile) -> int:
+    """Scorers that fit beside training as the cluster is now, and leave its workers and readers what they need.
+
+    A pool that took all that is free would keep readers from running, and the readers' rows are what it waits for.
+    """
+    pool = run.reference.pool
+    have = ray.cluster_resources()
+    asked = [d for d in bills(run, "run")["train"] if d.what != "reference.pool"]
+    room = [
+        (have.get(resource, 0) - sum(d.count * getattr(d, amount) for d in asked)) // getattr(pool, amount)
+        for resource, amount in (("CPU", "cpus"), ("GPU", "gpus"))
+        if getattr(pool, amount)
+    ]
+    return int(min(room, default=pool.max_actors))
+
+
+def check_fits(asked: Sequence[Demand]) -> None:
+    """Raise UserError with the whole bill when the cluster cannot hold the demands at once, or one fits no node."""
+    have = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, amount in (("CPU", "cpus"), ("GPU", "gpus")):
+        need = sum(d.count * getattr(d, amount) for d in asked)
+        if need > have.get(resource, 0) + 1e-9:
+            bill = ", ".join(f"{d.what} {d.count} x {getattr(d, amount):g}" for d in asked if getattr(d, amount))
+            raise UserError(
+                f"the run needs {need:g} {resource}s at once ({bill}); the cluster has {have.get(resource, 0):g}. "
+                f"Lower the counts or {amount} of these sections, or give the cluster more (cluster.num_cpus for a "
+                "local one: the number is for scheduling and may exceed the cores)."
+            )
+        for demand in asked:
+            each = getattr(demand, amount)
+            if each > max(node.get(resource, 0) for node in nodes) + 1e-9:
+                raise UserError(f"{demand.what} asks {each:g} {resource}s for one process; no node has as many.")

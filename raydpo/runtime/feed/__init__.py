@@ -1,0 +1,1 @@
+"""The rows of training, from the plan to a rank's batch."""

@@ -1,0 +1,1 @@
+"""Actors that outlive a task: scorers, samplers, reward functions."""

@@ -1,0 +1,50 @@
+"""Holding the sampler's own log-probs against the policy's, wherever something has been sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+import torch
+
+from raydpo.config.schema import RunFile
+from raydpo.data.prompts import Prompt
+from raydpo.data.tokens import TokenRow
+from raydpo.evaluate.probe import check_sampler
+from raydpo.model.load import load_model
+from raydpo.model.score import ScoringModel
+from raydpo.reference.scoring import score_rows
+from raydpo.rollout.engine import Completion
+
+
+def confirm_sampler(
+    policy: ScoringModel,
+    model: str,
+    prompts: Sequence[Prompt],
+    drawn: Sequence[Completion],
+    *,
+    budget: int,
+    dtype: str,
+) -> float:
+    """Compare every completion that came with log-probs, prompt by prompt; raises UserError as check_sampler does.
+
+    policy holds the weights of `model`; budget bounds the tokens that it reads at once. Returns the mean |Δ log-prob|
+    a token in nats.
+    """
+    probed = [(p, c) for p, c in zip(prompts, drawn, strict=True) if c.logps]
+    if not probed:
+        raise RuntimeError(f"no sample of {model} came with log-probs, so nothing shows which weights drew them")
+    rows = [TokenRow(b"", prompt.ids, (completion.ids,)) for prompt, completion in probed]
+    scored, _ = score_rows(policy, rows, budget=budget, device=policy.head.weight.device)
+    own = [values for [values] in scored]
+    return check_sampler([c.logps for _, c in probed], own, model=model, dtype=dtype)
+
+
+@ray.remote(num_cpus=0)  # a few rows; the samplers may have taken all that the run asks for
+def confirm_samples(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> float:
+    """The same in a task that loads the model itself, on the CPU: a task without a GPU must not take one."""
+    torch.set_num_threads(max(1, int(run.sampler.cpus)))
+    settings = run.model
+    policy = ScoringModel(load_model(model, dtype=settings.dtype), fp32_head=settings.fp32_head)
+    budget = run.reference.tokens_per_batch
+    return confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=settings.dtype)

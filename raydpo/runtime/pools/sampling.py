@@ -1,0 +1,150 @@
+"""vLLM actors: what keeps an engine up, hands prompts to it and says clearly when it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from raydpo.config.schema import Decoding, RunFile, Sampler
+from raydpo.data.prompts import Prompt, read_prompts
+from raydpo.errors import UserError
+from raydpo.evaluate.records import check_enough
+from raydpo.rollout.engine import Completion
+from raydpo.rollout.limits import check_prompts
+from raydpo.runtime.pools.rewards import last_line
+from raydpo.workspace.layout import Layout
+
+if TYPE_CHECKING:
+    from raydpo.data.tokenizer import RowTokenizer
+
+PROMPTS_PER_CALL = 64  # between two lines of progress, and what is lost at most when the job dies
+PROBED = 8  # prompts of each actor's first call whose completions come with log-probs
+
+
+class SamplerActor:
+    """A Ray actor around one vLLM engine."""
+
+    def __init__(self, run: RunFile, vocabulary: int, stop_ids: Sequence[int]) -> None:
+        from raydpo.rollout.engine import Engine
+
+        model = Layout(run).start_model
+        self._engine = Engine(model, dtype=run.model.dtype, settings=run.sampler, vocabulary=vocabulary)
+        self._stop_ids = stop_ids
+
+    def sample(
+        self, model: str, prompts: Sequence[Sequence[int]], decoding: Decoding, n: int, seed: int, with_logps: int
+    ) -> list[list[Completion]]:
+        """n completions per prompt from the weights in `model`; the swap costs nothing when they are loaded."""
+        self._engine.load(model)
+        return self._engine.sample(prompts, decoding, n=n, seed=seed, stop_ids=self._stop_ids, with_logps=with_logps)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is asked of the samplers: n completions of every prompt, by one model."""
+
+    model: str
+    prompts: Sequence[Prompt]
+    decoding: Decoding
+    n: int
+    seed: int
+
+    @property
+    def calls(self) -> int:
+        """Calls that the prompts make; call k has those from k * PROMPTS_PER_CALL on."""
+        return -(-len(self.prompts) // PROMPTS_PER_CALL)
+
+    def members(self, call: int) -> Sequence[Prompt]:
+        """The prompts of a call."""
+        return self.prompts[call * PROMPTS_PER_CALL : (call + 1) * PROMPTS_PER_CALL]
+
+
+class Samplers:
+    """The sampling actors of a run. May be sent to other processes; the creator's block owns them."""
+
+    def __init__(self, actors: Sequence[ActorHandle], settings: Sampler) -> None:
+        self._actors = actors
+        self._settings = settings
+
+    def sample(
+        self, model: str, prompts: Sequence[Prompt], decoding: Decoding, *, n: int, seed: int
+    ) -> Iterator[list[Completion]]:
+        """The completions of prompt after prompt."""
+        drawing = Drawing(model, prompts, decoding, n, seed)
+        for _, completions in self.draw(drawing, range(drawing.calls)):
+            yield from completions
+
+    def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
+        """Call after call, the completions of its prompts. Those of the first prompts of every actor have log-probs.
+
+        What is drawn depends on (seed, prompt index), not on the actors. Raises UserError for an actor that does not
+        start or is lost more often than it may be.
+        """
+        waiting = [(call, self._ask(drawing, call, place)) for place, call in enumerate(calls)]
+        for call, pending in waiting:
+            try:
+                completions = ray.get(pending)
+            except RayActorError as error:
+                raise self._lost(error) from error
+            yield call, completions
+
+    def _ask(self, drawing: Drawing, call: int, place: int) -> ray.ObjectRef:
+        actor = self._actors[place % len(self._actors)]
+        ids = [prompt.ids for prompt in drawing.members(call)]
+        seed = drawing.seed + call * PROMPTS_PER_CALL * drawing.n
+        with_logps = PROBED if place < len(self._actors) else 0
+        return actor.sample.remote(drawing.model, ids, drawing.decoding, drawing.n, seed, with_logps)
+
+    def _lost(self, error: RayActorError) -> UserError:
+        settings = self._settings
+        never = "creation task" in str(error)  # Ray's words for an error in __init__
+        what = "could not start" if never else "was lost, and again after a restart"
+        return UserError(
+            f"a sampler (vLLM) {what}: {last_line(error)}. Its output is in the log of this stage, below "
+            f"output_dir, and in Ray's of actor {error.actor_id}. Where memory was short, lower "
+            f"sampler.kv_cache_gib={settings.kv_cache_gib:g} (gpu_memory_utilization on a GPU), "
+            f"sampler.max_num_seqs={settings.max_num_seqs} or sampler.actors={settings.actors}."
+        )
+
+
+@contextmanager
+def samplers(run: RunFile) -> Iterator[Samplers]:
+    """Start the vLLM actors; they stay up for the length of the block.
+
+    Raises UserError for prompts that are of no use, before any engine starts.
+    """
+    tokenizer = check_sampling(run, Layout(run).start_model)
+    options = {"num_cpus": run.sampler.cpus, "num_gpus": run.sampler.gpus, "max_restarts": 1, "max_task_retries": 1}
+    threads = {"OMP_NUM_THREADS": str(max(1, int(run.sampler.cpus)))}
+    actor = ray.remote(**options)(SamplerActor).options(runtime_env={"env_vars": threads})
+    actors = [actor.remote(run, len(tokenizer), sorted(tokenizer.stop_ids)) for _ in range(run.sampler.actors)]
+    try:
+        yield Samplers(actors, run.sampler)
+    finally:
+        for handle in actors:
+            ray.kill(handle)
+
+
+def check_sampling(run: RunFile, model: str) -> RowTokenizer:
+    """Raise UserError for a prompt without room for its completion, and for too few to evaluate.
+
+    Returns the tokenizer, which is the model's.
+    """
+    from raydpo.model.tokenizer import (
+        load_row_tokenizer,  # here, because drivers import this module before they need it
+    )
+
+    tokenizer = load_row_tokenizer(model, run.data.date)
+    for part in (run.sample, run.evaluate):
+        if part:
+            prompts = read_prompts(part.prompts, part.column, tokenizer, limit=part.limit, ignore=run.data.ignore)
+            check_prompts(prompts, part.decoding, run.sampler)
+            if part is run.evaluate:
+                check_enough([prompt.text for prompt in prompts])
+    return tokenizer

@@ -1,0 +1,79 @@
+"""A reference scorer: the process that holds the reference model and turns units of work into shards of the store.
+
+torch is loaded with the model: drivers, which only name this class, go without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from raydpo.config.schema import RunFile
+from raydpo.data.shards import read_shard, to_rows
+from raydpo.reference.store import Store
+from raydpo.track.say import say
+from raydpo.workspace.layout import Layout
+
+# What is scored at once and becomes one shard: token shards, and the offsets of the rows wanted in each.
+Unit = Sequence[tuple[str, NDArray[np.int32]]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer says of a unit of N rows."""
+
+    sums: NDArray[np.float32]  # [N, 2], as the store holds them, in nats
+    tokens: int  # 0 when the store had the shard already
+    flops: float | None  # that the tokens need at least; None where that is not known
+    seconds: float  # from the call to the commit
+    ceiling: float  # FLOP/s that this scorer's device can do
+
+
+class ReferenceScorer:
+    """An actor of the pool. It scores in one thread and answers pings in another."""
+
+    def __init__(self, run: RunFile, store: Store) -> None:
+        self._run, self._store = run, store
+
+    @ray.method(concurrency_group="health")
+    def ping(self) -> None:
+        """Answer, however long a unit takes: a process that is stopped or cut off does not."""
+
+    def load(self) -> None:
+        """Load the model. Not done by __init__, whose errors Ray takes for a crash."""
+        from raydpo.reference.scoring import ReferenceModel
+        from raydpo.runtime.cluster.device import granted_device
+
+        pool = self._run.reference.pool
+        self._model = ReferenceModel(
+            Layout(self._run).reference_model,
+            self._run.model,
+            device=granted_device(),
+            threads=max(1, int(pool.cpus)),
+        )
+        say(f"reference: {self._model.layout}")  # Ray shows the same line of several actors once
+
+    def score(self, unit: Unit) -> Scored:
+        """Score the unit's rows and commit them, unless another scorer or another job already has."""
+        begin, settings = perf_counter(), self._run.reference
+        table = pa.concat_tables([read_shard(path).take(pa.array(offsets)) for path, offsets in unit])
+        shard, tokens = self._store.shard_of(table["row_id"]), 0
+        flops: float | None = 0.0
+        if shard is None:
+            found = self._model.score(
+                to_rows(table), budget=settings.tokens_per_batch, keep_token_logps=settings.keep_token_logps
+            )
+            shard, tokens, flops = self._store.commit(found.table), found.tokens, found.flops
+        return Scored(
+            sums=self._store.sums(shard, table["row_id"]),
+            tokens=tokens,
+            flops=flops,
+            seconds=perf_counter() - begin,
+            ceiling=self._model.ceiling,
+        )

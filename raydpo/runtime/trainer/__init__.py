@@ -1,0 +1,1 @@
+"""The worker group that trains, and what becomes of it."""

@@ -1,1 +1,0 @@
-"""Sampling with vLLM. The only room that imports it; it samples and never scores the reference."""

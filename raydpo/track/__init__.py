@@ -1,0 +1,1 @@
+"""Where numbers and lines for the user go."""

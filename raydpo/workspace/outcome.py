@@ -1,0 +1,145 @@
+"""How a job ends: one JSON status line on stdout, the same in result.json, and exit code 0 only on success."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from raydpo.config.load import dump_run_file
+from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
+from raydpo.storage.files import write_text
+from raydpo.track.say import say
+from raydpo.track.terminal import only_our_lines
+from raydpo.workspace.lock import owned
+
+Stage = Callable[[RunFile], dict[str, Any]]
+
+_DEFECT = 1
+_USER_ERROR = 2
+
+
+class Stopped(Exception):
+    """Raised by a stage that has ended early because SIGTERM asked it to; the text says what is saved."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of JSON and the exit code that goes with it."""
+
+    line: str
+    exit_code: int
+
+
+def run_stage(stage: str, run: RunFile, function: Stage) -> int:
+    """Run a stage that owns `run.output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
+
+    What libraries print is kept in logs/<stage>.log, and the last line of a failure names it. A result.json of an
+    earlier job is removed at the start, so that a job killed without warning never shows another's success.
+    """
+    started = time.monotonic()
+    outcome: Outcome | None = None
+    with _terminate_as_exit() as arrived:
+        try:
+            directory = Path(run.output_dir)
+            log = directory / "logs" / f"{stage}.log"
+            with owned(directory):
+                (directory / "result.json").unlink(missing_ok=True)
+                write_text(directory / "run.yaml", dump_run_file(run))
+                with only_our_lines(log):
+                    outcome = _attempt(stage, run, function, arrived)
+                if outcome.exit_code in (_DEFECT, _USER_ERROR):
+                    say(f"raydpo {stage}: all output is in {log}", sys.stderr)
+                write_text(directory / "result.json", outcome.line + "\n")
+        except UserError as error:
+            outcome = _user_error(stage, run.name, error, started)
+        except OSError as error:
+            reason = UserError(f"output_dir {run.output_dir} cannot be written: {error}. Set another or mend it.")
+            ended = _user_error(stage, run.name, reason, started)
+            outcome = outcome if outcome and outcome.exit_code else ended  # what went wrong first is the cause
+    return _announce(outcome)
+
+
+def run_check(stage: str, run: RunFile, function: Stage) -> int:
+    """Run a stage that only looks: nothing is locked or written, the status line is printed all the same."""
+    with _terminate_as_exit() as arrived:
+        return _announce(_attempt(stage, run, function, arrived))
+
+
+def refuse(stage: str, error: UserError) -> int:
+    """End a job that cannot begin, because there is no valid run file."""
+    return _announce(_user_error(stage, None, error, time.monotonic()))
+
+
+def _attempt(stage: str, run: RunFile, function: Stage, arrived: list[int]) -> Outcome:
+    """Run the stage; `arrived` holds the SIGTERMs that have come by the time it ends."""
+    started = time.monotonic()
+    try:
+        return _outcome(stage, run.name, started, 0, status="succeeded", result=function(run))
+    except UserError as error:
+        return _user_error(stage, run.name, error, started)
+    except Stopped as error:
+        return _interrupted(stage, run.name, started, signal.SIGTERM, f": {error}")
+    except KeyboardInterrupt:
+        return _interrupted(stage, run.name, started, signal.SIGINT)
+    except SystemExit as error:
+        # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0. An exit inside ray.get,
+        # whatever its cause, comes out as 1; so SIGTERM is what has been seen to arrive.
+        if arrived or error.code == signal.SIGTERM:
+            return _interrupted(stage, run.name, started, signal.SIGTERM)
+        if error.code in (None, 0, 1):
+            return _interrupted(stage, run.name, started, signal.SIGINT)
+        return _outcome(stage, run.name, started, _DEFECT, status="failed", error=f"exited with {error.code}")
+    except Exception as error:
+        say(traceback.format_exc(), sys.stderr)
+        description = f"{type(error).__name__}: {error}"
+        return _outcome(stage, run.name, started, _DEFECT, status="failed", error=description)
+
+
+def _interrupted(stage: str, name: str, started: float, by: signal.Signals, saved: str = "") -> Outcome:
+    return _outcome(stage, name, started, 128 + by, status="interrupted", error=by.name + saved)
+
+
+def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Outcome:
+    say(f"raydpo {stage}: {error}", sys.stderr)
+    return _outcome(stage, name, started, _USER_ERROR, status="failed", error=str(error))
+
+
+def _outcome(stage: str, name: str | None, started: float, exit_code: int, **ending: Any) -> Outcome:
+    seconds = round(time.monotonic() - started, 3)
+    status = {"status": ending.pop("status"), "stage": stage, "name": name, "seconds": seconds, **ending}
+    return Outcome(json.dumps(status, allow_nan=False), exit_code)
+
+
+def _announce(outcome: Outcome) -> int:
+    sys.stderr.flush()
+    print(outcome.line, flush=True)
+    return outcome.exit_code
+
+
+@contextmanager
+def _terminate_as_exit() -> Iterator[list[int]]:
+    """Let SIGTERM unwind the stack like an exit, so that every `finally` stops what it started.
+
+    Yields the signals that have arrived.
+    """
+    arrived: list[int] = []
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+        raise SystemExit(number)
+
+    previous = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield arrived
+    finally:
+        signal.signal(signal.SIGTERM, previous)
