@@ -80,7 +80,7 @@ def import_file(run_file: str, file: str, *, overrides: Sequence[str]) -> int:
 def convert(run_file: str, *, overrides: Sequence[str]) -> int:
     """Take over the values of a run's rows from the layout of an earlier raydpo."""
     from raydpo.config.load import load_run_file
-    from raydpo.runtime.converting import convert_values
+    from raydpo.stages.converting import convert_values
 
     counts = convert_values(load_run_file(run_file, overrides))
     print(

@@ -44,6 +44,9 @@ average. The head finds it on its way over the logits, where an objective asks f
 TOKEN_COLUMNS: Mapping[str, torch.dtype] = MappingProxyType({REF_TOKEN_LOGPS: torch.float32})
 """What the data may bring of every completion token, and the dtype in which it is kept."""
 
+TokenMetric = Literal["entropy", "mean_token_accuracy", "logits"]
+"""What costs a look at every logit, and is told on request; see raydpo.objective.token_metrics."""
+
 Unit = Literal["pairs", "completions", "rows", "tokens"]
 """What a mean over a global batch is taken over."""
 
@@ -180,3 +183,4 @@ class Objective:
     compares: Values  # the larger, the more the policy prefers a completion to the others of its row
     needs: frozenset[str] = frozenset()  # columns that the data must have
     statistics: frozenset[str] = frozenset()  # columns of tokens that the head must find: LOG_SUM_SQ_PROBS or none
+    observes: tuple[TokenMetric, ...] = ()  # to be told beside the log-probs

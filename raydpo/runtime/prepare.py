@@ -41,13 +41,13 @@ from raydpo.model.model_files import model_limits
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reference.index import Asked
 from raydpo.runtime.feed.readers import never_ends_the_data, read_files
-from raydpo.runtime.rows import given_rows, training_rows
 from raydpo.storage.files import storage_refusal
 from raydpo.track.progress import Progress
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.prepared import check_order, check_trainable, readers_of_pairs
 from raydpo.workspace.provenance import made_from
+from raydpo.workspace.rows import given_rows, training_rows
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
 MAX_TOKENIZERS = 8

@@ -14,6 +14,7 @@ from torch import Tensor
 from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.objective.contract import Objective, Unit
+from raydpo.objective.token_metrics import take_token_means, token_sums
 from raydpo.train.diverged import REMEDY
 
 if TYPE_CHECKING:
@@ -49,18 +50,26 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     for i, batch in enumerate(share.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
-        total, losses, token_logps = policy.engine(batch, objective.loss, objective.statistics)
+        total, losses, token_logps, *figures = policy.engine(
+            batch, objective.loss, objective.statistics, objective.observes
+        )
         policy.engine.backward(total * (policy.world_size / normaliser))
         row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
-        for name, values in objective.metrics(batch.scored(token_logps)).items():
+        scored = batch.scored(token_logps)
+        for name, values in objective.metrics(scored).items():
             sums[name] += values.sum().cpu()
+        for observed in figures:
+            named = dict(zip(objective.observes, observed, strict=True))
+            for name, value in token_sums(scored, named, paired=objective.metrics_over == "pairs").items():
+                sums[name] += value.cpu()
     grad_norm = policy.step()
     totals = reduce_sums(sums)
     loss = totals.pop("loss") / normaliser
+    of_tokens = take_token_means(totals)
     units = share.totals[objective.metrics_over]
     means = {name: total / units for name, total in totals.items()}
-    metrics = {"loss": loss, **means, "grad_norm": grad_norm, "learning_rate": lr}
+    metrics = {"loss": loss, **means, **of_tokens, "grad_norm": grad_norm, "learning_rate": lr}
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
         raise _not_finite(share, row_losses, wrong)

@@ -19,7 +19,6 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
-from raydpo.runtime.rows import check_format, given_rows, training_rows
 from raydpo.track.say import say
 from raydpo.workspace.identity import check_sft_resumable
 from raydpo.workspace.layout import Layout
@@ -27,6 +26,7 @@ from raydpo.workspace.objective import objective_terms, preference_objective
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 from raydpo.workspace.provenance import check_made_from
+from raydpo.workspace.rows import check_format, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -67,7 +67,9 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
 
 
 def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
-    start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
+    start = run.model.path
+    reference = run.reference.model
+    export = str(Layout(run).sft_export)
     check = check_model_files if stage == "prepare" else _check_model  # which uses the tokenizer alone
     yield partial(refuse_own_output, run, "model.path", [start])
     yield partial(check, start)

@@ -8,11 +8,11 @@ from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
 from raydpo.model.model_files import model_limits
 from raydpo.reference.dataset import MANIFEST, Dataset, open_dataset
-from raydpo.runtime.rows import refuse_ties
 from raydpo.workspace.identity import order_of
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.provenance import check_prepared
+from raydpo.workspace.rows import refuse_ties
 
 
 def readers_of_pairs(run: RunFile) -> list[ModelLimits]:

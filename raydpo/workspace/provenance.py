@@ -19,9 +19,9 @@ from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
-from raydpo.runtime.rows import given_rows, training_rows
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import needs_others
+from raydpo.workspace.rows import given_rows, training_rows
 
 Part = Literal["train", "held_out", "sft"]
 TOKENIZER = "tokenizer"

@@ -22,7 +22,7 @@ from raydpo.data.shards import Counts, ShardInfo, TokenManifest, to_rows
 from raydpo.data.tokens import TokenRow, TokenSettings, tokenize_pair, tokenize_unpaired
 from raydpo.errors import UserError
 from raydpo.objective.contract import Objective, ScoredRows
-from raydpo.runtime.rows import check_format, given_rows, refuse_ties
+from raydpo.workspace.rows import check_format, given_rows, refuse_ties
 from tests.helpers import row_tokenizer
 
 pytestmark = pytest.mark.unit
