@@ -22,13 +22,13 @@ from raydpo.data.order import Order
 from raydpo.objective.contract import REF_LOGPS
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.reference.dataset import Dataset, open_dataset
+from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.feed.overlap import score_ahead, tell_reached
 from raydpo.runtime.feed.plan import OrderedFeed, Plan
 from raydpo.runtime.trainer.exports import check_room_for_exports, last_export
 from raydpo.runtime.trainer.failures import FailureLog, final_refusal
 from raydpo.runtime.trainer.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.trainer.stopping import stop_asked, stop_on_sigterm
-from raydpo.stages.converting import check_converted
 from raydpo.storage.files import whole_lines
 from raydpo.track.say import say
 from raydpo.train.checkpoint.commits import Commit, latest, newest
