@@ -81,7 +81,8 @@ def _versions(problems: list[str]) -> dict[str, str]:
 
 
 def _machine() -> dict[str, str]:
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.getcwd())
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(os.getcwd())
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cores": str(os.cpu_count()),

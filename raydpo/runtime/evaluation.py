@@ -49,7 +49,8 @@ class Evaluator:
     """Evaluates models on the run's held-out prompts and pairs. May be sent to other processes."""
 
     def __init__(self, run: RunFile, engines: Samplers) -> None:
-        self._run, self._engines = run, engines
+        self._run = run
+        self._engines = engines
 
     @property
     def resources(self) -> dict[str, float]:
@@ -81,7 +82,9 @@ class Evaluator:
 
     def evaluate(self, step: int, model: str) -> Evaluation:
         """Evaluate one model and write its record; step 0 is the reference itself."""
-        run, layout, asked = self._run, Layout(self._run), self._run.evaluate
+        run = self._run
+        layout = Layout(self._run)
+        asked = self._run.evaluate
         assert asked
         timer = _Timer()
         made_from = origin_of(run, model)
@@ -114,7 +117,8 @@ def _confirmed_and_ranked(
     the policy's weights.
     """
     assert run.evaluate
-    device, budget = granted_device(), run.evaluate.tokens_per_batch
+    device = granted_device()
+    budget = run.evaluate.tokens_per_batch
     policy = _load(run, model, device)
     confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=run.model.dtype)
     directory = Layout(run).held_out_tokens
@@ -194,7 +198,8 @@ def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The reference's evaluation and the last one, for a job's result; null for what was not measured."""
     before, after = reference_and_policy(evaluations)
-    kl, accuracy = after and after.sequence_kl, after and after.pair_accuracy
+    kl = after and after.sequence_kl
+    accuracy = after and after.pair_accuracy
     return {
         "reward_before": before and [before.reward.mean, before.reward.low, before.reward.high],
         "reward_after": after and [after.reward.mean, after.reward.low, after.reward.high],

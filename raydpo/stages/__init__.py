@@ -154,13 +154,12 @@ def _evaluate(run: RunFile, engines: Samplers) -> Result:
 @contextmanager
 def _cluster(run: RunFile, stage: str) -> Iterator[None]:
     """Connected to Ray, with the cluster known to hold the stage."""
-    from raydpo.runtime.cluster import connection as cluster
-    from raydpo.runtime.cluster import preflight
+    from raydpo.runtime.cluster import connection, preflight
 
-    with cluster.connect(run.cluster):
+    with connection.connect(run.cluster):
         for asked in preflight.bills(run, stage).values():
             preflight.check_fits(asked)
-        with cluster.user_errors():
+        with connection.user_errors():
             yield
 
 

@@ -93,7 +93,8 @@ def _held_out(run: RunFile) -> dict[str, Any]:
 
 def _digests(run: RunFile) -> dict[str, Callable[[], str]]:
     """What is read from files, by part; each raises UserError where they are not there."""
-    layout, asked = Layout(run), run.evaluate
+    layout = Layout(run)
+    asked = run.evaluate
     digests: dict[str, Callable[[], str]] = {
         "reference": partial(weights_digest, layout.reference_model),
         "tokenizer": partial(tokenizer_digest, layout.start_model),

@@ -54,7 +54,8 @@ class Identity:
 
     def differences(self, then: Identity) -> list[str]:
         """The parts that are not what they were, each with its value then and now."""
-        before, after = _flat(asdict(then)), _flat(asdict(self))
+        before = _flat(asdict(then))
+        after = _flat(asdict(self))
         names = [*after, *(name for name in before if name not in after)]
         return [
             f"{name} was {before.get(name)} and is {after.get(name)}"

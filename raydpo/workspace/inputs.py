@@ -67,7 +67,9 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
 
 
 def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
-    start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
+    start = run.model.path
+    reference = run.reference.model
+    export = str(Layout(run).sft_export)
     check = check_model_files if stage == "prepare" else _check_model  # which uses the tokenizer alone
     yield partial(refuse_own_output, run, "model.path", [start])
     yield partial(check, start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raydpo.config.schema import RunFile
@@ -40,7 +41,7 @@ def preference_objective(run: RunFile) -> Objective:
     """What preference training minimises."""
     from raydpo.objective.registry import make_objective
 
-    return make_objective(objective_terms(run))
+    return replace(make_objective(objective_terms(run)), observes=tuple(run.train.metrics))
 
 
 def needs_others(run: RunFile) -> bool:

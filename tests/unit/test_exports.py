@@ -12,11 +12,12 @@ from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
 from raydpo.objective.registry import make_objective, resolve
 from raydpo.reference.dataset import MANIFEST
-from raydpo.runtime.trainer.job import Job
+from raydpo.runtime.trainer.exports import check_room_for_exports
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.train.mark import MARK, check_replaceable, mark_export, read_mark, remove_export
-from raydpo.workspace.exports import check_room_for_exports, exports_of_run, own_exports
+from raydpo.workspace.exports import exports_of_run, own_exports
 from raydpo.workspace.identity import train_identity_now, write_identity
+from raydpo.workspace.job import Job
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.lock import Claim
 from tests.models import save_tiny_model

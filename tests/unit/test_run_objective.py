@@ -114,3 +114,11 @@ def test_held_out_pairs_are_ranked_by_what_the_loss_compares(
     compares = preference_objective(with_objective(run_file, loss_type=loss_type)).compares
     [pair] = ranked_pairs([row], scored, reference, compares)
     assert pair.right is chosen_is_preferred
+
+
+def test_metrics_of_tokens_are_told_on_request(run_file: Path) -> None:
+    assert preference_objective(load_run_file(run_file)).observes == ()
+    asked = load_run_file(run_file, ["train.metrics=[entropy, logits]"])
+    assert preference_objective(asked).observes == ("entropy", "logits")
+    with pytest.raises(UserError, match="entropie"):
+        load_run_file(run_file, ["train.metrics=[entropie]"])

@@ -22,19 +22,18 @@ from raydpo.data.order import Order
 from raydpo.objective.contract import REF_LOGPS
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.reference.dataset import Dataset, open_dataset
+from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.feed.overlap import score_ahead, tell_reached
 from raydpo.runtime.feed.plan import OrderedFeed, Plan
+from raydpo.runtime.trainer.exports import check_room_for_exports, last_export
 from raydpo.runtime.trainer.failures import FailureLog, final_refusal
-from raydpo.runtime.trainer.job import Job, work_on
 from raydpo.runtime.trainer.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.trainer.stopping import stop_asked, stop_on_sigterm
-from raydpo.stages.converting import check_converted
 from raydpo.storage.files import whole_lines
 from raydpo.track.say import say
 from raydpo.train.checkpoint.commits import Commit, latest, newest
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.workspace.asked import Asked
-from raydpo.workspace.exports import check_room_for_exports, last_export
 from raydpo.workspace.identity import (
     Identity,
     check_resumable,
@@ -44,6 +43,7 @@ from raydpo.workspace.identity import (
     train_identity,
     write_identity,
 )
+from raydpo.workspace.job import Job
 from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.lock import claim
 from raydpo.workspace.objective import preference_objective
@@ -114,7 +114,7 @@ def train_sft(run: RunFile) -> dict[str, Any]:
         plan,
         identity,
         model=run.model.path,
-        objective=fine_tuning(),
+        objective=replace(fine_tuning(), observes=tuple(run.sft.metrics)),
         directory=layout.sft,
         retention=Retention(run.sft.keep_last, run.sft.keep_every),
         export=layout.sft_export_of,
@@ -248,3 +248,10 @@ def _outcome(job: Job, plan: Plan, last: Commit) -> dict[str, Any]:
         "mfu": fmean(known) if known else None,
         "export": str(last_export(job, last)),
     }
+
+
+def work_on(config: dict[str, Job]) -> None:
+    """Ray Train's entry point. Its controller imports this file as well, and must not load what only workers need."""
+    from raydpo.runtime.trainer.worker import run_worker
+
+    run_worker(config["job"])
