@@ -61,7 +61,7 @@ def means(batch: Batch, observed: Tensor, *, paired: bool) -> dict[str, float]:
 
 def observed_of(batch: Batch, loss: RowLoss = ON_PAIRS, softcap: float | None = None) -> Tensor:
     matrix = linear()
-    *_, observed = CompletionHead(matrix, softcap=softcap)(states(batch, matrix), batch, loss, EVERY)
+    *_, observed = CompletionHead(matrix, softcap=softcap)(states(batch, matrix), batch, loss, observes=EVERY)
     return observed
 
 
@@ -108,7 +108,7 @@ def test_asking_changes_neither_a_loss_nor_a_gradient() -> None:
     found = []
     for asked in ((), EVERY):
         hidden = states(batch, matrix)
-        total, losses, logps, *observed = CompletionHead(matrix)(hidden, batch, ON_PAIRS, asked)
+        total, losses, logps, *observed = CompletionHead(matrix)(hidden, batch, ON_PAIRS, observes=asked)
         assert len(observed) == bool(asked)
         found.append((losses, logps, *torch.autograd.grad(total, (hidden, *matrix.parameters()))))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -179,14 +179,14 @@ def _share(cut: list[list[TokenRow]]) -> Share:
 
 def test_of_rows_that_are_all_ties_there_is_nothing_chosen_to_tell_of() -> None:
     batch = batch_of(2)
-    ties = replace(batch, columns={**batch.columns, "rank": torch.zeros_like(batch.row)})
+    ties = replace(batch, columns={**batch.columns, "rank": torch.zeros_like(batch.completion_row)})
     assert means(ties, observed_of(batch), paired=True).keys() == {"entropy"}
 
 
 def test_completions_of_other_prompts_are_left_out() -> None:
     batch = batch_of(2)
     observed = observed_of(batch)
-    mismatched = torch.arange(len(batch.row)) % 2 == 1
+    mismatched = torch.arange(len(batch.completion_row)) % 2 == 1
     found = means(replace(batch, columns={**batch.columns, "mismatched": mismatched}), observed, paired=False)
     own = ~mismatched[batch.owner]
     assert found["entropy"] == pytest.approx(float(observed[0][own].mean()), rel=1e-5)
