@@ -20,12 +20,12 @@ from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
 from raydpo.track.say import say
-from raydpo.workspace.identity import check_sft_resumable
+from raydpo.workspace.identity import check_resumable_now, sft_settings
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import objective_terms
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
-from raydpo.workspace.provenance import check_made_from
+from raydpo.workspace.provenance import check_made_from, token_settings
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -58,7 +58,7 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run)
     if stage in ("train", "run"):
-        yield partial(objective_terms, run)
+        yield partial(objective_terms, run.train)
     if stage in ("precompute", "train"):
         yield partial(check_pairs, run)
     if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):
@@ -91,8 +91,8 @@ def _check_sft_export(run: RunFile, path: str) -> None:
     check_model_files(path)
     tokens = Layout(run).sft_tokens
     if (tokens / MANIFEST).exists():  # what sft has trained on tells whether it is this run's
-        check_made_from(run, "sft", tokens)
-        check_sft_resumable(run)
+        check_made_from(token_settings(run, "sft"), tokens)
+        check_resumable_now(sft_settings(run))
 
 
 def _check_positions(run: RunFile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Model, Pool, RunFile
 from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.reference.store import Key, Store
@@ -43,14 +43,18 @@ class Layout:
         return self.sft_export
 
 
-def reference_store(run: RunFile) -> Store:
-    """The store of this run's reference model."""
-    layout = Layout(run)
+def store_of(layout: Layout, model: Model, pool: Pool) -> Store:
+    """The store of a run's reference model, whose log-probs are made in the number format of `model` by the pool."""
     key = Key(
         weights=weights_digest(layout.reference_model),
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        attention=version.backend_for("cuda" if run.reference.pool.gpus else "cpu"),
+        dtype=model.dtype,
+        fp32_head=model.fp32_head,
+        attention=version.backend_for("cuda" if pool.gpus else "cpu"),
         scorer_version=version.VERSION,
     )
     return Store(layout.reference_store, key)
+
+
+def reference_store(run: RunFile) -> Store:
+    """The store of this run's reference model."""
+    return store_of(Layout(run), run.model, run.reference.pool)

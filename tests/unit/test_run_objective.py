@@ -33,7 +33,7 @@ def with_objective(run_file: Path, **values: Any) -> RunFile:
     ],
 )
 def test_a_run_file_names_its_losses(run_file: Path, values: dict[str, Any], expected: list[str]) -> None:
-    assert [term.loss_type for term in objective_terms(with_objective(run_file, **values))] == expected
+    assert [term.loss_type for term in objective_terms(with_objective(run_file, **values).train)] == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_loss_that_cannot_be_is_refused_before_the_stage_begins(
 )
 def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss_type: str, needed: bool) -> None:
     run = with_objective(run_file, loss_type=loss_type)
-    assert needs_reference(run) is needed
+    assert needs_reference(run.train) is needed
     assert ("precompute" in bills(run, "run")) is needed
     assert "precompute" in bills(run, "precompute")  # whoever asks for it gets it
     overlapped = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.reference=overlap"])
@@ -88,7 +88,7 @@ def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss
 
 
 def test_the_objective_of_a_run_file_is_that_of_its_terms(run_file: Path) -> None:
-    objective = preference_objective(with_objective(run_file, loss_type="orpo"))
+    objective = preference_objective(with_objective(run_file, loss_type="orpo").train)
     assert (objective.needs, objective.mean_over) == (frozenset(), "pairs")
 
 
@@ -99,13 +99,13 @@ def test_held_out_pairs_are_ranked_by_what_the_loss_compares(
     """Log-ratios of −4 over 4 tokens and −2 over one: the sum is worse, the mean is better."""
     rows = _as_objectives_see([[np.full(4, -2.0), np.array([-3.0])]], np.array([[-4.0, -1.0]], dtype=np.float32))
     assert rows.logps().tolist() == [-8.0, -3.0]
-    chosen, rejected = preference_objective(with_objective(run_file, loss_type=loss_type)).compares(rows)
+    chosen, rejected = preference_objective(with_objective(run_file, loss_type=loss_type).train).compares(rows)
     assert bool(chosen > rejected) is chosen_is_preferred
 
 
 def test_metrics_of_tokens_are_told_on_request(run_file: Path) -> None:
-    assert preference_objective(load_run_file(run_file)).observes == ()
+    assert preference_objective(load_run_file(run_file).train).observes == ()
     asked = load_run_file(run_file, ["train.metrics=[entropy, logits]"])
-    assert preference_objective(asked).observes == ("entropy", "logits")
+    assert preference_objective(asked.train).observes == ("entropy", "logits")
     with pytest.raises(UserError, match="entropie"):
         load_run_file(run_file, ["train.metrics=[entropie]"])

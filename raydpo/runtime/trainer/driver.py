@@ -17,7 +17,7 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from raydpo.config.schema import RunFile, Timeouts, Training
+from raydpo.config.schema import RunFile, Timeouts, Train, Training
 from raydpo.data.order import Order
 from raydpo.objective.contract import REF_LOGPS
 from raydpo.objective.likelihood import fine_tuning
@@ -32,14 +32,15 @@ from raydpo.storage.files import whole_lines
 from raydpo.track.say import say
 from raydpo.train.checkpoint.commits import Commit, latest, newest
 from raydpo.train.checkpoint.retention import Retention
-from raydpo.workspace.asked import Asked
+from raydpo.workspace.asked import Asked, EvaluationSettings
 from raydpo.workspace.identity import (
     Identity,
     check_resumable,
+    identity_of,
     order_of,
-    sft_identity,
+    sft_settings,
     steps_of,
-    train_identity,
+    train_settings,
     write_identity,
 )
 from raydpo.workspace.job import Job
@@ -49,7 +50,7 @@ from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.outcome import Stopped
 from raydpo.workspace.own_files import clear_ray_files
 from raydpo.workspace.prepared import check_budget
-from raydpo.workspace.provenance import check_made_from, check_prepared
+from raydpo.workspace.provenance import check_made_from, check_prepared, token_settings
 
 if TYPE_CHECKING:
     from raydpo.runtime.evaluation import Evaluator
@@ -61,9 +62,9 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     check_prepared(run)
     dataset = open_dataset(layout.train_tokens)
     order = order_of(run.train, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    identity = train_identity(run, order)
+    identity = identity_of(train_settings(run), order)
     check_resumable(layout.train, identity)
-    objective = preference_objective(run)
+    objective = preference_objective(run.train)
     store = reference_store(run) if REF_LOGPS in objective.needs else None
     overlapped = store is not None and run.train.reference == "overlap"
     imported: list[str] = []
@@ -79,7 +80,7 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         model=layout.start_model,
         objective=objective,
         directory=layout.train,
-        retention=checkpoint_retention(run),
+        retention=checkpoint_retention(run.train, EvaluationSettings.of(run)),
         export=layout.export,
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
@@ -100,10 +101,10 @@ def train_sft(run: RunFile) -> dict[str, Any]:
     """Supervised fine-tuning of the starting model on the prepared sft rows."""
     layout = Layout(run)
     assert run.sft
-    check_made_from(run, "sft", layout.sft_tokens)
+    check_made_from(token_settings(run, "sft"), layout.sft_tokens)
     dataset = open_dataset(layout.sft_tokens)
     order = order_of(run.sft, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    identity = sft_identity(run, order)
+    identity = identity_of(sft_settings(run), order)
     check_resumable(layout.sft, identity)
     plan = _plan(run.sft, dataset, order, layout.sft)
     job = _job(
@@ -141,12 +142,11 @@ def _job(run: RunFile, training: Training, plan: Plan, identity: Identity, **res
     )
 
 
-def checkpoint_retention(run: RunFile) -> Retention:
+def checkpoint_retention(train: Train, evaluations: EvaluationSettings) -> Retention:
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
-    train = run.train
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, Asked(run), train.keep_best)
+    scores = partial(_scores, Asked(evaluations), train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
