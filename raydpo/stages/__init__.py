@@ -120,9 +120,12 @@ def run(run: RunFile) -> Result:
 
 
 def _engines(run: RunFile) -> AbstractContextManager[Samplers]:
-    from raydpo.runtime.pools.sampling import samplers
+    from raydpo.runtime.pools.sampling import check_sampling, samplers
+    from raydpo.workspace.layout import Layout
 
-    return samplers(run)
+    model = Layout(run).start_model
+    tokenizer = check_sampling(model, run.data, run.sampler, [run.sample, run.evaluate])
+    return samplers(model, run.model.dtype, run.sampler, tokenizer)
 
 
 def _sample(run: RunFile, engines: Samplers) -> Result:

@@ -33,6 +33,12 @@ class Layout:
         self.start_model = str(self.sft_export) if run.sft else run.model.path
         self.reference_model = run.reference.model or self.start_model
         self.pair_files = [str(self.pairs)] if run.sample else run.data.train
+        # Where this run's stages remove and replace files: no input may lie there.
+        self.written_over = [self.root / "tokens", self.train, self.exports, self.evaluations]
+        if run.sft:
+            self.written_over.append(self.sft)
+        if run.sample:
+            self.written_over.append(self.pairs.parent)
 
     def export(self, step: int) -> Path:
         """The policy after `step` steps, as transformers and vLLM load it."""

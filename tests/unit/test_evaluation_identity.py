@@ -204,7 +204,8 @@ def test_a_report_needs_no_model_and_says_what_it_leaves_out(
 
 
 def test_a_single_prompt_is_refused_before_an_engine_starts(tree: dict[str, Any], tmp_path: Path) -> None:
-    check_sampling(RunFile.model_validate(tree), tree["model"]["path"])
+    run = RunFile.model_validate(tree)
+    check_sampling(run.model.path, run.data, run.sampler, [run.evaluate])
     tree["evaluate"]["limit"] = 1
     with pytest.raises(UserError, match=r"evaluate.prompts: 1 prompts, of which 1 differ, give no interval"):
-        check_sampling(RunFile.model_validate(tree), tree["model"]["path"])
+        check_sampling(run.model.path, run.data, run.sampler, [None, RunFile.model_validate(tree).evaluate])

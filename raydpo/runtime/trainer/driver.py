@@ -35,6 +35,7 @@ from raydpo.train.checkpoint.retention import Retention
 from raydpo.workspace.asked import Asked, EvaluationSettings
 from raydpo.workspace.identity import (
     Identity,
+    TrainingSettings,
     check_resumable,
     identity_of,
     order_of,
@@ -62,7 +63,8 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     check_prepared(run)
     dataset = open_dataset(layout.train_tokens)
     order = order_of(run.train, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    identity = identity_of(train_settings(run), order)
+    settings = train_settings(run)
+    identity = identity_of(settings, order)
     check_resumable(layout.train, identity)
     objective = preference_objective(run.train)
     store = reference_store(run) if REF_LOGPS in objective.needs else None
@@ -73,13 +75,12 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         imported = store.unverified(dataset.row_ids)
     plan = _plan(run.train, dataset, order, layout.train)
     job = _job(
-        run,
-        run.train,
+        settings,
         plan,
         identity,
-        model=layout.start_model,
+        claim=claim(layout.root),
+        timeouts=run.timeouts,
         objective=objective,
-        directory=layout.train,
         retention=checkpoint_retention(run.train, EvaluationSettings.of(run)),
         export=layout.export,
         evaluated=evaluator is not None,
@@ -104,17 +105,17 @@ def train_sft(run: RunFile) -> dict[str, Any]:
     check_made_from(token_settings(run, "sft"), layout.sft_tokens)
     dataset = open_dataset(layout.sft_tokens)
     order = order_of(run.sft, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    identity = identity_of(sft_settings(run), order)
+    settings = sft_settings(run)
+    identity = identity_of(settings, order)
     check_resumable(layout.sft, identity)
     plan = _plan(run.sft, dataset, order, layout.sft)
     job = _job(
-        run,
-        run.sft,
+        settings,
         plan,
         identity,
-        model=run.model.path,
+        claim=claim(layout.root),
+        timeouts=run.timeouts,
         objective=replace(fine_tuning(), observes=tuple(run.sft.metrics)),
-        directory=layout.sft,
         retention=Retention(run.sft.keep_last, run.sft.keep_every),
         export=layout.sft_export_of,
         evaluated=False,
@@ -129,15 +130,15 @@ def _plan(training: Training, dataset: Dataset, order: Order, directory: Path) -
     return Plan(dataset, order, training.tokens_per_microbatch, steps_of(training, order), directory / "checkpoints")
 
 
-def _job(run: RunFile, training: Training, plan: Plan, identity: Identity, **rest: Any) -> Job:
+def _job(settings: TrainingSettings, plan: Plan, identity: Identity, **rest: Any) -> Job:
     return Job(
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        training=training,
+        model=settings.model,
+        dtype=settings.dtype,
+        fp32_head=settings.fp32_head,
+        training=settings.training,
+        directory=settings.directory,
         num_steps=plan.num_steps,
         identity=identity.digest,
-        claim=claim(Path(run.output_dir)),
-        timeouts=run.timeouts,
         **rest,
     )
 
