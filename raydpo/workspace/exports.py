@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raydpo.config.schema import RunFile
 from raydpo.track.say import say
 from raydpo.train.mark import MARK, read_mark
-from raydpo.workspace.identity import train_identity_now
-from raydpo.workspace.layout import Layout
+from raydpo.workspace.identity import TrainingSettings, identity_now
 
 
 def own_exports(exports: Path, identity: str) -> dict[int, Path]:
@@ -17,12 +15,11 @@ def own_exports(exports: Path, identity: str) -> dict[int, Path]:
     return {mark.step: path for path, mark in marks.items() if mark and mark.identity == identity}
 
 
-def exports_of_run(run: RunFile) -> dict[int, Path]:
-    """The exports that the run's preference training has made, by step. Says which others are left out, and why."""
-    layout = Layout(run)
-    identity = train_identity_now(run)
-    own = own_exports(layout.exports, identity.digest) if identity else {}
-    for path in sorted(set(layout.exports.glob("step-*")) - set(own.values())):
+def exports_of_run(exports: Path, training: TrainingSettings) -> dict[int, Path]:
+    """Those of the exports that this training has made, by step. Says which others are left out, and why."""
+    identity = identity_now(training)
+    own = own_exports(exports, identity.digest) if identity else {}
+    for path in sorted(set(exports.glob("step-*")) - set(own.values())):
         why = "of other data, settings or weights" if read_mark(path) else f"without a whole {MARK}, of unknown origin"
         say(f"{path} is left out: it is {why}")
     return own

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Train
 from raydpo.data.mismatched import MISMATCHED
 from raydpo.errors import UserError
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from raydpo.objective.registry import Term
 
 
-def objective_terms(run: RunFile) -> tuple[Term, ...]:
+def objective_terms(train: Train) -> tuple[Term, ...]:
     """The losses that preference training adds up, with all their arguments. Raises UserError for a mistake in them."""
     from raydpo.objective.registry import resolve
 
-    settings = run.train.objective
+    settings = train.objective
     terms = resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
-    _check_not_alone(terms, run.train.global_batch_size)
+    _check_not_alone(terms, train.global_batch_size)
     return terms
 
 
@@ -37,20 +37,20 @@ def _check_not_alone(terms: Sequence[Term], global_batch_size: int) -> None:
         )
 
 
-def preference_objective(run: RunFile) -> Objective:
+def preference_objective(train: Train) -> Objective:
     """What preference training minimises."""
     from raydpo.objective.registry import make_objective
 
-    return replace(make_objective(objective_terms(run)), observes=tuple(run.train.metrics))
+    return replace(make_objective(objective_terms(train)), observes=tuple(train.metrics))
 
 
-def needs_others(run: RunFile) -> bool:
+def needs_others(train: Train) -> bool:
     """Whether preference training reads a completion of another prompt in every row: then prepare puts one there."""
-    return MISMATCHED in preference_objective(run).needs
+    return MISMATCHED in preference_objective(train).needs
 
 
-def needs_reference(run: RunFile) -> bool:
+def needs_reference(train: Train) -> bool:
     """Whether preference training reads the reference's log-probs: then they are scored, stored and checked first."""
     from raydpo.objective.contract import REF_LOGPS
 
-    return REF_LOGPS in preference_objective(run).needs
+    return REF_LOGPS in preference_objective(train).needs

@@ -34,7 +34,7 @@ def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
     evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, run.evaluate.gpus)] if run.evaluate else []
     engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
-    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run))
+    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run.train))
     phases = {
         "sft": _workers("sft", run.sft.workers) if run.sft else [],
         "sample": samplers if run.sample else [],
