@@ -12,7 +12,7 @@ from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_settings
 
 PAIRS = [{"prompt": f"The film {i}", "chosen": f" is good {i}", "rejected": " is bad"} for i in range(5)]
 
@@ -42,4 +42,6 @@ def prepare(run: RunFile, pairs: Sequence[dict[str, str]]) -> None:
     for first in range(0, len(pairs), 3):
         table, counts = tokenize_chunk(Chunk("", 1, list(pairs[first : first + 3])), tokenizer, settings, "pair")
         shards.append(write_shard(table, directory / f"part-{first}.arrow"))
-    TokenManifest("pair", shards, counts, made_from=made_from(run, "train")).write(directory / "manifest.json")
+    TokenManifest("pair", shards, counts, made_from=made_from(token_settings(run, "train"))).write(
+        directory / "manifest.json"
+    )

@@ -6,7 +6,7 @@ other runs stay where they are until their run file comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,7 @@ from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
 from raydpo.reference.dataset import Dataset
 from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy
-from raydpo.reference.old_layout import OldShards, by_completion
-from raydpo.reference.store import Store
+from raydpo.reference.old_layout import by_completion
 from raydpo.workspace.layout import reference_store
 from raydpo.workspace.prepared import prepared_datasets
 
@@ -86,30 +85,6 @@ def convert_values(run: RunFile) -> Converted:
         damaged=len(damages),
         store=store.address,
     )
-
-
-def check_converted(store: Store, datasets: Iterable[Dataset]) -> None:
-    """Raise UserError where the old layout has values of rows whose completions the store lacks.
-
-    Without it, they would be scored again, and nobody would know that they need not be.
-    """
-    old = store.old_layout()
-    if not old.markers():
-        return
-    rows = sum(_unconverted(store, old, dataset) for dataset in datasets)
-    if rows:
-        raise UserError(
-            f"the reference store {store.address} holds the values of {rows} of the run's rows in the layout of an "
-            "earlier raydpo; run `raydpo reference convert` with this run file, which takes them over and scores "
-            "nothing again."
-        )
-
-
-def _unconverted(store: Store, old: OldShards, dataset: Dataset) -> int:
-    """How many rows of a dataset they are; one that occurs twice counts twice."""
-    lacking = np.flatnonzero(np.isnan(store.known(dataset.completion_ids)))
-    rows = np.unique(np.searchsorted(dataset.begins, lacking, side="right") - 1)
-    return int(old.holds(dataset.row_ids.take(pa.array(rows))).sum())
 
 
 def _different(ids: Sequence[Ids]) -> int:

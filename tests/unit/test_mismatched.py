@@ -94,7 +94,7 @@ def test_tokens_without_them_are_refused_by_a_loss_that_reads_them(
     manifest = Layout(run).train_tokens / "manifest.json"
     TokenManifest("pair", [], Counts(), made_from=made_from(run, "train")).write(manifest)
     check_prepared(run)
-    plain = objective.preference_objective(run)
+    plain = objective.preference_objective(run.train)
     monkeypatch.setattr(objective, "preference_objective", lambda _: replace(plain, needs=plain.needs | {MISMATCHED}))
     with pytest.raises(UserError, match=r"completions of other prompts=False, .* says True; run `raydpo prep"):
         check_prepared(run)
