@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
     if arguments.stage == "doctor":
-        return run_check("doctor", run, stages.doctor)
+        return run_check("doctor", run.name, lambda: stages.doctor(run))
     return run_stage(arguments.stage, run, checked)
 
 

@@ -25,8 +25,10 @@ def ls(path: Path) -> int:
         if commit is None:
             print(_ROW.format("?", "?", "?", "?", "?", "no", each.name))
             continue
-        cursor, age = commit.cursor, _duration(time.time() - commit.committed_at)
-        size, verified = f"{commit.size / 2**20:,.1f} MiB", "no" if broken else "yes"
+        cursor = commit.cursor
+        age = _duration(time.time() - commit.committed_at)
+        size = f"{commit.size / 2**20:,.1f} MiB"
+        verified = "no" if broken else "yes"
         print(_ROW.format(cursor.step, age, size, cursor.world_size, cursor.zero_stage, verified, each.name))
     return 0
 
@@ -55,8 +57,10 @@ def diff(first: Path, second: Path) -> int:
     """Print where two commits differ: in their cursors, and by tensor in max |Δ|; 1 when they do."""
     from raydpo.train.checkpoint.state import SavedState, largest_differences
 
-    one, other = _newest(first), _newest(second)
-    before, after = asdict(one.cursor), asdict(other.cursor)
+    one = _newest(first)
+    other = _newest(second)
+    before = asdict(one.cursor)
+    after = asdict(other.cursor)
     lines = [f"{name}: {before[name]} → {after[name]}" for name in before if before[name] != after[name]]
     gaps = largest_differences(SavedState(one.path), SavedState(other.path))
     lines += [f"{name}: max |Δ| {gap:.3g}" for name, gap in gaps.items() if gap]

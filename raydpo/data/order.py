@@ -72,7 +72,8 @@ class Order:
         """Dataset positions of the pairs of one step, shape [global_batch_size]; steps count from 0."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside 0..{self.num_steps - 1}")
-        first, last = step * self.global_batch_size, (step + 1) * self.global_batch_size - 1
+        first = step * self.global_batch_size
+        last = (step + 1) * self.global_batch_size - 1
         pieces = []
         for epoch in range(first // self._per_epoch, last // self._per_epoch + 1):
             begin = epoch * self._per_epoch

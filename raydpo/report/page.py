@@ -123,13 +123,14 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
 def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -> str:
     # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
     environment = Environment(
-        loader=PackageLoader("raydpo.evaluate"),
+        loader=PackageLoader("raydpo.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    run, evaluations = output.run, records.valid
+    run = output.run
+    evaluations = records.valid
     before, after = reference_and_policy(evaluations)
     gain = reward_gain(evaluations)
     return environment.get_template("report.html.j2").render(

@@ -18,7 +18,8 @@ class Place:
     """Where a rank is in its work, kept true by whoever does it."""
 
     def __init__(self, rank: int) -> None:
-        self._rank, self.at = rank, "starting"
+        self._rank = rank
+        self.at = "starting"
 
     def __str__(self) -> str:
         return f"rank {self._rank}, {self.at}"
