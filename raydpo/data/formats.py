@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
-from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
+from raydpo.data.messages import Value, check_completion, check_prompt_is_not_repeated, short, text_or_messages
 from raydpo.data.paths import filesystem_of
 from raydpo.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-Messages = list[dict[str, str]]
-Value = str | list[int] | Messages
 Row = dict[str, Value]
 
 # A parquet file of a few hundred bytes can expand to gigabytes: read few rows at a time, and look at their size.

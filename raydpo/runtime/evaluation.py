@@ -37,7 +37,7 @@ from raydpo.runtime.pools.probing import confirm_sampler
 from raydpo.runtime.pools.rewards import rate_each
 from raydpo.runtime.pools.sampling import Samplers
 from raydpo.track.say import say
-from raydpo.workspace.asked import Asked, EvaluationSettings, origin_of
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
 from raydpo.workspace.exports import exports_of_run
 from raydpo.workspace.layout import store_of
 from raydpo.workspace.objective import preference_objective
@@ -65,7 +65,7 @@ class Evaluator:
     @contextmanager
     def reference_beside(self) -> Iterator[None]:
         """Evaluate the reference while the block runs, unless that is done already; training never waits for it."""
-        if any(found.step == 0 for found in Asked(self._settings).records().valid):
+        if any(found.step == 0 for found in OriginsToday(self._settings).records().valid):
             yield
             return
         pending = self.start(0, self._settings.layout.reference_model)
@@ -198,7 +198,7 @@ def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
 def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[str, Any]:
     """Evaluate the reference and every export of the run's own without a record that answers what is asked now."""
     layout = settings.layout
-    asked = Asked(settings)
+    asked = OriginsToday(settings)
     found = asked.records()
     if found.left_out:
         say(found.notice())

@@ -14,7 +14,7 @@ import pytest
 from raydpo.config.load import load_run_file
 from raydpo.evaluate.records import Evaluation
 from raydpo.track.say import MARK
-from raydpo.workspace.asked import Asked, EvaluationSettings
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
@@ -47,7 +47,7 @@ def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def evaluations_of(run: Run) -> list[Evaluation]:
-    records = Asked(EvaluationSettings.of(load_run_file(run.run_file))).records()
+    records = OriginsToday(EvaluationSettings.of(load_run_file(run.run_file))).records()
     assert records.left_out == {}
     return records.valid
 

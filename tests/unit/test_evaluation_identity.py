@@ -18,7 +18,7 @@ from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluat
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.pools.sampling import check_sampling
 from raydpo.train.mark import mark_export
-from raydpo.workspace.asked import Asked, EvaluationSettings, origin_of
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
 from raydpo.workspace.identity import identity_now, train_settings
 from raydpo.workspace.inputs import check_inputs
 from raydpo.workspace.layout import Layout
@@ -69,7 +69,7 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
 
 
 def left_out(tree: dict[str, Any]) -> dict[int, list[str]]:
-    return Asked(EvaluationSettings.of(RunFile.model_validate(tree))).records().left_out
+    return OriginsToday(EvaluationSettings.of(RunFile.model_validate(tree))).records().left_out
 
 
 def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from raydpo.reference.dataset import Dataset
 from raydpo.reference.maintenance import KeySummary, export_key, list_keys
 from raydpo.stages.importing import Imported, import_values, missing_rows, prepared_datasets
 from raydpo.workspace.layout import reference_store
-from raydpo.workspace.provenance import made_from, token_settings
+from raydpo.workspace.provenance import made_from, token_source
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -66,7 +66,7 @@ def prepare(run: RunFile, pairs: Sequence[dict[str, str]]) -> None:
     for first in range(0, len(pairs), 3):
         table, counts = tokenize_chunk(Chunk("", 1, list(pairs[first : first + 3])), tokenizer, settings, "pair")
         shards.append(write_shard(table, directory / f"part-{first}.arrow"))
-    TokenManifest("pair", shards, counts, made_from=made_from(token_settings(run, "train"))).write(
+    TokenManifest("pair", shards, counts, made_from=made_from(token_source(run, "train"))).write(
         directory / "manifest.json"
     )
 
