@@ -20,7 +20,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
-from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, summarise, write_evaluation
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
@@ -97,7 +97,7 @@ class Evaluator:
         with timer("kl"):
             kl = _summed_kl(settings, model, prompts, drawn) if step else np.zeros(len(prompts))
         samples = [
-            Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
+            RatedSample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
             for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
         ]
         found = summarise(step, model, samples, made_from=made_from, seconds=timer.seconds, pairs=pairs)
