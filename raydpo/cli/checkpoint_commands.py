@@ -16,7 +16,7 @@ _PLACES = (".", "checkpoints", "train/checkpoints")  # where commits are, below 
 _ROW = "{:>8}  {:>9}  {:>11}  {:>7}  {:>4}  {:<8}  {}"
 
 
-def ls(path: Path) -> int:
+def list_checkpoints(path: Path) -> int:
     """Print a line for every commit. To say whether it verifies, all its files are read."""
     paths = _commit_paths(path)
     print(_ROW.format("step", "age", "size", "workers", "zero", "verified", "name"))
@@ -33,7 +33,7 @@ def ls(path: Path) -> int:
     return 0
 
 
-def verify(path: Path) -> int:
+def verify_checkpoints(path: Path) -> int:
     """Print of every commit whether it is intact, and else which file is not; 1 when any is broken."""
     checked = {each: _checked(each) for each in _commit_paths(path)}
     for each, (commit, broken) in checked.items():
@@ -44,7 +44,7 @@ def verify(path: Path) -> int:
     return int(any(broken or not commit for commit, broken in checked.values()))
 
 
-def export(path: Path, directory: Path) -> int:
+def export_checkpoint(path: Path, directory: Path) -> int:
     """Export a commit, of several the newest, as a model that transformers and vLLM load."""
     from raydpo.train.offline import export_commit
 
@@ -53,7 +53,7 @@ def export(path: Path, directory: Path) -> int:
     return 0
 
 
-def diff(first: Path, second: Path) -> int:
+def diff_checkpoints(first: Path, second: Path) -> int:
     """Print where two commits differ: in their cursors, and by tensor in max |Δ|; 1 when they do."""
     from raydpo.train.checkpoint.state import SavedState, largest_differences
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raydpo.evaluate.records import Evaluation, Sample
+from raydpo.evaluate.records import Evaluation, RatedSample
 from raydpo.evaluate.stats import Interval, paired_difference
 from raydpo.report.course import Course, Metrics, course_of
 from raydpo.report.summary import DIGITS, difference, format_change, reference_and_policy
@@ -304,7 +304,7 @@ def _centred(values: Sequence[float]) -> NDArray[np.float64]:
 def _at_equal_length(before: Evaluation, after: Evaluation, slope: float) -> Interval:
     """Interval of the reward's change, prompt by prompt, less what the lengths explain."""
 
-    def adjusted(samples: Sequence[Sample]) -> list[float]:
+    def adjusted(samples: Sequence[RatedSample]) -> list[float]:
         return [sample.reward - slope * sample.length for sample in samples]
 
     prompts = [sample.prompt for sample in before.samples]

@@ -50,9 +50,9 @@ def _checks(run: RunFile) -> Iterator[Check]:
     yield from input_checks(run, "run")
     for model in dict.fromkeys((run.model.path, run.reference.model or run.model.path)):
         yield partial(check_loadable, model)
-    yield partial(
-        check_sampling, run.model.path, run.data, run.sampler, [run.sample, run.evaluate]
-    )  # the sft stage passes the tokenizer on
+    sections = [run.sample, run.evaluate]
+    # With the model that the run starts from, because the sft stage passes its tokenizer on.
+    yield partial(check_sampling, run.model.path, run.data, run.sampler, sections)
     if (Layout(run).train_tokens / MANIFEST).exists():
         yield partial(check_pairs, run)
         yield partial(check_trainable_pairs, run)

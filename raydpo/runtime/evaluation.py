@@ -21,7 +21,7 @@ from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.ranking import ranked_pairs
-from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, summarise, write_evaluation
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
@@ -38,7 +38,7 @@ from raydpo.runtime.pools.probing import confirm_sampler
 from raydpo.runtime.pools.rewards import rate_each
 from raydpo.runtime.pools.sampling import Samplers
 from raydpo.track.say import say
-from raydpo.workspace.asked import Asked, EvaluationSettings, origin_of
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
 from raydpo.workspace.exports import exports_of_run
 from raydpo.workspace.layout import store_of
 from raydpo.workspace.objective import preference_objective
@@ -66,7 +66,7 @@ class Evaluator:
     @contextmanager
     def reference_beside(self) -> Iterator[None]:
         """Evaluate the reference while the block runs, unless that is done already; training never waits for it."""
-        if any(found.step == 0 for found in Asked(self._settings).records().valid):
+        if any(found.step == 0 for found in OriginsToday(self._settings).records().valid):
             yield
             return
         pending = self.start(0, self._settings.layout.reference_model)
@@ -98,7 +98,7 @@ class Evaluator:
         with timer("kl"):
             kl = _summed_kl(settings, model, prompts, drawn) if step else np.zeros(len(prompts))
         samples = [
-            Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
+            RatedSample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
             for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
         ]
         found = summarise(step, model, samples, made_from=made_from, seconds=timer.seconds, pairs=pairs)
@@ -185,7 +185,7 @@ def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
 def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[str, Any]:
     """Evaluate the reference and every export of the run's own without a record that answers what is asked now."""
     layout = settings.layout
-    asked = Asked(settings)
+    asked = OriginsToday(settings)
     found = asked.records()
     if found.left_out:
         say(found.notice())

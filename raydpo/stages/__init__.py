@@ -74,11 +74,11 @@ def report(run: RunFile) -> Result:
     from raydpo.report.diagnosis import in_short
     from raydpo.report.page import findings_of, write_report
     from raydpo.report.summary import summary_table
-    from raydpo.workspace.asked import Asked, EvaluationSettings
+    from raydpo.workspace.asked import EvaluationSettings, OriginsToday
     from raydpo.workspace.layout import Layout
 
     root = Layout(run).root
-    records = Asked(EvaluationSettings.of(run)).records()
+    records = OriginsToday(EvaluationSettings.of(run)).records()
     path = write_report(root, records)
     findings = findings_of(root, records)
     say(summary_table(records.valid))

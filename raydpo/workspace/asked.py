@@ -66,7 +66,7 @@ def origin_of(settings: EvaluationSettings, model: str) -> Origin:
     return Origin(weights=weights_digest(model), training=training, **_said(settings), **digests)
 
 
-class Asked:
+class OriginsToday:
     """The parts of an Origin as they would be today. May be sent to other processes.
 
     A part is lacking, and is not compared, where what tells it has gone: a report can be made after models, exports,

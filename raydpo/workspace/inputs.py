@@ -25,7 +25,7 @@ from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import check_tokens_are_kept, preference_objective
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
-from raydpo.workspace.provenance import TokenSettings, check_made_from, token_settings
+from raydpo.workspace.provenance import TokenSource, check_made_from, token_source
 from raydpo.workspace.rows import check_format, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
@@ -80,7 +80,7 @@ def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(refuse_own_output, layout, "reference.model", [reference])
         yield partial(check, reference)
     if run.sft and stage not in ("sft", "run"):
-        yield partial(_check_sft_export, export, token_settings(run, "sft"), sft_settings(run))
+        yield partial(_check_sft_export, export, token_source(run, "sft"), sft_settings(run))
 
 
 def _check_model(path: str) -> None:
@@ -88,7 +88,7 @@ def _check_model(path: str) -> None:
     weights_digest(path)  # reads every number, and is asked for again when the run is named
 
 
-def _check_sft_export(path: str, settings: TokenSettings, training: TrainingSettings) -> None:
+def _check_sft_export(path: str, settings: TokenSource, training: TrainingSettings) -> None:
     if not Path(path).exists():
         raise UserError(f"{path} is not there: the sft stage makes the model that others start from; run it first.")
     check_model_files(path)

@@ -47,7 +47,7 @@ class Claim:
 
 
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def owned_directory(directory: Path) -> Iterator[None]:
     """Own the directory inside the block. UserError that names who else does, or whose workers are still there."""
     directory.mkdir(parents=True, exist_ok=True)
     try:

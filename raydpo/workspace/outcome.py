@@ -21,7 +21,7 @@ from raydpo.errors import UserError
 from raydpo.storage.files import write_text
 from raydpo.track.say import say
 from raydpo.track.terminal import only_our_lines
-from raydpo.workspace.lock import owned
+from raydpo.workspace.lock import owned_directory
 
 Stage = Callable[[RunFile], dict[str, Any]]
 
@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ending:
     """One line of JSON and the exit code that goes with it."""
 
     line: str
@@ -48,12 +48,12 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     earlier job is removed at the start, so that a job killed without warning never shows another's success.
     """
     started = time.monotonic()
-    outcome: Outcome | None = None
+    outcome: Ending | None = None
     with _terminate_as_exit() as arrived:
         try:
             directory = Path(run.output_dir)
             log = directory / "logs" / f"{stage}.log"
-            with owned(directory):
+            with owned_directory(directory):
                 (directory / "result.json").unlink(missing_ok=True)
                 write_text(directory / "run.yaml", dump_run_file(run))
                 with only_our_lines(log):
@@ -81,7 +81,7 @@ def refuse(stage: str, error: UserError) -> int:
     return _announce(_user_error(stage, None, error, time.monotonic()))
 
 
-def _attempt(stage: str, name: str, work: Callable[[], dict[str, Any]], arrived: list[int]) -> Outcome:
+def _attempt(stage: str, name: str, work: Callable[[], dict[str, Any]], arrived: list[int]) -> Ending:
     """Run the stage of the run with this name; `arrived` holds the SIGTERMs that have come by the time it ends."""
     started = time.monotonic()
     try:
@@ -106,22 +106,22 @@ def _attempt(stage: str, name: str, work: Callable[[], dict[str, Any]], arrived:
         return _outcome(stage, name, started, _DEFECT, status="failed", error=description)
 
 
-def _interrupted(stage: str, name: str, started: float, by: signal.Signals, saved: str = "") -> Outcome:
+def _interrupted(stage: str, name: str, started: float, by: signal.Signals, saved: str = "") -> Ending:
     return _outcome(stage, name, started, 128 + by, status="interrupted", error=by.name + saved)
 
 
-def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Outcome:
+def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Ending:
     say(f"raydpo {stage}: {error}", sys.stderr)
     return _outcome(stage, name, started, _USER_ERROR, status="failed", error=str(error))
 
 
-def _outcome(stage: str, name: str | None, started: float, exit_code: int, **ending: Any) -> Outcome:
+def _outcome(stage: str, name: str | None, started: float, exit_code: int, **ending: Any) -> Ending:
     seconds = round(time.monotonic() - started, 3)
     status = {"status": ending.pop("status"), "stage": stage, "name": name, "seconds": seconds, **ending}
-    return Outcome(json.dumps(status, allow_nan=False), exit_code)
+    return Ending(json.dumps(status, allow_nan=False), exit_code)
 
 
-def _announce(outcome: Outcome) -> int:
+def _announce(outcome: Ending) -> int:
     sys.stderr.flush()
     print(outcome.line, flush=True)
     return outcome.exit_code

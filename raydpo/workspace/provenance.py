@@ -30,7 +30,7 @@ INPUTS = "inputs"
 
 
 @dataclass(frozen=True)
-class TokenSettings:
+class TokenSource:
     """What a run file says of a part's rows, as far as it decides their ids."""
 
     part: Part
@@ -52,7 +52,7 @@ class TokenSettings:
         return {path: _size(path) for path in expand_paths(self.inputs)}
 
 
-def token_settings(run: RunFile, part: Part) -> TokenSettings:
+def token_source(run: RunFile, part: Part) -> TokenSource:
     """Those of a part of a run."""
     data = run.data
     said: dict[str, Any] = {
@@ -65,7 +65,7 @@ def token_settings(run: RunFile, part: Part) -> TokenSettings:
     if part == "sft":
         assert run.sft
         said |= {"sft.prompt": run.sft.prompt, "sft.completion": run.sft.completion}
-        return TokenSettings(part, run.model.path, said, run.sft.train)
+        return TokenSource(part, run.model.path, said, run.sft.train)
     layout = Layout(run)
     apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
     rows = given_rows(data) if apart else training_rows(data, run.sample)
@@ -75,15 +75,15 @@ def token_settings(run: RunFile, part: Part) -> TokenSettings:
         "data.columns": data.columns.model_dump(),
         "data.held_out_fraction": data.held_out_fraction,
     }
-    return TokenSettings(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
+    return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
 
 
-def made_from(settings: TokenSettings) -> dict[str, Any]:
+def made_from(settings: TokenSource) -> dict[str, Any]:
     """What decides the ids of a part's rows; as JSON gives it back. Raises UserError for an input that is not there."""
     return {**settings.decisive(), INPUTS: settings.sizes()}
 
 
-def check_made_from(settings: TokenSettings, directory: Path) -> None:
+def check_made_from(settings: TokenSource, directory: Path) -> None:
     """Raise UserError when the tokens in a directory are not those that the run would be given by prepare today.
 
     Inputs that are no longer there are not missed: the tokens are all that training reads.
@@ -118,7 +118,7 @@ def check_prepared(run: RunFile) -> None:
     directories: dict[Part, Path] = {"train": layout.train_tokens, "held_out": layout.held_out_tokens}
     for part, directory in directories.items():
         if (directory / MANIFEST).exists():
-            check_made_from(token_settings(run, part), directory)
+            check_made_from(token_source(run, part), directory)
 
 
 def check_same_tokenizer(model: str, directory: Path) -> None:

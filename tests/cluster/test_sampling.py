@@ -26,7 +26,7 @@ from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
 from raydpo.runtime.pools.rewards import Group, rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
-from raydpo.workspace.asked import Asked, EvaluationSettings
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import whole_run
 from tests.models import exact, exact_logps, make_row
@@ -177,13 +177,13 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     run = asked(inputs, tmp_path, "evaluate")
     assert run.evaluate
     evaluate_exports(EvaluationSettings.of(run), OwnWeights())
-    [by_letters] = Asked(EvaluationSettings.of(run)).records().valid
+    [by_letters] = OriginsToday(EvaluationSettings.of(run)).records().valid
     evaluate_exports(EvaluationSettings.of(run), OwnWeights())
     assert capsys.readouterr().out.count("evaluating step 0") == 1
     other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"scorer": "length"})})
     evaluate_exports(EvaluationSettings.of(other), OwnWeights())
     assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
-    [by_words] = Asked(EvaluationSettings.of(other)).records().valid
+    [by_words] = OriginsToday(EvaluationSettings.of(other)).records().valid
     assert by_words.reward != by_letters.reward
     assert by_words.samples[0].completion == by_letters.samples[0].completion
 

@@ -9,9 +9,9 @@ import pytest
 from raydpo.config.load import load_run_file
 from raydpo.errors import UserError
 from raydpo.evaluate.origin import Origin
-from raydpo.evaluate.records import Sample, summarise, write_evaluation
+from raydpo.evaluate.records import RatedSample, summarise, write_evaluation
 from raydpo.runtime.trainer.driver import checkpoint_retention
-from raydpo.workspace.asked import Asked, EvaluationSettings
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday
 from raydpo.workspace.identity import Identity, write_identity
 from raydpo.workspace.layout import Layout
 from tests.evaluations import origin
@@ -75,9 +75,9 @@ def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: P
     write_identity(layout.train, IDENTITY)  # as there are no tokens to tell it from
     retention = checkpoint_retention(run.train, EvaluationSettings.of(run))
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
-    today, mine = vars(origin()) | Asked(EvaluationSettings.of(run)).of(0), IDENTITY.digest
+    today, mine = vars(origin()) | OriginsToday(EvaluationSettings.of(run)).of(0), IDENTITY.digest
     for step, reward, training in ((20, 0.5, mine), (40, 0.2, mine), (60, 0.9, "another run's")):
-        samples = [Sample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
+        samples = [RatedSample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
         found = summarise(step, "model", samples, made_from=Origin(**today | {"training": training}), seconds={})
         write_evaluation(found, layout.evaluations)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}

@@ -16,7 +16,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from, token_settings
+from raydpo.workspace.provenance import made_from, token_source
 
 pytestmark = pytest.mark.unit
 
@@ -67,7 +67,7 @@ def test_a_stage_runs_with_the_overridden_run_file(
 
     run = load_run_file(run_file)
     shards = [ShardInfo("part.arrow", rows=64, sha256="", tokens=0)]
-    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(token_settings(run, "train")))
+    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(token_source(run, "train")))
     tokens.write(Layout(run).train_tokens / MANIFEST)  # as prepare has left it for the stages behind it
     monkeypatch.setattr(stages, stage, fake)
     assert main([stage, str(run_file), "train.epochs=3"]) == 0

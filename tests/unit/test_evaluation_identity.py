@@ -14,11 +14,11 @@ from raydpo import stages
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.pools.sampling import check_sampling
 from raydpo.train.mark import mark_export
-from raydpo.workspace.asked import Asked, EvaluationSettings, origin_of
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
 from raydpo.workspace.identity import identity_now, train_settings
 from raydpo.workspace.inputs import check_inputs
 from raydpo.workspace.layout import Layout
@@ -61,7 +61,7 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
             shutil.copytree(run.model.path, model)
             if identity := identity_now(train_settings(run)):
                 mark_export(model, identity=identity.digest, step=step)
-        samples = [Sample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
+        samples = [RatedSample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
         found: Evaluation = summarise(
             step, str(model), samples, made_from=origin_of(EvaluationSettings.of(run), str(model)), seconds={}
         )
@@ -69,7 +69,7 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
 
 
 def left_out(tree: dict[str, Any]) -> dict[int, list[str]]:
-    return Asked(EvaluationSettings.of(RunFile.model_validate(tree))).records().left_out
+    return OriginsToday(EvaluationSettings.of(RunFile.model_validate(tree))).records().left_out
 
 
 def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Path) -> None:

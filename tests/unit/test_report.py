@@ -16,7 +16,7 @@ from raydpo.config.load import load_run_file
 from raydpo.config.schema import Decoding
 from raydpo.config.yaml12 import read_yaml, write_yaml
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, summarise
+from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, Records, summarise
 from raydpo.report import figures
 from raydpo.report.page import side_by_side, write_report
 from raydpo.report.summary import summary_rows, summary_table
@@ -57,7 +57,7 @@ def evaluation(step: int, prompts: int = 64, **parts: Any) -> Evaluation:
     rng = random.Random(step)
     lift = 0.35 * (1 - math.exp(-step / 40))
     samples = [
-        Sample(
+        RatedSample(
             prompt=f"The film number {i} is",
             completion=" " + " ".join(rng.choices(WORDS, k=rng.randint(6, 24))) + ".",
             reward=max(-1.0, min(1.0, rng.gauss(0.18 + lift, 0.45))),

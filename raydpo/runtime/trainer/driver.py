@@ -33,7 +33,7 @@ from raydpo.storage.files import whole_lines
 from raydpo.track.say import say
 from raydpo.train.checkpoint.commits import Commit, latest, newest
 from raydpo.train.checkpoint.retention import Retention
-from raydpo.workspace.asked import Asked, EvaluationSettings
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday
 from raydpo.workspace.identity import (
     Identity,
     TrainingSettings,
@@ -52,7 +52,7 @@ from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.outcome import Stopped
 from raydpo.workspace.own_files import clear_ray_files
 from raydpo.workspace.prepared import check_budget
-from raydpo.workspace.provenance import check_made_from, check_prepared, token_settings
+from raydpo.workspace.provenance import check_made_from, check_prepared, token_source
 
 if TYPE_CHECKING:
     from raydpo.runtime.evaluation import Evaluator
@@ -106,7 +106,7 @@ def train_sft(run: RunFile) -> dict[str, Any]:
     """Supervised fine-tuning of the starting model on the prepared sft rows."""
     layout = Layout(run)
     assert run.sft
-    check_made_from(token_settings(run, "sft"), layout.sft_tokens)
+    check_made_from(token_source(run, "sft"), layout.sft_tokens)
     dataset = open_dataset(layout.sft_tokens)
     order = order_of(run.sft, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
     settings = sft_settings(run)
@@ -151,11 +151,11 @@ def checkpoint_retention(train: Train, evaluations: EvaluationSettings) -> Reten
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, Asked(evaluations), train.keep_best)
+    scores = partial(_scores, OriginsToday(evaluations), train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
-def _scores(asked: Asked, metric: str) -> dict[int, float]:
+def _scores(asked: OriginsToday, metric: str) -> dict[int, float]:
     """The figure of each step that has been evaluated; records of another run's steps are not valid."""
     intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
     return {step: interval.mean for step, interval in intervals.items() if interval}

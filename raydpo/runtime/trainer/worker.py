@@ -31,7 +31,7 @@ from raydpo.train.checkpoint.saver import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, limit_collectives, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
-from raydpo.train.patience import Place, named, within
+from raydpo.train.patience import Whereabouts, named, within
 from raydpo.train.schedule import learning_rate
 from raydpo.train.step import Share, reduce_sums
 from raydpo.workspace.job import Job
@@ -45,7 +45,7 @@ def run_worker(job: Job) -> None:
     """A UserError on any rank ends the run, see raydpo.runtime.trainer.failures; other errors start the group again."""
     quieten_ray_data()
     hold(job.claim)
-    place = Place(ray.train.get_context().get_world_rank())
+    place = Whereabouts(ray.train.get_context().get_world_rank())
     try:
         with user_errors(), named(place):
             _train(job, place)
@@ -54,7 +54,7 @@ def run_worker(job: Job) -> None:
         raise
 
 
-def _train(job: Job, place: Place) -> None:
+def _train(job: Job, place: Whereabouts) -> None:
     context = ray.train.get_context()
     init_distributed(context.get_world_size())
     device = ray.train.torch.get_device()
@@ -129,7 +129,7 @@ class Desk:
                 say(f"{job.directory.name}: goes on after step {start}, {again} steps are done again")
             self._progress = Progress(job.directory.name, total=job.num_steps, unit="steps", done=start)
 
-    def until_stopped(self, shares: Iterator[Share], place: Place) -> Iterator[Share]:
+    def until_stopped(self, shares: Iterator[Share], place: Whereabouts) -> Iterator[Share]:
         """The shares as they come, with `place` kept true, until a stop is asked for."""
         for share in shares:
             place.at = f"step {share.step + 1}"
