@@ -32,7 +32,7 @@ from raydpo.data.shards import Counts, TokenManifest, to_table, write_shard
 from raydpo.reference.dataset import MANIFEST, open_dataset
 from raydpo.runtime.pools.scorer import ReferenceScorer
 from raydpo.workspace.layout import reference_store
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_source
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import save_model, small_run, write_run_file
@@ -166,7 +166,7 @@ def write_tokens(directory: Path, run: RunFile) -> None:
         for begin in range(0, len(rows), ROWS_PER_SHARD)
     ]
     counts = Counts(len(rows), len(rows))
-    TokenManifest("pair", infos, counts, made_from=made_from(run, "train")).write(directory / MANIFEST)
+    TokenManifest("pair", infos, counts, made_from=made_from(token_source(run, "train"))).write(directory / MANIFEST)
 
 
 def _finished(out: Path) -> dict[str, int]:

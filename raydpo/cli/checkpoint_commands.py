@@ -16,7 +16,7 @@ _PLACES = (".", "checkpoints", "train/checkpoints")  # where commits are, below 
 _ROW = "{:>8}  {:>9}  {:>11}  {:>7}  {:>4}  {:<8}  {}"
 
 
-def ls(path: Path) -> int:
+def list_checkpoints(path: Path) -> int:
     """Print a line for every commit. To say whether it verifies, all its files are read."""
     paths = _commit_paths(path)
     print(_ROW.format("step", "age", "size", "workers", "zero", "verified", "name"))
@@ -25,13 +25,15 @@ def ls(path: Path) -> int:
         if commit is None:
             print(_ROW.format("?", "?", "?", "?", "?", "no", each.name))
             continue
-        cursor, age = commit.cursor, _duration(time.time() - commit.committed_at)
-        size, verified = f"{commit.size / 2**20:,.1f} MiB", "no" if broken else "yes"
+        cursor = commit.cursor
+        age = _duration(time.time() - commit.committed_at)
+        size = f"{commit.size / 2**20:,.1f} MiB"
+        verified = "no" if broken else "yes"
         print(_ROW.format(cursor.step, age, size, cursor.world_size, cursor.zero_stage, verified, each.name))
     return 0
 
 
-def verify(path: Path) -> int:
+def verify_checkpoints(path: Path) -> int:
     """Print of every commit whether it is intact, and else which file is not; 1 when any is broken."""
     checked = {each: _checked(each) for each in _commit_paths(path)}
     for each, (commit, broken) in checked.items():
@@ -42,7 +44,7 @@ def verify(path: Path) -> int:
     return int(any(broken or not commit for commit, broken in checked.values()))
 
 
-def export(path: Path, directory: Path) -> int:
+def export_checkpoint(path: Path, directory: Path) -> int:
     """Export a commit, of several the newest, as a model that transformers and vLLM load."""
     from raydpo.train.offline import export_commit
 
@@ -51,12 +53,14 @@ def export(path: Path, directory: Path) -> int:
     return 0
 
 
-def diff(first: Path, second: Path) -> int:
+def diff_checkpoints(first: Path, second: Path) -> int:
     """Print where two commits differ: in their cursors, and by tensor in max |Δ|; 1 when they do."""
     from raydpo.train.checkpoint.state import SavedState, largest_differences
 
-    one, other = _newest(first), _newest(second)
-    before, after = asdict(one.cursor), asdict(other.cursor)
+    one = _newest(first)
+    other = _newest(second)
+    before = asdict(one.cursor)
+    after = asdict(other.cursor)
     lines = [f"{name}: {before[name]} → {after[name]}" for name in before if before[name] != after[name]]
     gaps = largest_differences(SavedState(one.path), SavedState(other.path))
     lines += [f"{name}: max |Δ| {gap:.3g}" for name, gap in gaps.items() if gap]

@@ -14,7 +14,7 @@ COMMANDS = {
 }
 
 
-def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_checkpoints(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the group's parsers."""
     group = parsers.add_parser("checkpoints", help="list, verify, export and compare checkpoints")
     commands = group.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -24,14 +24,14 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
             command.add_argument("paths", metavar=path, action="append", type=Path)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_checkpoints(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code. Raises UserError."""
-    from raydpo.cli import checkpoint_commands as checkpoints
+    import raydpo.cli.checkpoint_commands as commands  # here, because help and mistakes load nothing heavy
 
     functions: dict[str, Callable[..., int]] = {
-        "ls": checkpoints.ls,
-        "verify": checkpoints.verify,
-        "export": checkpoints.export,
-        "diff": checkpoints.diff,
+        "ls": commands.list_checkpoints,
+        "verify": commands.verify_checkpoints,
+        "export": commands.export_checkpoint,
+        "diff": commands.diff_checkpoints,
     }
     return functions[arguments.command](*arguments.paths)

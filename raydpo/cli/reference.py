@@ -16,7 +16,7 @@ COMMANDS = {
 OPTIONS = {"gc": ("keys", "unverified", "older_than", "yes"), "import": ("overrides",), "convert": ("overrides",)}
 
 
-def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_reference(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the group's parsers."""
     group = parsers.add_parser("reference", help="look after a reference store: list, verify, clear up, exchange")
     commands = group.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -36,9 +36,9 @@ def add_to(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         by_name[name].add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides of the run file")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_reference(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code. Raises UserError."""
-    from raydpo.cli import reference_commands as references
+    import raydpo.cli.reference_commands as references  # here, because help and mistakes load nothing heavy
 
     functions: dict[str, Callable[..., int]] = {
         "ls": references.ls,

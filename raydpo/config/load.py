@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml.error import YAMLError
 
 from raydpo.config.keys import is_known, nearest_key
 from raydpo.config.problems import describe_problems
@@ -45,7 +45,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             tree = read_yaml(file)
     except OSError as error:
         raise UserError(f"{path}: cannot read the run file ({error.strerror}); give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"{path}{_place_and_reason(error)}") from None
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
@@ -53,8 +53,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _place_and_reason(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+def _place_and_reason(error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
     if mark is None:
         return f": not YAML: {error}"
     return f", line {mark.line + 1}, column {mark.column + 1}: {problem}"
@@ -68,7 +69,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: unknown key {key}; the nearest known key is {nearest_key(key)}.")
     try:
         value = read_yaml(text)
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML{_place_and_reason(error)}") from None
     *sections, name = key.split(".")
     for section in sections:

@@ -248,6 +248,7 @@ class Training(Section):
     keep_last: PositiveInt = 2  # checkpoints
     keep_every: PositiveInt | None = None  # steps: checkpoints at multiples of it stay for good
     max_failures: NonNegativeInt = 3  # restarts of the worker group before the run gives up
+    metrics: list[Literal["entropy", "mean_token_accuracy", "logits"]] = []  # of every token, from all logits
 
     @model_validator(mode="after")
     def _batch_divides_by_workers(self) -> Training:

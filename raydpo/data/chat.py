@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
-from raydpo.data.formats import Messages
+from raydpo.data.messages import Messages
 from raydpo.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from raydpo.data.annotations import flag, number, numbers, order_of, whole_numbers
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
-from raydpo.data.messages import check_completion, check_prompt_is_not_repeated, short, text_or_messages
+from raydpo.data.messages import Value, check_completion, check_prompt_is_not_repeated, short, text_or_messages
 from raydpo.data.paths import filesystem_of
 from raydpo.errors import UserError
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 Kind = Literal["sft", "pair", "unpaired", "ranked"]
 """What the rows of a data set are."""
 
-Messages = list[dict[str, str]]
-Value = str | list[int] | Messages
 Holds = Literal["text", "texts", "flag", "number", "ranks", "scores"]
 Row = dict[str, Any]
 

@@ -12,7 +12,9 @@ from raydpo.errors import UserError
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-    from raydpo.data.formats import Messages, Value
+
+Messages = list[dict[str, str]]
+Value = str | list[int] | Messages
 
 ROLE = "role"
 CONTENT = "content"

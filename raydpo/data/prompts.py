@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from raydpo.data.formats import Value, prompt_fields, read_chunks
+from raydpo.data.formats import prompt_fields, read_chunks
+from raydpo.data.messages import Value
 from raydpo.data.paths import expand_paths
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import row_id, tokenize_prompt

@@ -26,7 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raydpo.data.formats import Row, Value, is_ids
+from raydpo.data.formats import Row, is_ids
+from raydpo.data.messages import Value
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.errors import UserError
 

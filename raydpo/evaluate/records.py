@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sample:
+class RatedSample:
     """One sampled completion of one held-out prompt.
 
     summed_kl is Σ_t KL(π(·|x, y<t) ‖ π_ref(·|x, y<t)) over the completion's tokens, in nats; never negative. length
@@ -54,7 +54,7 @@ class Evaluation:
     length: Interval  # tokens, of what max_tokens let stand
     cut: Interval  # share of completions that reached max_tokens
     pair_accuracy: Interval | None  # share of held-out pairs whose chosen has the higher implicit reward
-    samples: list[Sample]  # in the order of the prompts
+    samples: list[RatedSample]  # in the order of the prompts
     seconds: dict[str, float]  # where the time went
 
     @property
@@ -70,7 +70,7 @@ class Evaluation:
 def summarise(
     step: int,
     model: str,
-    samples: Sequence[Sample],
+    samples: Sequence[RatedSample],
     *,
     made_from: Origin,
     seconds: Mapping[str, float],

@@ -63,10 +63,12 @@ def share_interval(
     if n == 0:
         raise ValueError("a share of no trials is undefined")
     totals = _GroupTotals.of(np.asarray(hits, dtype=np.float64), groups)
-    share, k = totals.mean, totals.k
+    share = totals.mean
+    k = totals.k
     if k == 1:
         return Interval(share, 0.0, 1.0, n, k)
-    t, trials = student_quantile(confidence, k - 1), _worth(totals, n)
+    t = student_quantile(confidence, k - 1)
+    trials = _worth(totals, n)
     shrink = 1 + t * t / trials
     centre = (share + t * t / (2 * trials)) / shrink
     margin = t * math.sqrt(share * (1 - share) / trials + (t / (2 * trials)) ** 2) / shrink

@@ -13,9 +13,11 @@ def student_quantile(confidence: float, df: int) -> float:
     """The t with P(|T| <= t) = confidence, by bisection; df degrees of freedom, at least 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is not between 0 and 1")
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while student_within(high, df) < confidence:
-        low, high = high, 2 * high
+        low = high
+        high = 2 * high
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if student_within(middle, df) < confidence else (low, middle)

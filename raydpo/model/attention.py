@@ -65,7 +65,8 @@ def segment_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     pieces = []
     for prompt, own in segments(bounds):
-        k, v = key[:, :, own], value[:, :, own]
+        k = key[:, :, own]
+        v = value[:, :, own]
         if prompt.stop > prompt.start:
             k = torch.cat((key[:, :, prompt], k), dim=2)
             v = torch.cat((value[:, :, prompt], v), dim=2)
@@ -95,7 +96,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, s
 def _attend_capped(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor, softcap: float) -> Tensor:
     """PyTorch's fused attention cannot cap scores, so they are written out for this one segment."""
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    k = k.repeat_interleave(groups, dim=1)
+    v = v.repeat_interleave(groups, dim=1)
     scores = softcap * torch.tanh((q @ k.transpose(2, 3)) * (scale / softcap))
     return scores.masked_fill(~mask, float("-inf")).softmax(dim=3, dtype=torch.float32).to(q.dtype) @ v
 

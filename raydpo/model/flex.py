@@ -93,7 +93,8 @@ def block_mask(bounds: Bounds, window: int | None, device: torch.device) -> Bloc
 def _blocks(bounds: Bounds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """[N, N] (query block, key block): those with a visible pair of positions, and those with no invisible one."""
     n = -(-bounds[-1][-1] // BLOCK)
-    some, whole = np.zeros((n, n), dtype=bool), np.zeros((n, n), dtype=bool)
+    some = np.zeros((n, n), dtype=bool)
+    whole = np.zeros((n, n), dtype=bool)
     for prompt, own in segments(bounds):
         for keys in (prompt, own):
             if keys.stop > keys.start:
@@ -112,7 +113,8 @@ def _inside(tokens: slice) -> slice:
 
 def _indices(blocks: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
     """The form that FlexAttention takes: how many key blocks each query block has, and which, those first."""
-    counts, which = blocks.sum(axis=1), np.argsort(~blocks, axis=1, kind="stable")
+    counts = blocks.sum(axis=1)
+    which = np.argsort(~blocks, axis=1, kind="stable")
 
     def move(array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array.astype(np.int32)).to(device)[None, None]

@@ -29,12 +29,14 @@ def forward_flops(lm: PreTrainedModel, bounds: Bounds) -> float | None:
     describes in words of its own (RWKV, xLSTM, DBRX).
     """
     config = lm.config.get_text_config()
-    matrices, attention = _active_weights(lm, config), _attention_widths(config)
+    matrices = _active_weights(lm, config)
+    attention = _attention_widths(config)
     if matrices is None or attention is None:
         return None
     tokens = attended = completion = 0
     for prompt, first, *later in bounds:
-        p, starts = first - prompt, (first, *later)
+        p = first - prompt
+        starts = (first, *later)
         tokens += later[-1] - prompt
         completion += later[-1] - first
         attended += p * (p + 1) // 2
@@ -54,7 +56,8 @@ def _active_weights(lm: PreTrainedModel, config: PreTrainedConfig) -> float | No
     routed = sum(size for name, size in sizes.items() if "experts" in name.split("."))
     if routed == 0:
         return sum(sizes.values())
-    used, experts = _number(config, EXPERTS_USED), _number(config, EXPERTS)
+    used = _number(config, EXPERTS_USED)
+    experts = _number(config, EXPERTS)
     if used is None or experts is None:
         return None
     return sum(sizes.values()) - routed + routed * used / experts
@@ -76,10 +79,12 @@ def _compares_positions(kind: str) -> bool:
 
 def _attention_width(config: PreTrainedConfig) -> float | None:
     """Query heads times head size, which some models choose apart from the hidden size."""
-    heads, hidden = _number(config, ["num_attention_heads"]), _number(config, ["hidden_size"])
+    heads = _number(config, ["num_attention_heads"])
+    hidden = _number(config, ["hidden_size"])
     if heads is None or hidden is None:
         return None
-    keys, values = _number(config, ["qk_head_dim"]), _number(config, ["v_head_dim"])
+    keys = _number(config, ["qk_head_dim"])
+    values = _number(config, ["v_head_dim"])
     if keys and values:  # DeepSeek's latent attention has heads of two sizes
         return heads * (keys + values) / 2
     return float(heads * (_number(config, ["head_dim"]) or hidden // heads))

@@ -11,7 +11,7 @@ Legend: B rows, b of them in a chunk, M completion positions, m of them in a chu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import LOG_SUM_SQ_PROBS, RowLoss, ScoredRows
+from raydpo.objective.contract import LOG_SUM_SQ_PROBS, RowLoss, ScoredRows, TokenMetric
+from raydpo.objective.token_metrics import observe
 
 CHUNK_POSITIONS = 1024  # logits held at once in bfloat16, half as many in float32: 100 MB for a vocabulary of 49k
 TILE_LOGITS = 2**20  # of them normalised at once on a CPU: 4 MB in float32, which its cache holds from pass to pass
@@ -30,10 +31,11 @@ Asked = frozenset[str]
 
 NOTHING: Asked = frozenset()
 
-Scored = tuple[Tensor, Tensor, Tensor]
+Scored = tuple[Tensor, ...]
 """total, losses [B], token_logps [M]: the sum of the losses, which alone has a gradient; the losses; nats a token.
 
-A plain tuple, because DeepSpeed hangs its ZeRO-3 hooks on tensors in tuples, lists and dicts, and on nothing else.
+Where something is observed, a fourth tensor [K, M] has the K figures of every token. A plain tuple, because DeepSpeed
+hangs its ZeRO-3 hooks on tensors in tuples, lists and dicts, and on nothing else.
 """
 
 
@@ -114,6 +116,26 @@ def _normalise(logits: Tensor, target: Tensor, softcap: float | None, *, squares
     return tuple(found)
 
 
+class _Observed:
+    """What the metrics asked for are made of, [K, M]; see raydpo.objective.token_metrics."""
+
+    def __init__(self, names: Sequence[TokenMetric], positions: int, device: torch.device) -> None:
+        self.names = names
+        self.values = torch.empty(len(names), positions, device=device)
+
+    def look(self, logits: Tensor, target: Tensor, positions: slice, softcap: float | None, tile: int) -> None:
+        """Read the logits [m, V] of some positions. To be called before they are normalised in place."""
+        # A quarter of the tile that normalising takes: here up to three copies of it stand beside it in the cache.
+        tile = max(1, tile // 4)
+        ends = range(positions.start, positions.stop, tile)
+        for first, some in zip(ends, logits.split(tile), strict=True):
+            seen = some.to(_summing(some.dtype))
+            if softcap is not None:
+                seen = softcap * torch.tanh(seen / softcap)
+            here = slice(first, first + len(some))
+            self.values[:, here] = observe(seen, target[here], self.names)
+
+
 class _Sweep:
     """Goes over the chunks of a batch; score() of a chunk comes before add_gradients() of it.
 
@@ -137,14 +159,16 @@ class _Sweep:
         self.grad_weight: Tensor | None = None
         self.grad_bias: Tensor | None = None
 
-    def score(self, chunk: _Chunk) -> Tensor:
-        """Log-probs [m] of the targets of a chunk."""
+    def score(self, chunk: _Chunk, observed: _Observed | None = None) -> Tensor:
+        """Log-probs [m] of the targets of a chunk; what is observed of its logits is written down."""
         h, self.residual = self.hidden[chunk.positions], self.buffer[: chunk.size]
         if self.bias is None:
             torch.mm(h, self.weight.t(), out=self.residual)
         else:
             torch.addmm(self.bias, h, self.weight.t(), out=self.residual)
         tile = max(1, TILE_LOGITS // len(self.weight)) if h.device.type == "cpu" else chunk.size
+        if observed is not None:
+            observed.look(self.residual, self.target, chunk.positions, self.form.softcap, tile)
         tiles = zip(self.residual.split(tile), self.target[chunk.positions].split(tile), strict=True)
         found = [_normalise(logits, at, self.form.softcap, squares=self.squares) for logits, at in tiles]
         logps, self.sums, *squares = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -178,7 +202,7 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 
 
 class _OnePass(torch.autograd.Function):
-    """(hidden [M, D], weight [V, D], bias [V] or None) -> total, losses, token_logps."""
+    """(hidden [M, D], weight [V, D], bias [V] or None) -> total, losses, token_logps, and what is observed."""
 
     @staticmethod
     def forward(
@@ -190,26 +214,29 @@ class _OnePass(torch.autograd.Function):
         loss: RowLoss,
         form: _Form,
         asked: Asked,
+        observes: Sequence[TokenMetric],
     ) -> Scored:
         sweep = _Sweep(hidden, weight, bias, batch, form, asked)
         losses = hidden.new_zeros(batch.num_rows, dtype=_summing(weight.dtype))
         token_logps = losses.new_zeros(len(batch.target))
+        observed = _Observed(observes, len(batch.target), hidden.device) if observes else None
         for chunk in sweep.chunks:
-            token_logps[chunk.positions] = sweep.score(chunk)
+            token_logps[chunk.positions] = sweep.score(chunk, observed)
             scored = batch.scored(token_logps[chunk.positions], chunk.rows, chunk.positions)
             scored = replace(scored, token_columns={**scored.token_columns, **sweep.statistics})
             losses[chunk.rows], slopes = _loss_and_slopes(loss, scored)
             sweep.add_gradients(chunk, slopes)
         ctx.save_for_backward(*sweep.gradients(weight.dtype))
-        ctx.mark_non_differentiable(losses, token_logps)
-        return losses.sum(), losses, token_logps
+        figures = () if observed is None else (observed.values,)
+        ctx.mark_non_differentiable(losses, token_logps, *figures)
+        return losses.sum(), losses, token_logps, *figures
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # In place, for want of memory: autograd itself refuses a second backward over saved tensors that have changed.
         gradients = (None if each is None else each.mul_(grad_total) for each in ctx.saved_tensors)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def _loss_and_slopes(loss: RowLoss, scored: ScoredRows) -> tuple[Tensor, Tensor]:
@@ -260,15 +287,21 @@ class CompletionHead(nn.Module):
         self.form = _Form(scale, softcap, fp32)
 
     def forward(
-        self, hidden: Tensor, batch: Batch, loss: RowLoss | None = None, asked: Asked = NOTHING
+        self,
+        hidden: Tensor,
+        batch: Batch,
+        loss: RowLoss | None = None,
+        asked: Asked = NOTHING,
+        observes: Sequence[TokenMetric] = (),
     ) -> Scored | Tensor:
         """With a loss: Scored. Without: per-token log-probs [M] in nats, differentiable. Both in float32.
 
-        asked: columns of tokens that the loss reads and the head finds, which have no gradient.
+        asked: columns of tokens that the loss reads and the head finds, which have no gradient. observes: what metrics
+        are made of, and no loss reads.
         """
         if loss is None:
             return _TokenLogps.apply(hidden, self.weight, self.bias, batch, self.form)
-        return _OnePass.apply(hidden, self.weight, self.bias, batch, loss, self.form, asked)
+        return _OnePass.apply(hidden, self.weight, self.bias, batch, loss, self.form, asked, observes)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, D] -> [m, V] in float32."""

@@ -46,14 +46,19 @@ def use_padded(lm: PreTrainedModel, *, because: str) -> PreTrainedModel:
     return lm
 
 
+def attention_of(lm: PreTrainedModel) -> str:
+    """The name of the model's attention, which transformers keeps to itself."""
+    return str(lm.config._attn_implementation)
+
+
 def is_packed(lm: PreTrainedModel) -> bool:
     """Whether the model's attention is one of ours."""
-    return lm.config._attn_implementation in BACKENDS
+    return attention_of(lm) in BACKENDS
 
 
 def layout_name(lm: PreTrainedModel) -> str:
     """For the log: how rows go through this model, and why not faster."""
-    own = lm.config._attn_implementation
+    own = attention_of(lm)
     if is_packed(lm):
         return f"packed rows ({own})"
     return f"padded sequences ({own}), exact, but slower than packed rows: {_why_padded.get(lm, 'its own attention')}"
@@ -91,7 +96,8 @@ def padded_states(backbone: nn.Module, batch: Batch) -> Tensor:
 
 def _sequences(bounds: attention.Bounds) -> tuple[list[Tensor], list[range]]:
     """Per completion: the packed positions of its prompt and itself, and where in them its predictors stand."""
-    sequences, sources = [], []
+    sequences = []
+    sources = []
     for start, *marks in bounds:
         prompt = torch.arange(start, marks[0])
         for begin, end in pairwise(marks):

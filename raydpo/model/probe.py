@@ -20,7 +20,7 @@ from raydpo.data.pack import pack_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.model.layout import packing_obstacle, use_packed, use_padded
+from raydpo.model.layout import attention_of, packing_obstacle, use_packed, use_padded
 from raydpo.model.score import ScoringModel
 from raydpo.model.version import backend_for
 
@@ -69,7 +69,7 @@ def _set_plain_attention(lm: PreTrainedModel) -> None:
 
     Its attention stays as it is where `eager` fails, as it does for latent attention with fewer key-value heads.
     """
-    loaded = lm.config._attn_implementation
+    loaded = attention_of(lm)
     lm.set_attn_implementation("eager")
     try:
         _own_logps(lm, torch.zeros(1, 2, dtype=torch.int64, device=lm.device))
@@ -81,7 +81,8 @@ class Trial:
     """A few rows, and what a model itself says of them."""
 
     def __init__(self, lm: PreTrainedModel, name: str) -> None:
-        self._lm, self._name = lm, name
+        self._lm = lm
+        self._name = name
         self._batch = _trial_batch(int(lm.config.get_text_config().vocab_size), lm.device)
         try:
             self._own = _own_token_logps(lm, self._batch)
@@ -107,7 +108,7 @@ class Trial:
 
     def fault_of_packed_rows(self, backend: str) -> str:
         """Why packed rows are not the model's own function; empty when they are."""
-        loaded = self._lm.config._attn_implementation
+        loaded = attention_of(self._lm)
         self._lm.set_attn_implementation(backend)
         try:
             gap = self._gap() or self._gap(training=True)

@@ -5,6 +5,8 @@ Legend: B rows, C completions of all rows, T packed tokens, M completion positio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from raydpo.model.batch import Batch
 from raydpo.model.head import NOTHING, Asked, CompletionHead, Scored
 from raydpo.model.layout import backbone, is_packed, packed_states, padded_states
-from raydpo.objective.contract import RowLoss
+from raydpo.objective.contract import RowLoss, TokenMetric
 
 
 class ScoringModel(nn.Module):
@@ -34,15 +36,23 @@ class ScoringModel(nn.Module):
         )
         self._states = packed_states if is_packed(lm) else padded_states
 
-    def forward(self, batch: Batch, loss: RowLoss | None = None, asked: Asked = NOTHING) -> Scored | Tensor:
+    def forward(
+        self,
+        batch: Batch,
+        loss: RowLoss | None = None,
+        asked: Asked = NOTHING,
+        observes: Sequence[TokenMetric] = (),
+    ) -> Scored | Tensor:
         """With a loss: (total, losses [B], token log-probs [M]), of which `total` can be differentiated, in one pass.
+
+        Where something is observed, its figures [K, M] come fourth.
 
         Without: log π(token | what stands before it) of every completion token, shape [M], in nats, which can be
         differentiated: for losses that weigh tokens or want more than sums over completions.
 
-        asked: see CompletionHead.forward.
+        asked, observes: see CompletionHead.forward.
         """
-        return self.head(self.completion_states(batch), batch, loss, asked)
+        return self.head(self.completion_states(batch), batch, loss, asked, observes)
 
     @torch.no_grad()
     def token_logps(self, batch: Batch) -> Tensor:

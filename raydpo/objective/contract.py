@@ -53,6 +53,9 @@ average. The head finds it on its way over the logits, where an objective asks f
 TOKEN_COLUMNS: Mapping[str, torch.dtype] = MappingProxyType({REF_TOKEN_LOGPS: torch.float32})
 """What the data may bring of every completion token, and the dtype in which it is kept."""
 
+TokenMetric = Literal["entropy", "mean_token_accuracy", "logits"]
+"""What costs a look at every logit, and is told on request; see raydpo.objective.token_metrics."""
+
 Unit = Literal["pairs", "completions", "rows", "tokens"]
 """What a mean over a global batch is taken over. Completions of other prompts do not count."""
 
@@ -207,3 +210,4 @@ class Objective:
     needs: frozenset[str] = frozenset()  # columns that the data must have
     statistics: frozenset[str] = frozenset()  # columns of tokens that the head must find: LOG_SUM_SQ_PROBS or none
     coupled: bool = False  # whether the value of a row rests on the other rows of the global batch
+    observes: tuple[TokenMetric, ...] = ()  # to be told beside the log-probs

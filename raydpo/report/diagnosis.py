@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raydpo.evaluate.records import Evaluation, Sample
+from raydpo.evaluate.records import Evaluation, RatedSample
 from raydpo.evaluate.stats import Interval, paired_difference
 from raydpo.report.course import Course, Metrics, course_of
 from raydpo.report.summary import DIGITS, difference, format_change, reference_and_policy
@@ -103,7 +103,8 @@ def mostly_truncated(data_counts: Mapping[str, Mapping[str, int]]) -> Finding | 
 
 def stuck_at_ln2(metrics: Metrics) -> Finding | None:
     """The loss began at ln 2, as losses of the logistic kind do while policy and reference are the same, and stays."""
-    losses, margins = course_of(metrics, "loss"), course_of(metrics, "rewards/margins")
+    losses = course_of(metrics, "loss")
+    margins = course_of(metrics, "rewards/margins")
     if losses is None or margins is None or not _is_ln2(losses.first):
         return None
     end = losses.end
@@ -182,7 +183,8 @@ def memorised(metrics: Metrics, evaluations: Sequence[Evaluation]) -> Finding | 
     _, after = reference_and_policy(evaluations)
     if accuracies is None or after is None or after.pair_accuracy is None:
         return None
-    trained, held_out = accuracies.end, after.pair_accuracy
+    trained = accuracies.end
+    held_out = after.pair_accuracy
     if not trained.mean - held_out.high >= MEMORISED_GAP:
         return None
     return Finding(
@@ -200,7 +202,8 @@ def rewarded_for_length(evaluations: Sequence[Evaluation]) -> Finding | None:
     before, after = reference_and_policy(evaluations)
     if before is None or after is None:
         return None
-    gain, growth = difference(before, after, "reward"), difference(before, after, "length")
+    gain = difference(before, after, "reward")
+    growth = difference(before, after, "length")
     if gain is None or growth is None or gain.low <= 0:
         return None
     correlation, slope = _reward_by_length(before, after)
@@ -272,7 +275,8 @@ def _log_probability(metrics: Metrics, kind: str, beta: float | None) -> Course 
 
 def _falls(course: Course) -> bool:
     """Whether the end is below the beginning by FALL_NATS, and by more than chance explains."""
-    begin, end = course.begin, course.end
+    begin = course.begin
+    end = course.end
     error = math.sqrt((begin.values.var(ddof=1) + end.values.var(ddof=1)) / course.window)
     return begin.mean - end.mean >= max(FALL_NATS, FALL_ERRORS * error)
 
@@ -284,7 +288,8 @@ def _reward_by_length(before: Evaluation, after: Evaluation) -> tuple[float, flo
     """
     lengths = np.concatenate([_centred([s.length for s in e.samples]) for e in (before, after)])
     rewards = np.concatenate([_centred([s.reward for s in e.samples]) for e in (before, after)])
-    length_spread, reward_spread = float(lengths @ lengths), float(rewards @ rewards)
+    length_spread = float(lengths @ lengths)
+    reward_spread = float(rewards @ rewards)
     if not length_spread or not reward_spread:
         return 0.0, 0.0
     common = float(lengths @ rewards)
@@ -299,7 +304,7 @@ def _centred(values: Sequence[float]) -> NDArray[np.float64]:
 def _at_equal_length(before: Evaluation, after: Evaluation, slope: float) -> Interval:
     """Interval of the reward's change, prompt by prompt, less what the lengths explain."""
 
-    def adjusted(samples: Sequence[Sample]) -> list[float]:
+    def adjusted(samples: Sequence[RatedSample]) -> list[float]:
         return [sample.reward - slope * sample.length for sample in samples]
 
     prompts = [sample.prompt for sample in before.samples]

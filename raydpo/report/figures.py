@@ -21,8 +21,14 @@ from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval
 from raydpo.report.summary import kl_name
 
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8F98", "#2B2F36"
-HALF, FULL = 5.0, 10.0  # widths in inches: half a page and a whole one, so that type has one size in both
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+GREY = "#8A8F98"
+INK = "#2B2F36"
+# Widths in inches: half a page and a whole one, so that type has one size in both
+HALF = 5.0
+FULL = 10.0
 ROUND = [1, 2, 5, 10]  # ticks fall on multiples of these
 LONG_RUN = 30  # steps, from which on a running mean is drawn over the single steps
 
@@ -112,7 +118,8 @@ def frontier(evaluations: Sequence[Evaluation]) -> Figure | None:
     figure = Figure(figsize=(HALF, 3.7), layout="constrained")
     axes = figure.subplots()
     rewards = [evaluation.reward for evaluation in evaluations]
-    x, y = [kl.mean for kl in kls], [reward.mean for reward in rewards]
+    x = [kl.mean for kl in kls]
+    y = [reward.mean for reward in rewards]
     axes.plot(x, y, color=GREY, linewidth=1, zorder=1)
     axes.errorbar(x, y, xerr=_errors(kls), yerr=_errors(rewards), fmt="o", color=BLUE, elinewidth=1, markersize=6)
     for evaluation, at in zip(evaluations, zip(x, y, strict=True), strict=True):
@@ -133,7 +140,8 @@ def reward_distribution(evaluations: Sequence[Evaluation]) -> Figure:
 def length_distribution(evaluations: Sequence[Evaluation]) -> Figure:
     """Histogram of the completions' lengths in the first and the last evaluation."""
     lengths = {_name(each): [float(sample.length) for sample in each.samples] for each in _ends(evaluations)}
-    low, high = min(map(min, lengths.values())), max(map(max, lengths.values()))
+    low = min(map(min, lengths.values()))
+    high = max(map(max, lengths.values()))
     width = max(1, math.ceil((high - low + 1) / 24))  # whole tokens: every bar holds the same number of lengths
     bins = np.arange(low - 0.5, high + width, width)
     return _histograms(lengths, bins.tolist(), "Lengths of the completions", "tokens")
@@ -175,7 +183,8 @@ def _running_mean(values: Sequence[float], reach: int) -> list[float]:
 
 def _band(axes: Axes, steps: Sequence[int], intervals: Sequence[Interval], colour: str) -> None:
     means = [interval.mean for interval in intervals]
-    lows, highs = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    lows = [interval.low for interval in intervals]
+    highs = [interval.high for interval in intervals]
     axes.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
     axes.errorbar(steps, means, yerr=_errors(intervals), color=colour, marker="o", elinewidth=1, capsize=3)
 

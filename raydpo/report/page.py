@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from raydpo.evaluate.origin import Origin
-from raydpo.evaluate.records import Evaluation, Records, Sample
+from raydpo.evaluate.records import Evaluation, RatedSample, Records
 from raydpo.objective.registry import Term, loss_at_reference, resolve
 from raydpo.report import figures
 from raydpo.report.diagnosis import Finding, diagnose
@@ -53,8 +53,8 @@ class SideBySide:
     """What reference and policy made of the same prompt; None where a model was not asked."""
 
     prompt: str
-    reference: Sample | None
-    policy: Sample | None
+    reference: RatedSample | None
+    policy: RatedSample | None
 
 
 def write_report(output_dir: Path, records: Records) -> Path:
@@ -93,8 +93,8 @@ def side_by_side(evaluations: Sequence[Evaluation], limit: int) -> list[SideBySi
     return [SideBySide(prompt, before.get(prompt), after.get(prompt)) for prompt in prompts]
 
 
-def _by_prompt(evaluation: Evaluation | None) -> dict[str, Sample]:
-    first: dict[str, Sample] = {}
+def _by_prompt(evaluation: Evaluation | None) -> dict[str, RatedSample]:
+    first: dict[str, RatedSample] = {}
     for sample in evaluation.samples if evaluation else []:
         first.setdefault(sample.prompt, sample)
     return first
@@ -123,13 +123,14 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
 def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -> str:
     # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
     environment = Environment(
-        loader=PackageLoader("raydpo.evaluate"),
+        loader=PackageLoader("raydpo.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    run, evaluations = output.run, records.valid
+    run = output.run
+    evaluations = records.valid
     before, after = reference_and_policy(evaluations)
     gain = reward_gain(evaluations)
     return environment.get_template("report.html.j2").render(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydpo.evaluate.records import Evaluation, Sample
+from raydpo.evaluate.records import Evaluation, RatedSample
 from raydpo.evaluate.stats import Interval, paired_difference
 
 DIGITS = {"reward": 3, "summed_kl": 2, "length": 1, "cut": 3, "pair_accuracy": 3}  # the table's rows
@@ -123,7 +123,7 @@ def _interval(evaluation: Evaluation | None, quantity: str) -> Interval | None:
     return interval
 
 
-def _values(samples: Sequence[Sample], quantity: str) -> list[float]:
+def _values(samples: Sequence[RatedSample], quantity: str) -> list[float]:
     return [getattr(sample, quantity) for sample in samples]
 
 

@@ -50,7 +50,9 @@ def _checks(run: RunFile) -> Iterator[Check]:
     yield from input_checks(run, "run")
     for model in dict.fromkeys((run.model.path, run.reference.model or run.model.path)):
         yield partial(check_loadable, model)
-    yield partial(check_sampling, run, run.model.path)  # the sft stage passes the tokenizer on
+    sections = [run.sample, run.evaluate]
+    # With the model that the run starts from, because the sft stage passes its tokenizer on.
+    yield partial(check_sampling, run.model.path, run.data, run.sampler, sections)
     if (Layout(run).train_tokens / MANIFEST).exists():
         yield partial(check_pairs, run)
         yield partial(check_trainable_pairs, run)
@@ -81,7 +83,8 @@ def _versions(problems: list[str]) -> dict[str, str]:
 
 
 def _machine() -> dict[str, str]:
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(os.getcwd())
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(os.getcwd())
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cores": str(os.cpu_count()),

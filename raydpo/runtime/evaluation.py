@@ -14,14 +14,14 @@ import ray
 import ray.train
 import torch
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Model
 from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.ranking import ranked_pairs
-from raydpo.evaluate.records import Evaluation, RankedPair, Sample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, summarise, write_evaluation
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
@@ -38,9 +38,9 @@ from raydpo.runtime.pools.probing import confirm_sampler
 from raydpo.runtime.pools.rewards import rate_each
 from raydpo.runtime.pools.sampling import Samplers
 from raydpo.track.say import say
-from raydpo.workspace.asked import Asked, origin_of
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
 from raydpo.workspace.exports import exports_of_run
-from raydpo.workspace.layout import Layout, reference_store
+from raydpo.workspace.layout import store_of
 from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.provenance import check_same_tokenizer
 
@@ -48,14 +48,16 @@ from raydpo.workspace.provenance import check_same_tokenizer
 class Evaluator:
     """Evaluates models on the run's held-out prompts and pairs. May be sent to other processes."""
 
-    def __init__(self, run: RunFile, engines: Samplers) -> None:
-        self._run, self._engines = run, engines
+    def __init__(self, settings: EvaluationSettings, engines: Samplers) -> None:
+        assert settings.evaluate
+        self._settings = settings
+        self._asked = settings.evaluate
+        self._engines = engines
 
     @property
     def resources(self) -> dict[str, float]:
         """What the task of one evaluation asks of Ray."""
-        assert self._run.evaluate
-        return {"num_cpus": EVALUATION_CPUS, "num_gpus": self._run.evaluate.gpus}
+        return {"num_cpus": EVALUATION_CPUS, "num_gpus": self._asked.gpus}
 
     def start(self, step: int, model: str) -> ray.ObjectRef:
         """Evaluate in a task of its own; a failure shows only to whoever gets its result."""
@@ -64,11 +66,10 @@ class Evaluator:
     @contextmanager
     def reference_beside(self) -> Iterator[None]:
         """Evaluate the reference while the block runs, unless that is done already; training never waits for it."""
-        layout = Layout(self._run)
-        if any(found.step == 0 for found in Asked(self._run).records().valid):
+        if any(found.step == 0 for found in OriginsToday(self._settings).records().valid):
             yield
             return
-        pending = self.start(0, layout.reference_model)
+        pending = self.start(0, self._settings.layout.reference_model)
         yield
         ray.wait([pending])
 
@@ -81,80 +82,86 @@ class Evaluator:
 
     def evaluate(self, step: int, model: str) -> Evaluation:
         """Evaluate one model and write its record; step 0 is the reference itself."""
-        run, layout, asked = self._run, Layout(self._run), self._run.evaluate
-        assert asked
+        settings = self._settings
+        asked = self._asked
         timer = _Timer()
-        made_from = origin_of(run, model)
+        made_from = origin_of(settings, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
-        tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
-        prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=run.data.ignore)
+        tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date)
+        prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=settings.data.ignore)
         with timer("sample"):
-            drawn = [c for [c] in self._engines.sample(model, prompts, asked.decoding, n=1, seed=run.seed)]
+            drawn = [c for [c] in self._engines.sample(model, prompts, asked.decoding, n=1, seed=settings.seed)]
         with timer("reward"):
             rewards = rate_each(asked.scorer, [p.text for p in prompts], [c.text for c in drawn])
         with timer("score"):
-            pairs = _confirmed_and_ranked(run, step, model, prompts, drawn)
+            pairs = _confirmed_and_ranked(settings, step, model, prompts, drawn)
         with timer("kl"):
-            kl = _summed_kl(run, model, prompts, drawn) if step else np.zeros(len(prompts))
+            kl = _summed_kl(settings, model, prompts, drawn) if step else np.zeros(len(prompts))
         samples = [
-            Sample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
+            RatedSample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
             for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
         ]
         found = summarise(step, model, samples, made_from=made_from, seconds=timer.seconds, pairs=pairs)
-        write_evaluation(found, layout.evaluations)
+        write_evaluation(found, settings.layout.evaluations)
         return found
 
 
 def _confirmed_and_ranked(
-    run: RunFile, step: int, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
+    settings: EvaluationSettings, step: int, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
 ) -> list[RankedPair]:
     """The held-out pairs as the policy ranks them; none without any, or for the reference, whose rewards are all 0.
 
     Scored as training does, and ranked by what its objective compares. Raises UserError unless the samples come from
     the policy's weights.
     """
-    assert run.evaluate
-    device, budget = granted_device(), run.evaluate.tokens_per_batch
-    policy = _load(run, model, device)
-    confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=run.model.dtype)
-    directory = Layout(run).held_out_tokens
+    assert settings.evaluate
+    device = granted_device()
+    budget = settings.evaluate.tokens_per_batch
+    policy = _load(settings.model, model, device)
+    confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=settings.model.dtype)
+    layout = settings.layout
+    directory = layout.held_out_tokens
     if step == 0 or not (directory / MANIFEST).exists():
         return []
-    check_same_tokenizer(run, "held_out", directory)
-    objective = preference_objective(run)
+    check_same_tokenizer(layout.start_model, directory)
+    objective = preference_objective(settings.train)
     dataset = open_dataset(directory)
     if not dataset.pairs.any():
         say(f"pair accuracy is not measured: the held-out rows in {directory} have one completion each")
         return []
     if REF_LOGPS in objective.needs:
-        dataset = dataset.with_reference(reference_store(run))
+        dataset = dataset.with_reference(store_of(layout, settings.model, settings.reference.pool))
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
     scored, _ = score_rows(policy, rows, budget=budget, device=device)
     return ranked_pairs(rows, scored, dataset.ref_logps, objective.compares)
 
 
-def _summed_kl(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> np.ndarray:
+def _summed_kl(
+    settings: EvaluationSettings, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
+) -> np.ndarray:
     """The KL to the reference, summed over the tokens of every sample, shape [prompts], in nats.
 
     Of the weights as model.dtype holds them, but computed in float32, see raydpo.model.divergence. One model at a time
     is in memory.
     """
-    assert run.evaluate
+    assert settings.evaluate
     device = granted_device()
     rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
     lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
-    budget = max(run.evaluate.tokens_per_batch, int(lengths.max()))
+    budget = max(settings.evaluate.tokens_per_batch, int(lengths.max()))
     [members] = split_microbatches(lengths, world_size=1, budget=budget)
     batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=device) for some in members]
-    policy, ref = (predict(_load(run, path, device).float(), batches) for path in (model, Layout(run).reference_model))
+    both = (model, settings.layout.reference_model)
+    policy, ref = (predict(_load(settings.model, path, device).float(), batches) for path in both)
     values = np.empty(len(rows))
     for some, kl in zip(members, summed_kl(policy, ref, batches), strict=True):
         values[some] = kl.cpu().numpy()
     return values
 
 
-def _load(run: RunFile, path: str, device: torch.device) -> ScoringModel:
-    return ScoringModel(load_model(path, dtype=run.model.dtype, device=device), fp32_head=run.model.fp32_head)
+def _load(form: Model, path: str, device: torch.device) -> ScoringModel:
+    """The model at `path`, in the number format of the run's own."""
+    return ScoringModel(load_model(path, dtype=form.dtype, device=device), fp32_head=form.fp32_head)
 
 
 class _Timer:
@@ -175,16 +182,17 @@ def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
     evaluator.evaluate(step, model)
 
 
-def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
+def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[str, Any]:
     """Evaluate the reference and every export of the run's own without a record that answers what is asked now."""
-    layout = Layout(run)
-    asked = Asked(run)
+    layout = settings.layout
+    asked = OriginsToday(settings)
     found = asked.records()
     if found.left_out:
         say(found.notice())
     done = {evaluation.step for evaluation in found.valid}
-    models = {0: layout.reference_model} | {step: str(path) for step, path in exports_of_run(run).items()}
-    evaluator = Evaluator(run, engines)
+    exports = exports_of_run(layout.exports, settings.training)
+    models = {0: layout.reference_model} | {step: str(path) for step, path in exports.items()}
+    evaluator = Evaluator(settings, engines)
     for step in sorted(models.keys() - done):
         say(f"evaluating step {step}: {models[step]}")
         ray.get(evaluator.start(step, models[step]))
@@ -194,7 +202,8 @@ def evaluate_exports(run: RunFile, engines: Samplers) -> dict[str, Any]:
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The reference's evaluation and the last one, for a job's result; null for what was not measured."""
     before, after = reference_and_policy(evaluations)
-    kl, accuracy = after and after.sequence_kl, after and after.pair_accuracy
+    kl = after and after.sequence_kl
+    accuracy = after and after.pair_accuracy
     return {
         "reward_before": before and [before.reward.mean, before.reward.low, before.reward.high],
         "reward_after": after and [after.reward.mean, after.reward.low, after.reward.high],

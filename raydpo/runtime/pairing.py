@@ -137,7 +137,11 @@ class _Work:
         probed = [(p, a[0]) for p, a in zip(self._drawing.members(call), completions, strict=True) if a[0].logps]
         if probed:
             prompts, drawn = zip(*probed, strict=True)
-            ray.get(confirm_samples.remote(self._run, self._drawing.model, prompts, drawn))
+            run = self._run
+            budget = run.reference.tokens_per_batch
+            threads = max(1, int(run.sampler.cpus))
+            model = self._drawing.model
+            ray.get(confirm_samples.remote(run.model, model, prompts, drawn, budget=budget, threads=threads))
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         kept = self._rated.read(call)

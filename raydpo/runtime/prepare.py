@@ -46,7 +46,7 @@ from raydpo.track.progress import Progress
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.prepared import check_order, check_trainable, readers_of_pairs
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_source
 from raydpo.workspace.rows import given_rows, training_rows
 
 READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
@@ -76,9 +76,9 @@ class Source:
 def prepare_pairs(run: RunFile) -> dict[str, Any]:
     """Tokenise the preference data, and the held-out rows where the run file names some."""
     layout = Layout(run)
-    train = replace(pair_source(run), limits=readers_of_pairs(run), others=needs_others(run))
+    train = replace(pair_source(run), limits=readers_of_pairs(run), others=needs_others(run.train))
     clear_tokens(layout.held_out_tokens)
-    tokens = _tokenise(train, made_from(run, "train"))
+    tokens = _tokenise(train, made_from(token_source(run, "train")))
     result = {"train": asdict(tokens.counts)}
     if run.data.held_out:
         rows = given_rows(run.data)
@@ -91,7 +91,7 @@ def prepare_pairs(run: RunFile) -> dict[str, Any]:
             held_out_fraction=0.0,
             others=False,  # a pair is ranked without them
         )
-        manifest = _tokenise(held_out, made_from(run, "held_out"))
+        manifest = _tokenise(held_out, made_from(token_source(run, "held_out")))
         result["held_out"] = asdict(manifest.counts)
     if "train" in run.model_fields_set:  # else nobody has said how it is to be trained on
         check_trainable(tokens, run.train, "train")
@@ -113,7 +113,7 @@ def prepare_sft(run: RunFile) -> dict[str, Any]:
         held_out_fraction=0.0,
         limits=[model_limits(run.model.path)],
     )
-    tokens = _tokenise(source, made_from(run, "sft"))
+    tokens = _tokenise(source, made_from(token_source(run, "sft")))
     check_trainable(tokens, run.sft, "sft")
     return asdict(tokens.counts)
 

@@ -74,11 +74,11 @@ def report(run: RunFile) -> Result:
     from raydpo.report.diagnosis import in_short
     from raydpo.report.page import findings_of, write_report
     from raydpo.report.summary import summary_table
-    from raydpo.workspace.asked import Asked
+    from raydpo.workspace.asked import EvaluationSettings, OriginsToday
     from raydpo.workspace.layout import Layout
 
     root = Layout(run).root
-    records = Asked(run).records()
+    records = OriginsToday(EvaluationSettings.of(run)).records()
     path = write_report(root, records)
     findings = findings_of(root, records)
     say(summary_table(records.valid))
@@ -110,7 +110,7 @@ def run(run: RunFile) -> Result:
             results["sample"] = _sample(run, engines)
         results["prepare"] = prepare(run)
         check_trainable_pairs(run)  # now, not when everything is scored
-        if run.train.reference == "precompute" and needs_reference(run):
+        if run.train.reference == "precompute" and needs_reference(run.train):
             results["precompute"] = precompute(run)
         results["train"] = _train(run, engines)
         if run.evaluate and engines:
@@ -120,9 +120,12 @@ def run(run: RunFile) -> Result:
 
 
 def _engines(run: RunFile) -> AbstractContextManager[Samplers]:
-    from raydpo.runtime.pools.sampling import samplers
+    from raydpo.runtime.pools.sampling import check_sampling, samplers
+    from raydpo.workspace.layout import Layout
 
-    return samplers(run)
+    model = Layout(run).start_model
+    tokenizer = check_sampling(model, run.data, run.sampler, [run.sample, run.evaluate])
+    return samplers(model, run.model.dtype, run.sampler, tokenizer)
 
 
 def _sample(run: RunFile, engines: Samplers) -> Result:
@@ -138,29 +141,30 @@ def _train(run: RunFile, engines: Samplers | None) -> Result:
     evaluator = None
     if engines and run.evaluate:
         from raydpo.runtime.evaluation import Evaluator
+        from raydpo.workspace.asked import EvaluationSettings
 
-        evaluator = Evaluator(run, engines)
+        evaluator = Evaluator(EvaluationSettings.of(run), engines)
     with _timed(run, "train"):
         return train_policy(run, evaluator)
 
 
 def _evaluate(run: RunFile, engines: Samplers) -> Result:
     from raydpo.runtime.evaluation import evaluate_exports
+    from raydpo.workspace.asked import EvaluationSettings
 
     with _timed(run, "evaluate"):
-        return evaluate_exports(run, engines)
+        return evaluate_exports(EvaluationSettings.of(run), engines)
 
 
 @contextmanager
 def _cluster(run: RunFile, stage: str) -> Iterator[None]:
     """Connected to Ray, with the cluster known to hold the stage."""
-    from raydpo.runtime.cluster import connection as cluster
-    from raydpo.runtime.cluster import preflight
+    from raydpo.runtime.cluster import connection, preflight
 
-    with cluster.connect(run.cluster):
+    with connection.connect(run.cluster):
         for asked in preflight.bills(run, stage).values():
             preflight.check_fits(asked)
-        with cluster.user_errors():
+        with connection.user_errors():
             yield
 
 

@@ -32,7 +32,7 @@ from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.dataset import Dataset
 from raydpo.reference.index import Asked, Bools, as_numpy
 from raydpo.reference.shard import SCHEMA
-from raydpo.stages.converting import check_converted
+from raydpo.reference.unconverted import check_converted
 from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.prepared import prepared_datasets
 

@@ -80,7 +80,8 @@ class _Sorter:
     """Stands for stdout or stderr: every line goes to the log, and ours to the terminal too."""
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
-        self._log, self.terminal = log, terminal
+        self._log = log
+        self.terminal = terminal
         self._begun = ""  # of a line whose end has not come
 
     def write(self, text: str) -> int:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from raydpo.model.batch import Batch
+from raydpo.model.head import NOTHING
 from raydpo.objective.contract import Mean, Objective, ScoredRows
 from raydpo.objective.coupling import SLOPE, Coupled, Part, couple, linear
+from raydpo.objective.token_metrics import token_means
 
 if TYPE_CHECKING:
     from raydpo.train.engine import Policy
@@ -36,12 +38,16 @@ def score_together(policy: Policy, share: Share, objective: Objective) -> list[C
     return everything[before : before + len(mine)]
 
 
-def backward_coupled(policy: Policy, batch: Batch, coupled: Coupled, scale: float) -> tuple[Tensor, dict[str, Mean]]:
+def backward_coupled(
+    policy: Policy, batch: Batch, coupled: Coupled, objective: Objective, scale: float
+) -> tuple[Tensor, dict[str, Mean]]:
     """The second pass over one micro-batch: its part of the gradient, times scale. Returns its losses and metrics."""
     slopes = coupled.slopes.to(batch.owner.device, torch.float32)
-    total, *_ = policy.engine(replace(batch, token_columns={SLOPE: slopes}), linear)
+    total, _, token_logps, *figures = policy.engine(
+        replace(batch, token_columns={SLOPE: slopes}), linear, NOTHING, objective.observes
+    )
     policy.engine.backward(total * scale)
-    return coupled.losses, coupled.metrics
+    return coupled.losses, coupled.metrics | token_means(batch.scored(token_logps), objective, figures)
 
 
 def _in_host_memory(rows: ScoredRows) -> ScoredRows:

@@ -37,7 +37,8 @@ def train_loop(
     """
     mark = time.perf_counter()
     for share in shares:
-        arrived, cpu = time.perf_counter(), time.process_time()
+        arrived = time.perf_counter()
+        cpu = time.process_time()
         metrics = train_step(policy, share, objective, lr=lr(share.step))
         spent = {
             "seconds": time.perf_counter() - arrived,

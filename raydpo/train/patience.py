@@ -14,17 +14,18 @@ T = TypeVar("T")
 _OUT_OF_TIME = re.compile(r"timed? ?out", re.IGNORECASE)
 
 
-class Place:
+class Whereabouts:
     """Where a rank is in its work, kept true by whoever does it."""
 
     def __init__(self, rank: int) -> None:
-        self._rank, self.at = rank, "starting"
+        self._rank = rank
+        self.at = "starting"
 
     def __str__(self) -> str:
         return f"rank {self._rank}, {self.at}"
 
 
-def within(items: Iterable[T], seconds: float, place: Place) -> Iterator[T]:
+def within(items: Iterable[T], seconds: float, place: Whereabouts) -> Iterator[T]:
     """The items as they come, made in a thread one ahead. TimeoutError with the place when the next takes longer."""
     arrived: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
 
@@ -51,7 +52,7 @@ def within(items: Iterable[T], seconds: float, place: Place) -> Iterator[T]:
 
 
 @contextmanager
-def named(place: Place) -> Iterator[None]:
+def named(place: Whereabouts) -> Iterator[None]:
     """A collective that runs out of time inside the block is a TimeoutError with the place; gloo's names a socket."""
     try:
         yield

@@ -14,6 +14,7 @@ from torch import Tensor
 from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.objective.contract import Mean, Objective, Unit
+from raydpo.objective.token_metrics import token_means
 from raydpo.train.coupled import backward_coupled, score_together
 from raydpo.train.diverged import REMEDY
 
@@ -58,7 +59,7 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
         if coupled is None:
             losses, found = _backward(policy, batch, objective, scale)
         else:
-            losses, found = backward_coupled(policy, batch, coupled[i], scale)
+            losses, found = backward_coupled(policy, batch, coupled[i], objective, scale)
         row_losses.append(losses)
         sums["loss"] += losses.sum().cpu()
         for name, mean in found.items():
@@ -77,9 +78,12 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
 
 def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
     """One micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
-    total, losses, token_logps = policy.engine(batch, objective.loss, objective.statistics)
+    total, losses, token_logps, *figures = policy.engine(
+        batch, objective.loss, objective.statistics, objective.observes
+    )
     policy.engine.backward(total * scale)
-    return losses, objective.metrics(batch.scored(token_logps))
+    rows = batch.scored(token_logps)
+    return losses, objective.metrics(rows) | token_means(rows, objective, figures)
 
 
 def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:

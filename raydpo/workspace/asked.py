@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Data, Evaluate, Model, Reference, RunFile, Sampler, Train
 from raydpo.data.prompts import contents_hash
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -20,28 +21,62 @@ from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import scorer_source
 from raydpo.train.mark import read_mark
-from raydpo.workspace.identity import train_identity_now
+from raydpo.workspace.identity import TrainingSettings, identity_now, train_settings
 from raydpo.workspace.layout import Layout
 
 
-def origin_of(run: RunFile, model: str) -> Origin:
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What a run file says of its evaluations: what they measure, by what, and on what. May be sent to other processes.
+
+    Without an evaluate section nothing is measured, and records that are there are still read.
+    """
+
+    layout: Layout
+    seed: int
+    model: Model
+    data: Data
+    reference: Reference
+    sampler: Sampler
+    training: TrainingSettings  # whose exports are evaluated
+    train: Train  # names the loss, by which held-out pairs are ranked
+    evaluate: Evaluate | None
+
+    @classmethod
+    def of(cls, run: RunFile) -> EvaluationSettings:
+        """Those of a run file."""
+        return cls(
+            layout=Layout(run),
+            seed=run.seed,
+            model=run.model,
+            data=run.data,
+            reference=run.reference,
+            sampler=run.sampler,
+            training=train_settings(run),
+            train=run.train,
+            evaluate=run.evaluate,
+        )
+
+
+def origin_of(settings: EvaluationSettings, model: str) -> Origin:
     """What an evaluation of a model that begins now is made from. Raises UserError for whatever of it is not there."""
-    digests: dict[str, Any] = {part: tell() for part, tell in _digests(run).items()}
+    digests: dict[str, Any] = {part: tell() for part, tell in _digests(settings).items()}
     mark = read_mark(Path(model))
-    return Origin(weights=weights_digest(model), training=mark.identity if mark else None, **_settings(run), **digests)
+    training = mark.identity if mark else None
+    return Origin(weights=weights_digest(model), training=training, **_said(settings), **digests)
 
 
-class Asked:
+class OriginsToday:
     """The parts of an Origin as they would be today. May be sent to other processes.
 
     A part is lacking, and is not compared, where what tells it has gone: a report can be made after models, exports,
     prompts or tokens were removed, and shows what was measured on them while they were there.
     """
 
-    def __init__(self, run: RunFile) -> None:
-        self._layout = Layout(run)
-        self._parts = _settings(run) | _told(_digests(run))
-        self._training = _training(run)
+    def __init__(self, settings: EvaluationSettings) -> None:
+        self._layout = settings.layout
+        self._parts = _said(settings) | _told(_digests(settings))
+        self._training = _training(settings.training)
 
     def of(self, step: int) -> dict[str, Any]:
         """What is asked of the evaluation of a step; step 0 is the reference, whoever has trained that."""
@@ -55,51 +90,53 @@ class Asked:
         return read_records(self._layout.evaluations, self.of)
 
 
-def _settings(run: RunFile) -> dict[str, Any]:
+def _said(settings: EvaluationSettings) -> dict[str, Any]:
     """What the run file says itself, and what prepare has held out."""
-    settings: dict[str, Any] = {
-        "seed": run.seed,
-        "dtype": run.model.dtype,
-        "fp32_head": run.model.fp32_head,
-        "sampler_device": "cuda" if run.sampler.gpus else "cpu",
+    said: dict[str, Any] = {
+        "seed": settings.seed,
+        "dtype": settings.model.dtype,
+        "fp32_head": settings.model.fp32_head,
+        "sampler_device": "cuda" if settings.sampler.gpus else "cpu",
         "scoring_version": version.VERSION,
-        "date": run.data.date,
+        "date": settings.data.date,
         "record_version": VERSION,
-        **_held_out(run),
+        **_held_out(settings),
     }
-    if run.evaluate:
-        settings |= {
-            "decoding": run.evaluate.decoding,
-            "scorer": run.evaluate.scorer,
-            "device": "cuda" if run.evaluate.gpus else "cpu",
+    if asked := settings.evaluate:
+        said |= {
+            "decoding": asked.decoding,
+            "scorer": asked.scorer,
+            "device": "cuda" if asked.gpus else "cpu",
         }
-    return settings
+    return said
 
 
-def _training(run: RunFile) -> dict[str, str]:
+def _training(settings: TrainingSettings) -> dict[str, str]:
     """Whose exports are the run's own."""
     with suppress(UserError):
-        if identity := train_identity_now(run):
+        if identity := identity_now(settings):
             return {"training": identity.digest}
     return {}
 
 
-def _held_out(run: RunFile) -> dict[str, Any]:
-    manifest = Layout(run).held_out_tokens / MANIFEST
+def _held_out(settings: EvaluationSettings) -> dict[str, Any]:
+    manifest = settings.layout.held_out_tokens / MANIFEST
     if manifest.exists():
         return {"held_out": TokenManifest.read(manifest).digest}
-    return {} if run.data.held_out or run.data.held_out_fraction else {"held_out": None}
+    data = settings.data
+    return {} if data.held_out or data.held_out_fraction else {"held_out": None}
 
 
-def _digests(run: RunFile) -> dict[str, Callable[[], str]]:
+def _digests(settings: EvaluationSettings) -> dict[str, Callable[[], str]]:
     """What is read from files, by part; each raises UserError where they are not there."""
-    layout, asked = Layout(run), run.evaluate
+    layout = settings.layout
     digests: dict[str, Callable[[], str]] = {
         "reference": partial(weights_digest, layout.reference_model),
         "tokenizer": partial(tokenizer_digest, layout.start_model),
     }
-    if asked:
-        prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=run.data.ignore)
+    if asked := settings.evaluate:
+        ignore = settings.data.ignore
+        prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=ignore)
         digests |= {"prompts": prompts, "scorer_source": partial(scorer_source, asked.scorer)}
     return digests
 

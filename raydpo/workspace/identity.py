@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydpo.config.schema import RunFile, Training
+from raydpo.config.schema import RunFile, Train, Training
 from raydpo.data.order import Order
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -54,7 +54,8 @@ class Identity:
 
     def differences(self, then: Identity) -> list[str]:
         """The parts that are not what they were, each with its value then and now."""
-        before, after = _flat(asdict(then)), _flat(asdict(self))
+        before = _flat(asdict(then))
+        after = _flat(asdict(self))
         names = [*after, *(name for name in before if name not in after)]
         return [
             f"{name} was {before.get(name)} and is {after.get(name)}"
@@ -63,16 +64,73 @@ class Identity:
         ]
 
 
-def train_identity(run: RunFile, order: Order) -> Identity:
-    """The identity of the preference training. Raises UserError for weights that cannot be used."""
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a run file says of one training, as far as it decides which weights come out, and where it leaves them."""
+
+    training: Training  # its section: train or sft
+    seed: int
+    dtype: str
+    fp32_head: bool
+    model: str  # what it starts from
+    reference_model: str | None  # None: it has none, as the sft stage
+    tokens: Path
+    directory: Path
+
+
+def train_settings(run: RunFile) -> TrainingSettings:
+    """Of the preference training."""
     layout = Layout(run)
-    return _identity(
-        run,
-        run.train,
-        order,
-        objective=_objective_part(objective_terms(run)),
+    return TrainingSettings(
+        training=run.train,
+        seed=run.seed,
+        dtype=run.model.dtype,
+        fp32_head=run.model.fp32_head,
         model=layout.start_model,
-        reference=layout.reference_model if needs_reference(run) else None,
+        reference_model=layout.reference_model,
+        tokens=layout.train_tokens,
+        directory=layout.train,
+    )
+
+
+def sft_settings(run: RunFile) -> TrainingSettings:
+    """Of the supervised fine-tuning, which the run file must have."""
+    assert run.sft
+    layout = Layout(run)
+    return TrainingSettings(
+        training=run.sft,
+        seed=run.seed,
+        dtype=run.model.dtype,
+        fp32_head=run.model.fp32_head,
+        model=run.model.path,
+        reference_model=None,
+        tokens=layout.sft_tokens,
+        directory=layout.sft,
+    )
+
+
+def identity_of(settings: TrainingSettings, order: Order) -> Identity:
+    """The identity of a training that visits its rows so. Raises UserError for weights that cannot be used."""
+    training = settings.training
+    constant = training.optimizer.schedule == "constant"
+    objective = None
+    reference = None
+    if isinstance(training, Train):
+        objective = _objective_part(objective_terms(training))
+        reference = settings.reference_model if needs_reference(training) else None
+    return Identity(
+        data_digest=order.digest,
+        seed=order.seed,
+        global_batch_size=order.global_batch_size,
+        epochs=order.epochs,
+        tail=order.tail,
+        schedule_steps=None if constant else steps_of(training, order),
+        objective=objective,
+        optimizer=training.optimizer.model_dump(),
+        dtype=settings.dtype,
+        fp32_head=settings.fp32_head,
+        model_weights=weights_digest(settings.model),
+        reference_weights=weights_digest(reference) if reference else None,
     )
 
 
@@ -87,58 +145,23 @@ def _term_part(term: Term) -> dict[str, Any]:
     return {"loss_type": term.loss_type, **term.in_force}
 
 
-def train_identity_now(run: RunFile) -> Identity | None:
-    """The identity that preference training would have now; None where neither prepare nor training has left any.
+def identity_now(settings: TrainingSettings) -> Identity | None:
+    """The identity that a training would have now; None where neither prepare nor training has left any.
 
     Where the tokens have been removed since, what the training has kept is all that can be said.
     """
-    layout = Layout(run)
-    order = _order_now(run, run.train, layout.train_tokens)
-    return train_identity(run, order) if order else read_identity(layout.train)
+    order = _order_now(settings)
+    return identity_of(settings, order) if order else read_identity(settings.directory)
 
 
-def sft_identity(run: RunFile, order: Order) -> Identity:
-    """The identity of the supervised fine-tuning. Raises UserError for weights that cannot be used."""
-    assert run.sft
-    return _identity(run, run.sft, order, objective=None, model=run.model.path, reference=None)
-
-
-def check_sft_resumable(run: RunFile) -> None:
-    """Raise UserError where the sft stage would refuse to go on from what it has left, and with it its export.
+def check_resumable_now(settings: TrainingSettings) -> None:
+    """Raise UserError where a training would refuse to go on from what it has left, and with it its export.
 
     Where its tokens have been removed since, nothing can be said.
     """
-    layout = Layout(run)
-    assert run.sft
-    order = _order_now(run, run.sft, layout.sft_tokens)
+    order = _order_now(settings)
     if order:
-        check_resumable(layout.sft, sft_identity(run, order))
-
-
-def _identity(
-    run: RunFile,
-    training: Training,
-    order: Order,
-    *,
-    objective: dict[str, Any] | None,
-    model: str,
-    reference: str | None,
-) -> Identity:
-    constant = training.optimizer.schedule == "constant"
-    return Identity(
-        data_digest=order.digest,
-        seed=order.seed,
-        global_batch_size=order.global_batch_size,
-        epochs=order.epochs,
-        tail=order.tail,
-        schedule_steps=None if constant else steps_of(training, order),
-        objective=objective,
-        optimizer=training.optimizer.model_dump(),
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        model_weights=weights_digest(model),
-        reference_weights=weights_digest(reference) if reference else None,
-    )
+        check_resumable(settings.directory, identity_of(settings, order))
 
 
 def order_of(training: Training, *, seed: int, num_rows: int, digest: str) -> Order:
@@ -153,12 +176,13 @@ def order_of(training: Training, *, seed: int, num_rows: int, digest: str) -> Or
     )
 
 
-def _order_now(run: RunFile, training: Training, tokens: Path) -> Order | None:
+def _order_now(settings: TrainingSettings) -> Order | None:
     """The order of the rows that a stage has prepared; None where there are none."""
-    if not (tokens / MANIFEST).exists():
+    manifest = settings.tokens / MANIFEST
+    if not manifest.exists():
         return None
-    found = TokenManifest.read(tokens / MANIFEST)
-    return order_of(training, seed=run.seed, num_rows=found.rows, digest=found.digest)
+    found = TokenManifest.read(manifest)
+    return order_of(settings.training, seed=settings.seed, num_rows=found.rows, digest=found.digest)
 
 
 def steps_of(training: Training, order: Order) -> int:

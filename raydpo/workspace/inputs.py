@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Data, RunFile, Sample, Sampler, Train
 from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.errors import UserError
@@ -20,12 +20,12 @@ from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
 from raydpo.track.say import say
-from raydpo.workspace.identity import check_sft_resumable
+from raydpo.workspace.identity import TrainingSettings, check_resumable_now, sft_settings
 from raydpo.workspace.layout import Layout
-from raydpo.workspace.objective import objective_terms, preference_objective
+from raydpo.workspace.objective import check_tokens_are_kept, preference_objective
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
-from raydpo.workspace.provenance import check_made_from
+from raydpo.workspace.provenance import TokenSource, check_made_from, token_source
 from raydpo.workspace.rows import check_format, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
@@ -40,26 +40,27 @@ def check_inputs(run: RunFile, stage: str) -> None:
 
 def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     """All that must hold of what a stage reads. Each raises UserError, and needs none of the others to have passed."""
+    check_rows = partial(_check_files, Layout(run), run.data.ignore)
     if stage != "report":  # it starts nothing, loads no model, and may be asked for where there is none any more
         yield check_temporary
         yield from _model_checks(run, stage)
     if stage in ("sft", "run") and run.sft:
-        yield partial(_check_files, run, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
+        yield partial(check_rows, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
         yield partial(check_scorer, run.sample.scorer)
-        yield partial(_check_files, run, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
+        yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
     if stage in ("evaluate", "train", "run") and run.evaluate:
         yield partial(check_scorer, run.evaluate.scorer)
-        yield partial(_check_files, run, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
+        yield partial(check_rows, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("prepare", "run") and run.data.train:
         fields = given_rows(run.data).fields
-        yield partial(_check_files, run, "data.train", run.data.train, fields)
-        yield partial(_check_files, run, "data.held_out", run.data.held_out, fields)
+        yield partial(check_rows, "data.train", run.data.train, fields)
+        yield partial(check_rows, "data.held_out", run.data.held_out, fields)
     if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
-        yield partial(_check_positions, run)
+        yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
-        yield partial(objective_terms, run)
-        yield partial(_check_rows_for_loss, run)
+        yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)
+        yield partial(_check_rows_for_loss, run.data, run.sample, run.train)
     if stage in ("precompute", "train"):
         yield partial(check_pairs, run)
     if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):
@@ -67,16 +68,19 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
 
 
 def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
-    start, reference, export = run.model.path, run.reference.model, str(Layout(run).sft_export)
+    start = run.model.path
+    reference = run.reference.model
+    layout = Layout(run)
+    export = str(layout.sft_export)
     check = check_model_files if stage == "prepare" else _check_model  # which uses the tokenizer alone
-    yield partial(refuse_own_output, run, "model.path", [start])
+    yield partial(refuse_own_output, layout, "model.path", [start])
     yield partial(check, start)
     yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
     if reference and reference != export:
-        yield partial(refuse_own_output, run, "reference.model", [reference])
+        yield partial(refuse_own_output, layout, "reference.model", [reference])
         yield partial(check, reference)
     if run.sft and stage not in ("sft", "run"):
-        yield partial(_check_sft_export, run, export)
+        yield partial(_check_sft_export, export, token_source(run, "sft"), sft_settings(run))
 
 
 def _check_model(path: str) -> None:
@@ -84,26 +88,28 @@ def _check_model(path: str) -> None:
     weights_digest(path)  # reads every number, and is asked for again when the run is named
 
 
-def _check_sft_export(run: RunFile, path: str) -> None:
+def _check_sft_export(path: str, settings: TokenSource, training: TrainingSettings) -> None:
     if not Path(path).exists():
         raise UserError(f"{path} is not there: the sft stage makes the model that others start from; run it first.")
     check_model_files(path)
-    tokens = Layout(run).sft_tokens
+    tokens = training.tokens
     if (tokens / MANIFEST).exists():  # what sft has trained on tells whether it is this run's
-        check_made_from(run, "sft", tokens)
-        check_sft_resumable(run)
+        check_made_from(settings, tokens)
+        check_resumable_now(training)
 
 
-def _check_positions(run: RunFile) -> None:
-    check_positions(run.model.path, model_config(run.model.path), run.sampler)
+def _check_positions(model: str, sampler: Sampler) -> None:
+    check_positions(model, model_config(model), sampler)
 
 
-def _check_rows_for_loss(run: RunFile) -> None:
-    check_format(training_rows(run.data, run.sample), preference_objective(run))
+def _check_rows_for_loss(data: Data, sample: Sample | None, train: Train) -> None:
+    check_format(training_rows(data, sample), preference_objective(train))
 
 
-def _check_files(run: RunFile, key: str, patterns: Sequence[str], fields: Sequence[Field]) -> None:
+def _check_files(
+    layout: Layout, ignore: Sequence[str], key: str, patterns: Sequence[str], fields: Sequence[Field]
+) -> None:
     paths = expand_paths(patterns)
-    refuse_own_output(run, key, paths)
-    for path in check_files(paths, fields, run.data.ignore):
+    refuse_own_output(layout, key, paths)
+    for path in check_files(paths, fields, ignore):
         say(f"{key}: {path} holds no rows and is left out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Model, Pool, RunFile
 from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.reference.store import Key, Store
@@ -33,6 +33,12 @@ class Layout:
         self.start_model = str(self.sft_export) if run.sft else run.model.path
         self.reference_model = run.reference.model or self.start_model
         self.pair_files = [str(self.pairs)] if run.sample else run.data.train
+        # Where this run's stages remove and replace files: no input may lie there.
+        self.written_over = [self.root / "tokens", self.train, self.exports, self.evaluations]
+        if run.sft:
+            self.written_over.append(self.sft)
+        if run.sample:
+            self.written_over.append(self.pairs.parent)
 
     def export(self, step: int) -> Path:
         """The policy after `step` steps, as transformers and vLLM load it."""
@@ -43,14 +49,18 @@ class Layout:
         return self.sft_export
 
 
-def reference_store(run: RunFile) -> Store:
-    """The store of this run's reference model."""
-    layout = Layout(run)
+def store_of(layout: Layout, model: Model, pool: Pool) -> Store:
+    """The store of a run's reference model, whose log-probs are made in the number format of `model` by the pool."""
     key = Key(
         weights=weights_digest(layout.reference_model),
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        attention=version.backend_for("cuda" if run.reference.pool.gpus else "cpu"),
+        dtype=model.dtype,
+        fp32_head=model.fp32_head,
+        attention=version.backend_for("cuda" if pool.gpus else "cpu"),
         scorer_version=version.VERSION,
     )
     return Store(layout.reference_store, key)
+
+
+def reference_store(run: RunFile) -> Store:
+    """The store of this run's reference model."""
+    return store_of(Layout(run), run.model, run.reference.pool)

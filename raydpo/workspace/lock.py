@@ -29,7 +29,9 @@ from raydpo.errors import UserError
 from raydpo.storage.files import write_json
 from raydpo.track.say import say
 
-LOCK, WORKERS, OWNER = ".lock", ".lock.workers", ".lock.owner"
+LOCK = ".lock"
+WORKERS = ".lock.workers"
+OWNER = ".lock.owner"
 PATIENCE_S = 60.0  # for workers whose driver is dead; Ray ends them within seconds
 POLL_S = 0.1
 
@@ -45,7 +47,7 @@ class Claim:
 
 
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def owned_directory(directory: Path) -> Iterator[None]:
     """Own the directory inside the block. UserError that names who else does, or whose workers are still there."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -84,7 +86,9 @@ def hold(claim: Claim) -> None:
 
 def _wait_for_workers(directory: Path) -> None:
     """Until no worker of an earlier job lives."""
-    path, deadline, told = directory / WORKERS, time.monotonic() + PATIENCE_S, False
+    path = directory / WORKERS
+    deadline = time.monotonic() + PATIENCE_S
+    told = False
     with path.open("a+") as stream:
         while True:
             try:
@@ -110,7 +114,8 @@ def _owner(directory: Path) -> dict[str, str] | None:
 
 
 def _held_by(directory: Path) -> str:
-    found, lock = _owner(directory), directory / LOCK
+    found = _owner(directory)
+    lock = directory / LOCK
     if found is None:
         return f"{lock} is held by a process that has just begun or is about to end; try again."
     if found["host"] != socket.gethostname():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Train
 from raydpo.data.mismatched import MISMATCHED
 from raydpo.errors import UserError
 
@@ -14,14 +15,13 @@ if TYPE_CHECKING:
     from raydpo.objective.registry import Term
 
 
-def objective_terms(run: RunFile) -> tuple[Term, ...]:
+def objective_terms(train: Train) -> tuple[Term, ...]:
     """The losses that preference training adds up, with all their arguments. Raises UserError for a mistake in them."""
     from raydpo.objective.registry import resolve
 
-    settings = run.train.objective
+    settings = train.objective
     terms = resolve(settings.loss_type, settings.loss_weights, **settings.arguments)
-    _check_not_alone(terms, run.train.global_batch_size)
-    _check_tokens_are_kept(terms, run.train.reference, keep_token_logps=run.reference.keep_token_logps)
+    _check_not_alone(terms, train.global_batch_size)
     return terms
 
 
@@ -37,37 +37,38 @@ def _check_not_alone(terms: Sequence[Term], global_batch_size: int) -> None:
         )
 
 
-def _check_tokens_are_kept(terms: Sequence[Term], reference: str, *, keep_token_logps: bool) -> None:
+def check_tokens_are_kept(train: Train, *, kept: bool) -> None:
+    """Raise UserError where a loss reads the reference's log-probs token by token, and only sums reach it."""
     from raydpo.objective.contract import REF_TOKEN_LOGPS
 
-    if not any(REF_TOKEN_LOGPS in term.needs for term in terms):
+    if not any(REF_TOKEN_LOGPS in term.needs for term in objective_terms(train)):
         return
-    if reference == "overlap":
+    if train.reference == "overlap":
         raise UserError(
             "train.objective.ld_alpha reads the reference's log-prob of every token, and train.reference=overlap "
             "brings sums only; set train.reference: precompute."
         )
-    if not keep_token_logps:
+    if not kept:
         raise UserError(
             "train.objective.ld_alpha reads the reference's log-prob of every token, and "
             "reference.keep_token_logps=false keeps sums only; set it to true."
         )
 
 
-def preference_objective(run: RunFile) -> Objective:
+def preference_objective(train: Train) -> Objective:
     """What preference training minimises."""
     from raydpo.objective.registry import make_objective
 
-    return make_objective(objective_terms(run))
+    return replace(make_objective(objective_terms(train)), observes=tuple(train.metrics))
 
 
-def needs_others(run: RunFile) -> bool:
+def needs_others(train: Train) -> bool:
     """Whether preference training reads a completion of another prompt in every row: then prepare puts one there."""
-    return MISMATCHED in preference_objective(run).needs
+    return MISMATCHED in preference_objective(train).needs
 
 
-def needs_reference(run: RunFile) -> bool:
+def needs_reference(train: Train) -> bool:
     """Whether preference training reads the reference's log-probs: then they are scored, stored and checked first."""
     from raydpo.objective.contract import REF_LOGPS
 
-    return REF_LOGPS in preference_objective(run).needs
+    return REF_LOGPS in preference_objective(train).needs

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +21,7 @@ from raydpo.errors import UserError
 from raydpo.storage.files import write_text
 from raydpo.track.say import say
 from raydpo.track.terminal import only_our_lines
-from raydpo.workspace.lock import owned
+from raydpo.workspace.lock import owned_directory
 
 Stage = Callable[[RunFile], dict[str, Any]]
 
@@ -33,7 +34,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ending:
     """One line of JSON and the exit code that goes with it."""
 
     line: str
@@ -47,16 +48,16 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     earlier job is removed at the start, so that a job killed without warning never shows another's success.
     """
     started = time.monotonic()
-    outcome: Outcome | None = None
+    outcome: Ending | None = None
     with _terminate_as_exit() as arrived:
         try:
             directory = Path(run.output_dir)
             log = directory / "logs" / f"{stage}.log"
-            with owned(directory):
+            with owned_directory(directory):
                 (directory / "result.json").unlink(missing_ok=True)
                 write_text(directory / "run.yaml", dump_run_file(run))
                 with only_our_lines(log):
-                    outcome = _attempt(stage, run, function, arrived)
+                    outcome = _attempt(stage, run.name, partial(function, run), arrived)
                 if outcome.exit_code in (_DEFECT, _USER_ERROR):
                     say(f"raydpo {stage}: all output is in {log}", sys.stderr)
                 write_text(directory / "result.json", outcome.line + "\n")
@@ -69,10 +70,10 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     return _announce(outcome)
 
 
-def run_check(stage: str, run: RunFile, function: Stage) -> int:
+def run_check(stage: str, name: str, work: Callable[[], dict[str, Any]]) -> int:
     """Run a stage that only looks: nothing is locked or written, the status line is printed all the same."""
     with _terminate_as_exit() as arrived:
-        return _announce(_attempt(stage, run, function, arrived))
+        return _announce(_attempt(stage, name, work, arrived))
 
 
 def refuse(stage: str, error: UserError) -> int:
@@ -80,47 +81,47 @@ def refuse(stage: str, error: UserError) -> int:
     return _announce(_user_error(stage, None, error, time.monotonic()))
 
 
-def _attempt(stage: str, run: RunFile, function: Stage, arrived: list[int]) -> Outcome:
-    """Run the stage; `arrived` holds the SIGTERMs that have come by the time it ends."""
+def _attempt(stage: str, name: str, work: Callable[[], dict[str, Any]], arrived: list[int]) -> Ending:
+    """Run the stage of the run with this name; `arrived` holds the SIGTERMs that have come by the time it ends."""
     started = time.monotonic()
     try:
-        return _outcome(stage, run.name, started, 0, status="succeeded", result=function(run))
+        return _outcome(stage, name, started, 0, status="succeeded", result=work())
     except UserError as error:
-        return _user_error(stage, run.name, error, started)
+        return _user_error(stage, name, error, started)
     except Stopped as error:
-        return _interrupted(stage, run.name, started, signal.SIGTERM, f": {error}")
+        return _interrupted(stage, name, started, signal.SIGTERM, f": {error}")
     except KeyboardInterrupt:
-        return _interrupted(stage, run.name, started, signal.SIGINT)
+        return _interrupted(stage, name, started, signal.SIGINT)
     except SystemExit as error:
         # Ray turns signals into exits: SIGTERM into its number, Ctrl-C during training into 0. An exit inside ray.get,
         # whatever its cause, comes out as 1; so SIGTERM is what has been seen to arrive.
         if arrived or error.code == signal.SIGTERM:
-            return _interrupted(stage, run.name, started, signal.SIGTERM)
+            return _interrupted(stage, name, started, signal.SIGTERM)
         if error.code in (None, 0, 1):
-            return _interrupted(stage, run.name, started, signal.SIGINT)
-        return _outcome(stage, run.name, started, _DEFECT, status="failed", error=f"exited with {error.code}")
+            return _interrupted(stage, name, started, signal.SIGINT)
+        return _outcome(stage, name, started, _DEFECT, status="failed", error=f"exited with {error.code}")
     except Exception as error:
         say(traceback.format_exc(), sys.stderr)
         description = f"{type(error).__name__}: {error}"
-        return _outcome(stage, run.name, started, _DEFECT, status="failed", error=description)
+        return _outcome(stage, name, started, _DEFECT, status="failed", error=description)
 
 
-def _interrupted(stage: str, name: str, started: float, by: signal.Signals, saved: str = "") -> Outcome:
+def _interrupted(stage: str, name: str, started: float, by: signal.Signals, saved: str = "") -> Ending:
     return _outcome(stage, name, started, 128 + by, status="interrupted", error=by.name + saved)
 
 
-def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Outcome:
+def _user_error(stage: str, name: str | None, error: UserError, started: float) -> Ending:
     say(f"raydpo {stage}: {error}", sys.stderr)
     return _outcome(stage, name, started, _USER_ERROR, status="failed", error=str(error))
 
 
-def _outcome(stage: str, name: str | None, started: float, exit_code: int, **ending: Any) -> Outcome:
+def _outcome(stage: str, name: str | None, started: float, exit_code: int, **ending: Any) -> Ending:
     seconds = round(time.monotonic() - started, 3)
     status = {"status": ending.pop("status"), "stage": stage, "name": name, "seconds": seconds, **ending}
-    return Outcome(json.dumps(status, allow_nan=False), exit_code)
+    return Ending(json.dumps(status, allow_nan=False), exit_code)
 
 
-def _announce(outcome: Outcome) -> int:
+def _announce(outcome: Ending) -> int:
     sys.stderr.flush()
     print(outcome.line, flush=True)
     return outcome.exit_code

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
 from raydpo.workspace.layout import Layout
 
@@ -13,7 +12,7 @@ from raydpo.workspace.layout import Layout
 _RAY_FILES = ("*/checkpoint_manager_snapshot.json", "*/.validate_storage_marker", "*/checkpoint_*/export.json")
 
 
-def refuse_own_output(run: RunFile, key: str, paths: Sequence[str]) -> None:
+def refuse_own_output(layout: Layout, key: str, paths: Sequence[str]) -> None:
     """Raise UserError for an input in a directory of the run's own, where a stage may remove or replace it.
 
     key: of the run file, which names the paths. An address and a model's hub name are elsewhere in any case.
@@ -22,22 +21,12 @@ def refuse_own_output(run: RunFile, key: str, paths: Sequence[str]) -> None:
         if "://" in path or not Path(path).exists():
             continue
         real = Path(path).resolve()
-        for directory in _own_directories(run):
+        for directory in layout.written_over:
             if real.is_relative_to(directory.resolve()):
                 raise UserError(
                     f"{key}: {path} lies in {directory}, which the run's own stages write over; move it out of "
-                    f"{run.output_dir}, or set another output_dir."
+                    f"{layout.root}, or set another output_dir."
                 )
-
-
-def _own_directories(run: RunFile) -> list[Path]:
-    layout = Layout(run)
-    own = [layout.root / "tokens", layout.train, layout.exports, layout.evaluations]
-    if run.sft:
-        own.append(layout.sft)
-    if run.sample:
-        own.append(layout.pairs.parent)
-    return own
 
 
 def clear_ray_files(directory: Path) -> None:

@@ -53,7 +53,7 @@ def check_trainable_pairs(run: RunFile) -> None:
 def check_order(run: RunFile, tokens: TokenManifest) -> None:
     """Raise UserError where the loss reads the order of all completions of a row, and some rows have ties in theirs."""
     if tokens.counts.with_ties:  # else no loss need be looked up, which loads torch
-        refuse_ties(tokens, preference_objective(run))
+        refuse_ties(tokens, preference_objective(run.train))
 
 
 def check_trainable(tokens: TokenManifest, training: Training, section: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,32 +29,77 @@ TOKENIZER = "tokenizer"
 INPUTS = "inputs"
 
 
-def made_from(run: RunFile, part: Part) -> dict[str, Any]:
-    """What decides the ids of a part's rows, by the run file's keys; as JSON gives it back.
+@dataclass(frozen=True)
+class TokenSource:
+    """What a run file says of a part's rows, as far as it decides their ids."""
 
-    The tokenizer stands there as a digest of its files and stop tokens, the inputs as sizes in bytes by path. Raises
-    UserError for an input that is not there.
-    """
-    return {**_settings(run, part), INPUTS: _sizes(expand_paths(_patterns(run, part)))}
+    part: Part
+    model: str  # whose tokenizer it is
+    said: dict[str, Any]  # by the run file's keys
+    inputs: Sequence[str]  # paths and patterns
+
+    @property
+    def stage(self) -> str:
+        """The one that makes the tokens."""
+        return "sft" if self.part == "sft" else "prepare"
+
+    def decisive(self) -> dict[str, Any]:
+        """All of it but the inputs, the tokenizer as a digest of its files and stop tokens."""
+        return {TOKENIZER: tokenizer_digest(self.model), **self.said}
+
+    def sizes(self) -> dict[str, int]:
+        """The inputs as they are now, in bytes by path. Raises UserError for one that is not there."""
+        return {path: _size(path) for path in expand_paths(self.inputs)}
 
 
-def check_made_from(run: RunFile, part: Part, directory: Path) -> None:
+def token_source(run: RunFile, part: Part) -> TokenSource:
+    """Those of a part of a run."""
+    data = run.data
+    said: dict[str, Any] = {
+        "data.max_length": data.max_length,
+        "data.truncation": data.truncation,
+        "data.append_eos": data.append_eos,
+        "data.date": data.date and data.date.isoformat(),
+        "data.ignore": list(data.ignore),
+    }
+    if part == "sft":
+        assert run.sft
+        said |= {"sft.prompt": run.sft.prompt, "sft.completion": run.sft.completion}
+        return TokenSource(part, run.model.path, said, run.sft.train)
+    layout = Layout(run)
+    apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
+    rows = given_rows(data) if apart else training_rows(data, run.sample)
+    said |= {
+        "data.format": rows.name,
+        "completions of other prompts": not apart and needs_others(run.train),
+        "data.columns": data.columns.model_dump(),
+        "data.held_out_fraction": data.held_out_fraction,
+    }
+    return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
+
+
+def made_from(settings: TokenSource) -> dict[str, Any]:
+    """What decides the ids of a part's rows; as JSON gives it back. Raises UserError for an input that is not there."""
+    return {**settings.decisive(), INPUTS: settings.sizes()}
+
+
+def check_made_from(settings: TokenSource, directory: Path) -> None:
     """Raise UserError when the tokens in a directory are not those that the run would be given by prepare today.
 
     Inputs that are no longer there are not missed: the tokens are all that training reads.
     """
     kept = _kept(directory)
-    for key, value in _settings(run, part).items():
+    for key, value in settings.decisive().items():
         if kept.get(key) == value:
             continue
         if key == TOKENIZER:
-            raise _another_tokenizer(run, part, directory)
+            raise _another_tokenizer(settings.model, settings.stage, directory)
         raise UserError(
             f"the tokens in {directory} were prepared with {key}={kept.get(key)}, and the run file says {value}; run "
-            f"`raydpo {_stage(part)}` again."
+            f"`raydpo {settings.stage}` again."
         )
     try:
-        sizes = _sizes(expand_paths(_patterns(run, part)))
+        sizes = settings.sizes()
     except UserError:  # moved away since
         return
     then = kept.get(INPUTS, {})
@@ -62,7 +108,7 @@ def check_made_from(run: RunFile, part: Part, directory: Path) -> None:
             change = _change(path, sizes, then)
             raise UserError(
                 f"the tokens in {directory} were prepared from other data: {path} {change}; run "
-                f"`raydpo {_stage(part)}` again."
+                f"`raydpo {settings.stage}` again."
             )
 
 
@@ -72,54 +118,13 @@ def check_prepared(run: RunFile) -> None:
     directories: dict[Part, Path] = {"train": layout.train_tokens, "held_out": layout.held_out_tokens}
     for part, directory in directories.items():
         if (directory / MANIFEST).exists():
-            check_made_from(run, part, directory)
+            check_made_from(token_source(run, part), directory)
 
 
-def check_same_tokenizer(run: RunFile, part: Part, directory: Path) -> None:
-    """Raise UserError when the tokens in a directory were prepared with another tokenizer than the run has now."""
-    if _kept(directory).get(TOKENIZER) != _settings(run, part)[TOKENIZER]:
-        raise _another_tokenizer(run, part, directory)
-
-
-def _settings(run: RunFile, part: Part) -> dict[str, Any]:
-    data = run.data
-    settings: dict[str, Any] = {
-        TOKENIZER: tokenizer_digest(_model(run, part)),
-        "data.max_length": data.max_length,
-        "data.truncation": data.truncation,
-        "data.append_eos": data.append_eos,
-        "data.date": data.date and data.date.isoformat(),
-        "data.ignore": list(data.ignore),
-    }
-    if part == "sft":
-        assert run.sft
-        return {**settings, "sft.prompt": run.sft.prompt, "sft.completion": run.sft.completion}
-    of_own_files = part == "held_out" and bool(data.held_out)  # else a share of what is trained on
-    rows = given_rows(data) if of_own_files else training_rows(data, run.sample)
-    return {
-        **settings,
-        "data.format": rows.name,
-        "completions of other prompts": not of_own_files and needs_others(run),
-        "data.columns": data.columns.model_dump(),
-        "data.held_out_fraction": data.held_out_fraction,
-    }
-
-
-def _model(run: RunFile, part: Part) -> str:
-    return run.model.path if part == "sft" else Layout(run).start_model
-
-
-def _patterns(run: RunFile, part: Part) -> Sequence[str]:
-    if part == "sft":
-        assert run.sft
-        return run.sft.train
-    if part == "held_out" and run.data.held_out:
-        return run.data.held_out
-    return Layout(run).pair_files
-
-
-def _sizes(paths: Sequence[str]) -> dict[str, int]:
-    return {path: _size(path) for path in paths}
+def check_same_tokenizer(model: str, directory: Path) -> None:
+    """Raise UserError when prepare has made the tokens in a directory with another tokenizer than the model has now."""
+    if _kept(directory).get(TOKENIZER) != tokenizer_digest(model):
+        raise _another_tokenizer(model, "prepare", directory)
 
 
 def _size(path: str) -> int:
@@ -139,10 +144,6 @@ def _kept(directory: Path) -> dict[str, Any]:
     return kept
 
 
-def _stage(part: Part) -> str:
-    return "sft" if part == "sft" else "prepare"
-
-
 def _change(path: str, now: dict[str, int], then: dict[str, int]) -> str:
     if path not in then:
         return "was not among them"
@@ -151,9 +152,9 @@ def _change(path: str, now: dict[str, int], then: dict[str, int]) -> str:
     return f"had {then[path]} bytes and has {now[path]}"
 
 
-def _another_tokenizer(run: RunFile, part: Part, directory: Path) -> UserError:
+def _another_tokenizer(model: str, stage: str, directory: Path) -> UserError:
     return UserError(
-        f"the tokens in {directory} were prepared with another tokenizer than {_model(run, part)} has now (its "
-        f"vocabulary, special tokens, chat template or stop tokens have changed); run `raydpo {_stage(part)}` again, "
-        "or put the former tokenizer back."
+        f"the tokens in {directory} were prepared with another tokenizer than {model} has now (its vocabulary, special "
+        f"tokens, chat template or stop tokens have changed); run `raydpo {stage}` again, or put the former tokenizer "
+        "back."
     )

@@ -21,7 +21,8 @@ def check_temporary() -> None:
             f"no directory for temporary files can be written ({error.strerror}); make /tmp writable, or set TMPDIR to "
             "a directory that is."
         ) from error
-    size, room = len(os.fsencode(directory)), SOCKET_BYTES - SOCKET_NAME_BYTES
+    size = len(os.fsencode(directory))
+    room = SOCKET_BYTES - SOCKET_NAME_BYTES
     if size > room:
         raise UserError(
             f"TMPDIR={directory} has {size} bytes, and sockets are made below it whose paths may have {SOCKET_BYTES} "

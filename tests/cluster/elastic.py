@@ -5,6 +5,7 @@ A group of ranks is started once for all routes that need one of its size at tha
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def travel(routes: Sequence[Route], out: Path) -> None:
 
 def join(rank: int, world: int, rendezvous: Path) -> None:
     """Become one rank of a group on this machine."""
+    faulthandler.enable()  # of a rank that aborts, the parent knows the signal and nothing else
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world)

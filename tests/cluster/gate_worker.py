@@ -6,6 +6,7 @@ Layout: <out>/{<case>.rank<r>.pt, zero<stage>/{export/, life.rank<r>.pt}}
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.head import Asked, Scored
 from raydpo.model.score import sequence_logps
-from raydpo.objective.contract import RowLoss
+from raydpo.objective.contract import RowLoss, TokenMetric
 from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
@@ -78,8 +79,9 @@ class _ByTokens:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def __call__(self, batch: Batch, loss: RowLoss, asked: Asked) -> Scored:
+    def __call__(self, batch: Batch, loss: RowLoss, asked: Asked, observes: Sequence[TokenMetric]) -> Scored:
         assert not asked
+        assert not observes
         token_logps = self.engine(batch)
         losses = loss(batch.scored(token_logps))
         return losses.sum(), losses.detach(), token_logps.detach()

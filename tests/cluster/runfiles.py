@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from raydpo.config.yaml12 import write_yaml
 from tests.helpers import tiny_tokenizer
 
 WORDS = [
@@ -125,7 +125,7 @@ def whole_run(inputs: Path, output_dir: Path) -> dict[str, Any]:
 
 def write_run_file(path: Path, run: dict[str, Any]) -> Path:
     """The run file as YAML; returns its path."""
-    path.write_text(yaml.safe_dump(run, sort_keys=False))
+    path.write_text(write_yaml(run))
     return path
 
 

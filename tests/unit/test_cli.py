@@ -16,7 +16,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_source
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +38,7 @@ def test_help_explains_every_stage_and_imports_nothing_but_the_standard_library(
     answer = python("-c", script)
     assert answer.returncode == 0
     assert all(f"\n    {stage}" in answer.stdout for stage in STAGES)
-    assert not set(answer.stderr.split()) & (HEAVY | {"pydantic", "yaml"})
+    assert not set(answer.stderr.split()) & (HEAVY | {"pydantic", "ruamel"})
 
 
 def test_a_missing_model_is_refused_before_torch_or_ray_is_imported(run_file: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_stage_runs_with_the_overridden_run_file(
 
     run = load_run_file(run_file)
     shards = [ShardInfo("part.arrow", rows=64, sha256="", tokens=0)]
-    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(run, "train"))
+    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(token_source(run, "train")))
     tokens.write(Layout(run).train_tokens / MANIFEST)  # as prepare has left it for the stages behind it
     monkeypatch.setattr(stages, stage, fake)
     assert main([stage, str(run_file), "train.epochs=3"]) == 0

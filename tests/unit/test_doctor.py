@@ -16,7 +16,7 @@ from raydpo.errors import UserError
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.doctor import examine
 from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_source
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -42,7 +42,9 @@ def test_every_fault_is_named_and_one_hides_no_other(tmp_path: Path, monkeypatch
     }
     run = RunFile.model_validate(tree)
     shards = [ShardInfo("part.arrow", rows=64, sha256="", tokens=0)]
-    tokens = TokenManifest("pair", shards, Counts(), extent=Extent(packed=5000), made_from=made_from(run, "train"))
+    tokens = TokenManifest(
+        "pair", shards, Counts(), extent=Extent(packed=5000), made_from=made_from(token_source(run, "train"))
+    )
     tokens.write(Layout(run).train_tokens / MANIFEST)
     monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     with pytest.raises(UserError) as error:

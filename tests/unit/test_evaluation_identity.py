@@ -14,12 +14,12 @@ from raydpo import stages
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, Sample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.pools.sampling import check_sampling
 from raydpo.train.mark import mark_export
-from raydpo.workspace.asked import Asked, origin_of
-from raydpo.workspace.identity import train_identity_now
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
+from raydpo.workspace.identity import identity_now, train_settings
 from raydpo.workspace.inputs import check_inputs
 from raydpo.workspace.layout import Layout
 from tests.models import save_tiny_model, tiny_llama
@@ -59,15 +59,17 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
         model = layout.export(step) if step else Path(layout.reference_model)
         if step:
             shutil.copytree(run.model.path, model)
-            if identity := train_identity_now(run):
+            if identity := identity_now(train_settings(run)):
                 mark_export(model, identity=identity.digest, step=step)
-        samples = [Sample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
-        found: Evaluation = summarise(step, str(model), samples, made_from=origin_of(run, str(model)), seconds={})
+        samples = [RatedSample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
+        found: Evaluation = summarise(
+            step, str(model), samples, made_from=origin_of(EvaluationSettings.of(run), str(model)), seconds={}
+        )
         write_evaluation(found, layout.evaluations)
 
 
 def left_out(tree: dict[str, Any]) -> dict[int, list[str]]:
-    return Asked(RunFile.model_validate(tree)).records().left_out
+    return OriginsToday(EvaluationSettings.of(RunFile.model_validate(tree))).records().left_out
 
 
 def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_without_an_evaluate_section_the_records_still_show_what_was_measured(tr
 def test_an_evaluation_cannot_begin_without_knowing_what_it_is_made_from(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts\.jsonl"):
-        origin_of(RunFile.model_validate(tree), str(tmp_path / "model"))
+        origin_of(EvaluationSettings.of(RunFile.model_validate(tree)), str(tmp_path / "model"))
 
 
 def test_a_report_needs_no_model_and_says_what_it_leaves_out(
@@ -202,7 +204,8 @@ def test_a_report_needs_no_model_and_says_what_it_leaves_out(
 
 
 def test_a_single_prompt_is_refused_before_an_engine_starts(tree: dict[str, Any], tmp_path: Path) -> None:
-    check_sampling(RunFile.model_validate(tree), tree["model"]["path"])
+    run = RunFile.model_validate(tree)
+    check_sampling(run.model.path, run.data, run.sampler, [run.evaluate])
     tree["evaluate"]["limit"] = 1
     with pytest.raises(UserError, match=r"evaluate.prompts: 1 prompts, of which 1 differ, give no interval"):
-        check_sampling(RunFile.model_validate(tree), tree["model"]["path"])
+        check_sampling(run.model.path, run.data, run.sampler, [None, RunFile.model_validate(tree).evaluate])

@@ -32,7 +32,7 @@ def write(path: Path, rows: list[dict]) -> str:
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return str(path)
 
 
@@ -143,7 +143,7 @@ def test_a_bad_line_names_file_and_row(line, message, tmp_path, monkeypatch):
         ('{"prompt": "a"}\n'.encode("utf-16"), "it looks like UTF-16: save the file as UTF-8"),
         ('{"prompt": "a"}\n'.encode("utf-16-be"), "it looks like UTF-16: save the file as UTF-8"),
         ('{"prompt": "a"}\n'.encode("utf-32-le"), "it looks like UTF-16: save the file as UTF-8"),
-        (gzip.compress(b'{"prompt": "a"}'), "it is compressed: name it .jsonl.gz"),
+        (gzip.compress(b'{"prompt": "a"}', mtime=0), "it is compressed: name it .jsonl.gz"),
         (b"<!DOCTYPE html>\n<html></html>\n", "it looks like a web page: fetch the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`"),
         (b'[\n{"prompt": "a"}\n]\n', "write its objects one a line"),
@@ -189,7 +189,7 @@ def test_a_parquet_file_that_expands_beyond_the_cap_is_refused(tmp_path, monkeyp
 
 def test_a_gzip_file_of_several_members_is_read_to_its_end(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(b"".join(gzip.compress(b'{"prompt": "%d"}\n' % i) for i in range(3)))
+    path.write_bytes(b"".join(gzip.compress(b'{"prompt": "%d"}\n' % i, mtime=0) for i in range(3)))
     assert [row["prompt"] for row in read(str(path), prompt_fields())] == ["0", "1", "2"]
 
 

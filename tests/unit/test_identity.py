@@ -21,11 +21,12 @@ from raydpo.workspace.identity import (
     FILE,
     Identity,
     check_resumable,
-    check_sft_resumable,
+    check_resumable_now,
+    identity_of,
     order_of,
     read_identity,
-    sft_identity,
-    train_identity,
+    sft_settings,
+    train_settings,
     write_identity,
 )
 from raydpo.workspace.layout import Layout
@@ -39,12 +40,12 @@ Make = Callable[[RunFile], Identity]
 
 
 def of_train(run: RunFile, digest: str = "data") -> Identity:
-    return train_identity(run, order_of(run.train, seed=run.seed, num_rows=640, digest=digest))
+    return identity_of(train_settings(run), order_of(run.train, seed=run.seed, num_rows=640, digest=digest))
 
 
 def of_sft(run: RunFile, digest: str = "data") -> Identity:
     assert run.sft
-    return sft_identity(run, order_of(run.sft, seed=run.seed, num_rows=640, digest=digest))
+    return identity_of(sft_settings(run), order_of(run.sft, seed=run.seed, num_rows=640, digest=digest))
 
 
 @pytest.fixture
@@ -203,16 +204,16 @@ def test_workers_sharding_and_micro_batches_may_change_on_the_way(tree: Tree) ->
 def test_what_stands_behind_an_sft_that_is_another_now_is_refused(tree: Tree, tmp_path: Path) -> None:
     run = RunFile.model_validate(tree)
     layout = Layout(run)
-    check_sft_resumable(run)
+    check_resumable_now(sft_settings(run))
     TokenManifest("sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts()).write(layout.sft_tokens / MANIFEST)
     identity = of_sft(run, TokenManifest.read(layout.sft_tokens / MANIFEST).digest)
     write_identity(committed(layout.sft, identity), identity)
-    check_sft_resumable(run)
+    check_resumable_now(sft_settings(run))
     with pytest.raises(UserError, match=r"out/sft has committed step 7 of another run: epochs was 1 and is 2\. Set"):
-        check_sft_resumable(changed(tree, "sft", epochs=2))
+        check_resumable_now(sft_settings(changed(tree, "sft", epochs=2)))
     move_a_weight(tmp_path / "model")
     with pytest.raises(UserError, match="another run: model_weights was "):
-        check_sft_resumable(run)
+        check_resumable_now(sft_settings(run))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from raydpo.reference.dataset import MANIFEST
 from raydpo.workspace.inputs import check_inputs
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.prepared import check_trainable
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_source
 from tests.helpers import row_tokenizer
 from tests.models import make_row, save_tiny_model
 
@@ -163,8 +163,10 @@ def test_tokens_are_held_against_models_and_training_before_a_stage_begins(
     )
     shards = [ShardInfo("part.arrow", rows=10, sha256="", tokens=0)]
     manifest = Layout(run).train_tokens / MANIFEST
-    TokenManifest("pair", shards, Counts(), made_from=made_from(run, "train")).write(manifest)
+    TokenManifest("pair", shards, Counts(), made_from=made_from(token_source(run, "train"))).write(manifest)
     check_inputs(run, stage)
-    TokenManifest("pair", shards, Counts(), extent=extent, made_from=made_from(run, "train")).write(manifest)
+    TokenManifest("pair", shards, Counts(), extent=extent, made_from=made_from(token_source(run, "train"))).write(
+        manifest
+    )
     with pytest.raises(UserError, match=message):
         check_inputs(run, stage)

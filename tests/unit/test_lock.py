@@ -18,7 +18,7 @@ from filelock import FileLock
 from raydpo.errors import UserError
 from raydpo.storage.files import write_json
 from raydpo.workspace import lock
-from raydpo.workspace.lock import LOCK, OWNER, Claim, claim, hold, owned
+from raydpo.workspace.lock import LOCK, OWNER, Claim, claim, hold, owned_directory
 
 pytestmark = pytest.mark.unit
 
@@ -35,9 +35,9 @@ time.sleep(60)
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from raydpo.workspace.lock import owned
+from raydpo.workspace.lock import owned_directory
 
-with owned(Path(sys.argv[1])):
+with owned_directory(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -67,7 +67,7 @@ def kill_a_driver(directory: Path) -> Claim:
 
 
 def test_a_jobs_own_workers_share_its_directory(tmp_path: Path) -> None:
-    with owned(tmp_path), worker(claim(tmp_path)) as one, worker(claim(tmp_path)) as other:
+    with owned_directory(tmp_path), worker(claim(tmp_path)) as one, worker(claim(tmp_path)) as other:
         assert at_work(one)
         assert at_work(other)
 
@@ -78,7 +78,7 @@ def test_a_job_begins_only_when_the_workers_of_a_killed_one_are_gone(tmp_path: P
         killer = threading.Timer(1.0, left_over.kill)
         killer.start()
         begin = time.monotonic()
-        with owned(tmp_path):
+        with owned_directory(tmp_path):
             assert time.monotonic() - begin > 0.9
             assert left_over.wait(10) == -9
 
@@ -89,30 +89,33 @@ def test_workers_that_do_not_end_are_named_and_nothing_begins(tmp_path: Path, mo
         assert at_work(left_over)
         with (
             pytest.raises(UserError, match=r"\.lock\.workers is still held by workers of an earlier job"),
-            owned(tmp_path),
+            owned_directory(tmp_path),
         ):
             pytest.fail("it has begun")
         assert left_over.poll() is None
-    with owned(tmp_path):
+    with owned_directory(tmp_path):
         pass
 
 
 def test_a_worker_that_comes_late_is_turned_away_and_holds_nobody_up(tmp_path: Path) -> None:
     late = kill_a_driver(tmp_path)
-    with owned(tmp_path), pytest.raises(RuntimeError, match=f"belongs to process .* on {socket.gethostname()} by now"):
+    with (
+        owned_directory(tmp_path),
+        pytest.raises(RuntimeError, match=f"belongs to process .* on {socket.gethostname()} by now"),
+    ):
         hold(late)
     with pytest.raises(RuntimeError, match="belongs to nobody by now"):
         hold(late)
-    with owned(tmp_path):
+    with owned_directory(tmp_path):
         pass
 
 
 def test_a_stale_lock_is_taken_over_and_its_owner_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kill_a_driver(tmp_path)
     pid = json.loads((tmp_path / OWNER).read_text())["pid"]
-    with owned(tmp_path):
+    with owned_directory(tmp_path):
         assert f"process {pid} on {socket.gethostname()} ended without releasing it" in capsys.readouterr().err
-    with owned(tmp_path):
+    with owned_directory(tmp_path):
         assert capsys.readouterr().err == ""
 
 
@@ -130,9 +133,9 @@ def test_a_held_lock_names_who_holds_it_and_what_to_do(tmp_path: Path, host: str
     pid = 1 if alive else gone.pid
     write_json(tmp_path / OWNER, {"pid": pid, "host": host, "token": "t"})
     with FileLock(tmp_path / LOCK), pytest.raises(UserError, match=f"is held by process {pid} on {host}.*{says}"):
-        owned(tmp_path).__enter__()
+        owned_directory(tmp_path).__enter__()
 
 
 def test_a_lock_whose_owner_is_not_known_yet_asks_to_try_again(tmp_path: Path) -> None:
     with FileLock(tmp_path / LOCK), pytest.raises(UserError, match="has just begun or is about to end; try again"):
-        owned(tmp_path).__enter__()
+        owned_directory(tmp_path).__enter__()

@@ -22,7 +22,7 @@ from raydpo.data.tokens import TokenRow, TokenSettings, row_id
 from raydpo.errors import UserError
 from raydpo.workspace import objective
 from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import check_prepared, made_from
+from raydpo.workspace.provenance import check_prepared, made_from, token_source
 from tests.helpers import row_tokenizer
 from tests.models import save_tiny_model
 
@@ -101,9 +101,9 @@ def test_tokens_without_them_are_refused_by_a_loss_that_reads_them(
         }
     )
     manifest = Layout(run).train_tokens / "manifest.json"
-    TokenManifest("pair", [], Counts(), made_from=made_from(run, "train")).write(manifest)
+    TokenManifest("pair", [], Counts(), made_from=made_from(token_source(run, "train"))).write(manifest)
     check_prepared(run)
-    plain = objective.preference_objective(run)
+    plain = objective.preference_objective(run.train)
     monkeypatch.setattr(objective, "preference_objective", lambda _: replace(plain, needs=plain.needs | {MISMATCHED}))
     with pytest.raises(UserError, match=r"completions of other prompts=False, .* says True; run `raydpo prep"):
         check_prepared(run)

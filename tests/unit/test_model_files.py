@@ -28,7 +28,7 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.reference.dataset import MANIFEST
 from raydpo.workspace.inputs import check_inputs
 from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from
+from raydpo.workspace.provenance import made_from, token_source
 
 pytestmark = pytest.mark.unit
 
@@ -235,7 +235,9 @@ def test_a_stage_behind_sft_whose_rows_have_changed_since_is_refused(stage: str,
     run = run_with(tmp_path, model={"path": str(good)}, data={"train": [str(tmp_path / "rows.jsonl")]})
     layout = Layout(run)
     shutil.copytree(good, layout.sft_export)
-    manifest = TokenManifest("sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts(), made_from=made_from(run, "sft"))
+    manifest = TokenManifest(
+        "sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts(), made_from=made_from(token_source(run, "sft"))
+    )
     manifest.write(layout.sft_tokens / MANIFEST)
     check_inputs(run, "prepare")
     rows = tmp_path / "rows.jsonl"

@@ -38,9 +38,15 @@ def _said(value: object) -> str:
 
 
 def test_the_example_is_the_whole_of_a_new_loss(tmp_path: Path) -> None:
-    for folder in ("raydpo/config", "raydpo/objective"):
+    for folder in ("raydpo/config", "raydpo/objective", "raydpo/storage", "raydpo/track"):
         shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("raydpo/__init__.py", "tests/pairs.py", "tests/unit/test_losses.py", "pyproject.toml"):
+    for file in (
+        "raydpo/__init__.py",
+        "raydpo/errors.py",
+        "tests/pairs.py",
+        "tests/unit/test_losses.py",
+        "pyproject.toml",
+    ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / file, tmp_path / file)
     [diff] = DIFF.findall(PAGE)

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from raydpo.config.schema import Decoding
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, read_records, summarise, write_evaluation
+from raydpo.evaluate.records import (
+    Evaluation,
+    RankedPair,
+    RatedSample,
+    Records,
+    read_records,
+    summarise,
+    write_evaluation,
+)
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -24,7 +32,7 @@ pytestmark = pytest.mark.unit
 NUMBERS = st.floats(-1e6, 1e6)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SAMPLES = st.lists(
-    st.builds(Sample, TEXT, TEXT, NUMBERS, NUMBERS, st.integers(0, 4096), st.sampled_from(["stop", "length"])),
+    st.builds(RatedSample, TEXT, TEXT, NUMBERS, NUMBERS, st.integers(0, 4096), st.sampled_from(["stop", "length"])),
     min_size=2,
     max_size=8,
     unique_by=lambda sample: sample.prompt,
@@ -38,8 +46,8 @@ ORIGINS = st.builds(
 )
 
 
-def sample(reward: float = 0.5, kl: float = 0.0, prompt: str = "The film") -> Sample:
-    return Sample(prompt, " is good.", reward, kl, 4, "stop")
+def sample(reward: float = 0.5, kl: float = 0.0, prompt: str = "The film") -> RatedSample:
+    return RatedSample(prompt, " is good.", reward, kl, 4, "stop")
 
 
 def evaluation(step: int, **parts: Any) -> Evaluation:
@@ -53,7 +61,11 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
 
 @given(samples=SAMPLES, pairs=PAIRS, step=st.integers(1, 10**7), made_from=ORIGINS)
 def test_what_is_written_is_read_back_exactly(
-    tmp_path_factory: pytest.TempPathFactory, samples: list[Sample], pairs: list[RankedPair], step: int, made_from: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: list[RatedSample],
+    pairs: list[RankedPair],
+    step: int,
+    made_from: Any,
 ) -> None:
     directory = tmp_path_factory.mktemp("evaluations")
     written = summarise(step, "policy", samples, made_from=made_from, seconds={"sample": 1.5}, pairs=pairs)

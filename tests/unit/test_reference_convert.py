@@ -18,8 +18,9 @@ from raydpo.errors import UserError
 from raydpo.reference.dataset import Dataset
 from raydpo.reference.maintenance import KeySummary, find_waste, list_keys, remove_waste, verify_store
 from raydpo.reference.place import Place
+from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.pools.precompute import score_missing
-from raydpo.stages.converting import Converted, check_converted, convert_values
+from raydpo.stages.converting import Converted, convert_values
 from raydpo.workspace.layout import reference_store
 from raydpo.workspace.prepared import prepared_datasets
 from tests.models import save_tiny_model

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from raydpo.config.load import load_run_file
+from raydpo.config.yaml12 import write_yaml
 from raydpo.model import version
 from raydpo.reference.store import Key
 from raydpo.workspace.layout import reference_store
@@ -34,7 +34,7 @@ def key_of(directory: Path, model: Path, *overrides: str) -> Key:
         "model": {"path": str(model)},
         "data": {"train": ["x"]},
     }
-    (directory / "run.yaml").write_text(yaml.safe_dump(tree))
+    (directory / "run.yaml").write_text(write_yaml(tree))
     return reference_store(load_run_file(directory / "run.yaml", overrides)).key
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import Decoding
+from raydpo.config.yaml12 import read_yaml, write_yaml
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RankedPair, Records, Sample, summarise
+from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, Records, summarise
 from raydpo.report import figures
 from raydpo.report.page import side_by_side, write_report
 from raydpo.report.summary import summary_rows, summary_table
@@ -57,7 +57,7 @@ def evaluation(step: int, prompts: int = 64, **parts: Any) -> Evaluation:
     rng = random.Random(step)
     lift = 0.35 * (1 - math.exp(-step / 40))
     samples = [
-        Sample(
+        RatedSample(
             prompt=f"The film number {i} is",
             completion=" " + " ".join(rng.choices(WORDS, k=rng.randint(6, 24))) + ".",
             reward=max(-1.0, min(1.0, rng.gauss(0.18 + lift, 0.45))),
@@ -105,9 +105,9 @@ def test_the_report_loads_nothing_from_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", ["logps", "nothing"])
 def test_a_run_without_rewards_has_a_report_too(tmp_path: Path, left: str) -> None:
     output = make_output(tmp_path)
-    config = yaml.safe_load(RUN_YAML)
+    config = read_yaml(RUN_YAML)
     config["train"]["objective"] = {"loss_type": "preferred_ft"}
-    (output / "run.yaml").write_text(yaml.safe_dump(config))
+    (output / "run.yaml").write_text(write_yaml(config))
     rows = [{"step": step, "loss": 3.0 - 0.1 * step} for step in range(5)]
     if left == "logps":
         rows = [row | {"logps/chosen": -30.0, "logps/rejected": -40.0} for row in rows]
@@ -137,9 +137,9 @@ def test_a_measure_that_some_steps_lack_is_named(tmp_path: Path) -> None:
 )
 def test_the_report_says_which_loss_was_minimised(tmp_path: Path, objective: dict[str, Any], said: str) -> None:
     output = make_output(tmp_path)
-    config = yaml.safe_load(RUN_YAML)
+    config = read_yaml(RUN_YAML)
     config["train"]["objective"] = objective
-    (output / "run.yaml").write_text(yaml.safe_dump(config))
+    (output / "run.yaml").write_text(write_yaml(config))
     assert said in write_report(output, WHOLE).read_text(encoding="utf-8")
 
 

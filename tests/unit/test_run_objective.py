@@ -34,7 +34,7 @@ def with_objective(run_file: Path, **values: Any) -> RunFile:
     ],
 )
 def test_a_run_file_names_its_losses(run_file: Path, values: dict[str, Any], expected: list[str]) -> None:
-    assert [term.loss_type for term in objective_terms(with_objective(run_file, **values))] == expected
+    assert [term.loss_type for term in objective_terms(with_objective(run_file, **values).train)] == expected
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_coupled_loss_wants_rows_to_compare(run_file: Path, loss_type: str) ->
     alone = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.global_batch_size=1"])
     with pytest.raises(UserError, match=r"train.global_batch_size = 1: (aot|kto) compares the rows .* set it to 2"):
         check_inputs(alone, "train")
-    assert objective_terms(load_run_file(run_file, ["train.global_batch_size=1"]))
-    assert objective_terms(with_objective(run_file, loss_type=loss_type))
+    assert objective_terms(load_run_file(run_file, ["train.global_batch_size=1"]).train)
+    assert objective_terms(with_objective(run_file, loss_type=loss_type).train)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_loss_of_tokens_asks_for_a_reference_that_has_them(run_file: Path, key
 )
 def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss_type: str, needed: bool) -> None:
     run = with_objective(run_file, loss_type=loss_type)
-    assert needs_reference(run) is needed
+    assert needs_reference(run.train) is needed
     assert ("precompute" in bills(run, "run")) is needed
     assert "precompute" in bills(run, "precompute")  # whoever asks for it gets it
     overlapped = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.reference=overlap"])
@@ -112,7 +112,7 @@ def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss
 
 
 def test_the_objective_of_a_run_file_is_that_of_its_terms(run_file: Path) -> None:
-    objective = preference_objective(with_objective(run_file, loss_type="orpo"))
+    objective = preference_objective(with_objective(run_file, loss_type="orpo").train)
     assert (objective.needs, objective.mean_over) == (frozenset(), "pairs")
 
 
@@ -124,6 +124,14 @@ def test_held_out_pairs_are_ranked_by_what_the_loss_compares(
     row = TokenRow(bytes(16), [7], ([1, 2, 3, 4], [5]))
     scored = [[np.full(4, -2.0), np.array([-3.0])]]
     reference = np.array([[-4.0, -1.0]], dtype=np.float32)
-    compares = preference_objective(with_objective(run_file, loss_type=loss_type)).compares
+    compares = preference_objective(with_objective(run_file, loss_type=loss_type).train).compares
     [pair] = ranked_pairs([row], scored, reference, compares)
     assert pair.right is chosen_is_preferred
+
+
+def test_metrics_of_tokens_are_told_on_request(run_file: Path) -> None:
+    assert preference_objective(load_run_file(run_file).train).observes == ()
+    asked = load_run_file(run_file, ["train.metrics=[entropy, logits]"])
+    assert preference_objective(asked.train).observes == ("entropy", "logits")
+    with pytest.raises(UserError, match="entropie"):
+        load_run_file(run_file, ["train.metrics=[entropie]"])

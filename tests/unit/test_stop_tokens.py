@@ -30,7 +30,8 @@ def test_the_engine_is_asked_to_stop_where_rows_end(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "raydpo.rollout.vocabulary", SimpleNamespace(known_tokens=lambda size: None))
     monkeypatch.setattr(sampling, "ray", _RayInThisProcess)
     monkeypatch.setattr(engine.Engine, "load", lambda self, model: None)
-    with sampling.samplers(run) as samplers:
+    tokenizer = sampling.check_sampling(run.model.path, run.data, run.sampler, [])
+    with sampling.samplers(run.model.path, "float32", run.sampler, tokenizer) as samplers:
         [actor] = samplers._actors
         actor.sample(str(tmp_path), [[3, 4]], Decoding(), n=1, seed=0, with_logps=0)
     [params] = vllm.asked

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 import grpc  # a part of ray[default]
 import ray
 import ray.data
-from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token, where it has them
-from ray._private.utils import read_ray_address  # what `ray start` leaves behind
 
 from raydpo.config.schema import Cluster
 from raydpo.errors import UserError
+from raydpo.runtime.cluster.ray_private import LOGGERS_OF_ERRORS, init_grpc_channel, read_ray_address
 from raydpo.storage.files import storage_refusal
 from raydpo.track.say import MARKED
 from raydpo.workspace.temporary import files_of_a_cluster
@@ -73,8 +72,8 @@ def quieten_ray_data() -> None:
     """Our own progress lines say what Ray Data's bars and reports would say again."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log of an error is raised as well
+    for name in LOGGERS_OF_ERRORS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _attach(env: dict[str, str]) -> bool:

@@ -7,5 +7,10 @@ import torch
 
 
 def granted_device() -> torch.device:
-    """To be asked in a task or an actor. A share of a GPU is a GPU; Ray shows the process no others."""
-    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    """The device of a task or an actor. A share of a GPU is a GPU; Ray shows the process no others.
+
+    A process that belongs to no cluster was given nothing, and has the CPU.
+    """
+    # Asked for GPUs in a process without a cluster, Ray would start one, which would outlive whoever asked.
+    given = ray.get_gpu_ids() if ray.is_initialized() else []
+    return torch.device("cuda" if given else "cpu")

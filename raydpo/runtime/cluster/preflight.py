@@ -27,13 +27,14 @@ class Demand:
 
 def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
     """What runs at once, at its minimum, in each phase of a stage; "run" has the phases of all."""
-    pool, sampler = run.reference.pool, run.sampler
+    pool = run.reference.pool
+    sampler = run.sampler
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
     evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, run.evaluate.gpus)] if run.evaluate else []
     engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
-    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run))
+    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run.train))
     phases = {
         "sft": _workers("sft", run.sft.workers) if run.sft else [],
         "sample": samplers if run.sample else [],
@@ -60,7 +61,8 @@ def room_for_scorers(run: RunFile) -> int:
 
     A pool that took all that is free would keep readers from running, and the readers' rows are what it waits for.
     """
-    pool, have = run.reference.pool, ray.cluster_resources()
+    pool = run.reference.pool
+    have = ray.cluster_resources()
     asked = [d for d in bills(run, "run")["train"] if d.what != "reference.pool"]
     room = [
         (have.get(resource, 0) - sum(d.count * getattr(d, amount) for d in asked)) // getattr(pool, amount)

@@ -17,9 +17,9 @@ from raydpo.data.lengths import completions_per_row
 from raydpo.data.shards import TokenManifest, read_shard
 from raydpo.reference.dataset import MANIFEST, Dataset, windows
 from raydpo.reference.store import Store
+from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.pools.pool import ScorerPool
 from raydpo.runtime.pools.tally import Tally
-from raydpo.stages.converting import check_converted
 from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.prepared import check_pairs
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ray
 import torch
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Model
 from raydpo.data.prompts import Prompt
 from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.probe import check_sampler
@@ -41,10 +41,19 @@ def confirm_sampler(
 
 
 @ray.remote(num_cpus=0)  # a few rows; the samplers may have taken all that the run asks for
-def confirm_samples(run: RunFile, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> float:
-    """The same in a task that loads the model itself, on the CPU: a task without a GPU must not take one."""
-    torch.set_num_threads(max(1, int(run.sampler.cpus)))
-    settings = run.model
-    policy = ScoringModel(load_model(model, dtype=settings.dtype), fp32_head=settings.fp32_head)
-    budget = run.reference.tokens_per_batch
-    return confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=settings.dtype)
+def confirm_samples(
+    form: Model,
+    model: str,
+    prompts: Sequence[Prompt],
+    drawn: Sequence[Completion],
+    *,
+    budget: int,
+    threads: int,
+) -> float:
+    """The same in a task that loads the model itself, on the CPU: a task without a GPU must not take one.
+
+    form: says in which number format `model` is loaded.
+    """
+    torch.set_num_threads(threads)
+    policy = ScoringModel(load_model(model, dtype=form.dtype), fp32_head=form.fp32_head)
+    return confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=form.dtype)

@@ -53,7 +53,8 @@ class RewardProcess:
     """A reward function that is asked from this process and works in another."""
 
     def __init__(self, name: str, actor: ActorHandle) -> None:
-        self._name, self._actor = name, actor
+        self._name = name
+        self._actor = actor
 
     def rate(self, groups: Sequence[Group]) -> list[list[float]]:
         """One reward a completion, in the order of the groups.
@@ -103,5 +104,6 @@ def last_line(error: BaseException) -> str:
 
 
 def _rows(groups: Sequence[Group]) -> str:
-    first, last = groups[0].row, groups[-1].row
+    first = groups[0].row
+    last = groups[-1].row
     return f"prompt {first}" if first == last else f"prompts {first} to {last}"

@@ -11,14 +11,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from raydpo.config.schema import Decoding, RunFile, Sampler
+from raydpo.config.schema import Data, Decoding, Evaluate, Sample, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import check_enough
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.limits import check_prompts
 from raydpo.runtime.pools.rewards import last_line
-from raydpo.workspace.layout import Layout
 
 if TYPE_CHECKING:
     from raydpo.data.tokenizer import RowTokenizer
@@ -30,11 +29,10 @@ PROBED = 8  # prompts of each actor's first call whose completions come with log
 class SamplerActor:
     """A Ray actor around one vLLM engine."""
 
-    def __init__(self, run: RunFile, vocabulary: int, stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: str, dtype: str, settings: Sampler, vocabulary: int, stop_ids: Sequence[int]) -> None:
         from raydpo.rollout.engine import Engine
 
-        model = Layout(run).start_model
-        self._engine = Engine(model, dtype=run.model.dtype, settings=run.sampler, vocabulary=vocabulary)
+        self._engine = Engine(model, dtype=dtype, settings=settings, vocabulary=vocabulary)
         self._stop_ids = stop_ids
 
     def sample(
@@ -114,25 +112,25 @@ class Samplers:
 
 
 @contextmanager
-def samplers(run: RunFile) -> Iterator[Samplers]:
-    """Start the vLLM actors; they stay up for the length of the block.
-
-    Raises UserError for prompts that are of no use, before any engine starts.
-    """
-    tokenizer = check_sampling(run, Layout(run).start_model)
-    options = {"num_cpus": run.sampler.cpus, "num_gpus": run.sampler.gpus, "max_restarts": 1, "max_task_retries": 1}
-    threads = {"OMP_NUM_THREADS": str(max(1, int(run.sampler.cpus)))}
+def samplers(model: str, dtype: str, settings: Sampler, tokenizer: RowTokenizer) -> Iterator[Samplers]:
+    """Start the vLLM actors with a model and its tokenizer; they stay up for the length of the block."""
+    # Once more where an actor is lost: a second loss is no accident.
+    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_restarts": 1, "max_task_retries": 1}
+    threads = {"OMP_NUM_THREADS": str(max(1, int(settings.cpus)))}
     actor = ray.remote(**options)(SamplerActor).options(runtime_env={"env_vars": threads})
-    actors = [actor.remote(run, len(tokenizer), sorted(tokenizer.stop_ids)) for _ in range(run.sampler.actors)]
+    stop_ids = sorted(tokenizer.stop_ids)
+    actors = [actor.remote(model, dtype, settings, len(tokenizer), stop_ids) for _ in range(settings.actors)]
     try:
-        yield Samplers(actors, run.sampler)
+        yield Samplers(actors, settings)
     finally:
         for handle in actors:
             ray.kill(handle)
 
 
-def check_sampling(run: RunFile, model: str) -> RowTokenizer:
-    """Raise UserError for a prompt without room for its completion, and for too few to evaluate.
+def check_sampling(
+    model: str, data: Data, sampler: Sampler, sections: Sequence[Sample | Evaluate | None]
+) -> RowTokenizer:
+    """Raise UserError for a prompt without room for its completion, and for too few to evaluate. Starts no engine.
 
     Returns the tokenizer, which is the model's.
     """
@@ -140,11 +138,12 @@ def check_sampling(run: RunFile, model: str) -> RowTokenizer:
         load_row_tokenizer,  # here, because drivers import this module before they need it
     )
 
-    tokenizer = load_row_tokenizer(model, run.data.date)
-    for part in (run.sample, run.evaluate):
-        if part:
-            prompts = read_prompts(part.prompts, part.column, tokenizer, limit=part.limit, ignore=run.data.ignore)
-            check_prompts(prompts, part.decoding, run.sampler)
-            if part is run.evaluate:
-                check_enough([prompt.text for prompt in prompts])
+    tokenizer = load_row_tokenizer(model, data.date)
+    for section in sections:
+        if section is None:
+            continue
+        prompts = read_prompts(section.prompts, section.column, tokenizer, limit=section.limit, ignore=data.ignore)
+        check_prompts(prompts, section.decoding, sampler)
+        if isinstance(section, Evaluate):
+            check_enough([prompt.text for prompt in prompts])
     return tokenizer

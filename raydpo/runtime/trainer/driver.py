@@ -17,40 +17,42 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from raydpo.config.schema import RunFile, Timeouts, Training
+from raydpo.config.schema import RunFile, Timeouts, Train, Training
 from raydpo.data.order import Order
 from raydpo.objective.contract import REF_LOGPS, REF_TOKEN_LOGPS
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.reference.dataset import Dataset, open_dataset
+from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.feed.overlap import score_ahead, tell_reached
 from raydpo.runtime.feed.plan import OrderedFeed, Plan
+from raydpo.runtime.trainer.exports import check_room_for_exports, last_export
 from raydpo.runtime.trainer.failures import FailureLog, final_refusal
-from raydpo.runtime.trainer.job import Job, work_on
 from raydpo.runtime.trainer.starting import START_RETRIES, RoomWatch
 from raydpo.runtime.trainer.stopping import stop_asked, stop_on_sigterm
-from raydpo.stages.converting import check_converted
 from raydpo.storage.files import whole_lines
 from raydpo.track.say import say
 from raydpo.train.checkpoint.commits import Commit, latest, newest
 from raydpo.train.checkpoint.retention import Retention
-from raydpo.workspace.asked import Asked
-from raydpo.workspace.exports import check_room_for_exports, last_export
+from raydpo.workspace.asked import EvaluationSettings, OriginsToday
 from raydpo.workspace.identity import (
     Identity,
+    TrainingSettings,
     check_resumable,
+    identity_of,
     order_of,
-    sft_identity,
+    sft_settings,
     steps_of,
-    train_identity,
+    train_settings,
     write_identity,
 )
+from raydpo.workspace.job import Job
 from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.lock import claim
 from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.outcome import Stopped
 from raydpo.workspace.own_files import clear_ray_files
 from raydpo.workspace.prepared import check_budget
-from raydpo.workspace.provenance import check_made_from, check_prepared
+from raydpo.workspace.provenance import check_made_from, check_prepared, token_source
 
 if TYPE_CHECKING:
     from raydpo.runtime.evaluation import Evaluator
@@ -62,9 +64,10 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
     check_prepared(run)
     dataset = open_dataset(layout.train_tokens)
     order = order_of(run.train, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    identity = train_identity(run, order)
+    settings = train_settings(run)
+    identity = identity_of(settings, order)
     check_resumable(layout.train, identity)
-    objective = preference_objective(run)
+    objective = preference_objective(run.train)
     store = reference_store(run) if REF_LOGPS in objective.needs else None
     overlapped = store is not None and run.train.reference == "overlap"
     imported: list[str] = []
@@ -76,14 +79,13 @@ def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
         imported = store.unverified(dataset.completion_ids)
     plan = _plan(run.train, dataset, order, layout.train)
     job = _job(
-        run,
-        run.train,
+        settings,
         plan,
         identity,
-        model=layout.start_model,
+        claim=claim(layout.root),
+        timeouts=run.timeouts,
         objective=objective,
-        directory=layout.train,
-        retention=checkpoint_retention(run),
+        retention=checkpoint_retention(run.train, EvaluationSettings.of(run)),
         export=layout.export,
         evaluated=evaluator is not None,
         evaluate_every=run.train.evaluate_every,
@@ -104,20 +106,20 @@ def train_sft(run: RunFile) -> dict[str, Any]:
     """Supervised fine-tuning of the starting model on the prepared sft rows."""
     layout = Layout(run)
     assert run.sft
-    check_made_from(run, "sft", layout.sft_tokens)
+    check_made_from(token_source(run, "sft"), layout.sft_tokens)
     dataset = open_dataset(layout.sft_tokens)
     order = order_of(run.sft, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    identity = sft_identity(run, order)
+    settings = sft_settings(run)
+    identity = identity_of(settings, order)
     check_resumable(layout.sft, identity)
     plan = _plan(run.sft, dataset, order, layout.sft)
     job = _job(
-        run,
-        run.sft,
+        settings,
         plan,
         identity,
-        model=run.model.path,
-        objective=fine_tuning(),
-        directory=layout.sft,
+        claim=claim(layout.root),
+        timeouts=run.timeouts,
+        objective=replace(fine_tuning(), observes=tuple(run.sft.metrics)),
         retention=Retention(run.sft.keep_last, run.sft.keep_every),
         export=layout.sft_export_of,
         evaluated=False,
@@ -132,29 +134,28 @@ def _plan(training: Training, dataset: Dataset, order: Order, directory: Path) -
     return Plan(dataset, order, training.tokens_per_microbatch, steps_of(training, order), directory / "checkpoints")
 
 
-def _job(run: RunFile, training: Training, plan: Plan, identity: Identity, **rest: Any) -> Job:
+def _job(settings: TrainingSettings, plan: Plan, identity: Identity, **rest: Any) -> Job:
     return Job(
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        training=training,
+        model=settings.model,
+        dtype=settings.dtype,
+        fp32_head=settings.fp32_head,
+        training=settings.training,
+        directory=settings.directory,
         num_steps=plan.num_steps,
         identity=identity.digest,
-        claim=claim(Path(run.output_dir)),
-        timeouts=run.timeouts,
         **rest,
     )
 
 
-def checkpoint_retention(run: RunFile) -> Retention:
+def checkpoint_retention(train: Train, evaluations: EvaluationSettings) -> Retention:
     """Which checkpoints of a run stay; the best is the one whose evaluation says so, read at every commit."""
-    train = run.train
     if train.keep_best is None:
         return Retention(train.keep_last, train.keep_every)
-    scores = partial(_scores, Asked(run), train.keep_best)
+    scores = partial(_scores, OriginsToday(evaluations), train.keep_best)
     return Retention(train.keep_last, train.keep_every, scores, train.evaluate_every)
 
 
-def _scores(asked: Asked, metric: str) -> dict[int, float]:
+def _scores(asked: OriginsToday, metric: str) -> dict[int, float]:
     """The figure of each step that has been evaluated; records of another run's steps are not valid."""
     intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
     return {step: interval.mean for step, interval in intervals.items() if interval}
@@ -250,3 +251,10 @@ def _outcome(job: Job, plan: Plan, last: Commit) -> dict[str, Any]:
         "mfu": fmean(known) if known else None,
         "export": str(last_export(job, last)),
     }
+
+
+def work_on(config: dict[str, Job]) -> None:
+    """Ray Train's entry point. Its controller imports this file as well, and must not load what only workers need."""
+    from raydpo.runtime.trainer.worker import run_worker
+
+    run_worker(config["job"])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import ControllerError, UserCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from raydpo.config.schema import Timeouts, Workers
 from raydpo.errors import UserError
 from raydpo.runtime.trainer.starting import START_RETRIES
+from raydpo.runtime.trainer.train_private import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from raydpo.storage.files import storage_refusal, whole_lines
 from raydpo.track.say import say
 

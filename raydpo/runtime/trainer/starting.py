@@ -7,18 +7,14 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ray.train.v2._internal.execution import callback_manager
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
-
 from raydpo.config.schema import Timeouts, Workers
 from raydpo.errors import UserError
 from raydpo.runtime.trainer.stopping import stop_asked
+from raydpo.runtime.trainer.train_private import LOGGER_OF_CALLBACKS, WAITING, ControllerCallback
 from raydpo.track.say import say
 from raydpo.workspace.outcome import Stopped
 
 START_RETRIES = 2  # of a group that does not start in time
-WAITING = (InitializingState, RestartingState, ReschedulingState)
 SILENT_S = 10.0  # room is often there within seconds
 POLL_S = 0.1
 
@@ -39,7 +35,8 @@ class RoomWatch(ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Called at every look for room, and whenever a group starts or ends."""
         if not isinstance(current_state, WAITING):
-            self._since, self._told = None, False
+            self._since = None
+            self._told = False
             return
         if stop_asked(self._directory):
             _end(Stopped("no worker was there to save anything"))
@@ -62,5 +59,5 @@ class RoomWatch(ControllerCallback):
 
 
 def _end(reason: Exception) -> NoReturn:
-    logging.getLogger(callback_manager.__name__).setLevel(logging.CRITICAL)  # it logs the traceback
+    logging.getLogger(LOGGER_OF_CALLBACKS).setLevel(logging.CRITICAL)
     raise reason

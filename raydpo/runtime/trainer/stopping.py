@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from ray.train import PreemptionInfo
-from ray.train.v2._internal.execution.context import get_train_context
+
+from raydpo.runtime.trainer.train_private import get_train_context
 
 STOP = "stop"  # the driver's word to the workers, a file because the output directory is what all nodes share
 
@@ -51,7 +52,8 @@ class Requests:
     """What the workers are asked to do early."""
 
     def __init__(self, directory: Path, *, rank: int) -> None:
-        self._directory, self._rank = directory, rank
+        self._directory = directory
+        self._rank = rank
         self._known: PreemptionInfo | None = None
 
     def poll(self) -> dict[str, float]:
@@ -60,5 +62,6 @@ class Requests:
             return {"stop": 0.0, "notice": 0.0}
         # ray.train.get_preemption_info() would be a barrier of all ranks through an actor, at every step.
         info = get_train_context().preemption_context.preemption_info
-        news, self._known = info != self._known, info
+        news = info != self._known
+        self._known = info
         return {"stop": float(stop_asked(self._directory)), "notice": float(news)}

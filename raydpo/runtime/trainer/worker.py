@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
-import ray.train.v2._internal.util
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -22,8 +21,8 @@ from raydpo.model.load import load_model
 from raydpo.model.tokenizer import load_tokenizer
 from raydpo.runtime.cluster.connection import quieten_ray_data, user_errors
 from raydpo.runtime.feed.rank_batches import shares
-from raydpo.runtime.trainer.job import Job
 from raydpo.runtime.trainer.stopping import Requests
+from raydpo.runtime.trainer.train_private import LOGGER_OF_WORKERS
 from raydpo.storage.files import whole_lines, write_json, write_text
 from raydpo.storage.space import room_for
 from raydpo.track.progress import Progress
@@ -32,9 +31,10 @@ from raydpo.train.checkpoint.saver import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, limit_collectives, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
-from raydpo.train.patience import Place, named, within
+from raydpo.train.patience import Whereabouts, named, within
 from raydpo.train.schedule import learning_rate
 from raydpo.train.step import Share, reduce_sums
+from raydpo.workspace.job import Job
 from raydpo.workspace.lock import hold
 
 Line = dict[str, float | None]
@@ -45,16 +45,16 @@ def run_worker(job: Job) -> None:
     """A UserError on any rank ends the run, see raydpo.runtime.trainer.failures; other errors start the group again."""
     quieten_ray_data()
     hold(job.claim)
-    place = Place(ray.train.get_context().get_world_rank())
+    place = Whereabouts(ray.train.get_context().get_world_rank())
     try:
         with user_errors(), named(place):
             _train(job, place)
     except UserError:
-        logging.getLogger(ray.train.v2._internal.util.__name__).setLevel(logging.CRITICAL)  # it logs the traceback
+        logging.getLogger(LOGGER_OF_WORKERS).setLevel(logging.CRITICAL)
         raise
 
 
-def _train(job: Job, place: Place) -> None:
+def _train(job: Job, place: Whereabouts) -> None:
     context = ray.train.get_context()
     init_distributed(context.get_world_size())
     device = ray.train.torch.get_device()
@@ -70,7 +70,8 @@ def _train(job: Job, place: Place) -> None:
         fp32_head=job.fp32_head,
     )
     limit_collectives(job.timeouts.collective)
-    checkpoints, tokenizer = job.directory / "checkpoints", load_tokenizer(job.model)
+    checkpoints = job.directory / "checkpoints"
+    tokenizer = load_tokenizer(job.model)
     found = resume(policy, checkpoints)
     start = found.cursor.step if found else 0
     with Saver(policy, tokenizer, checkpoints, identity=job.identity, retention=job.retention) as saver:
@@ -110,8 +111,13 @@ class Desk:
         ceiling: float,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        self._job, self._policy, self._saver, self._ceiling, self._tokenizer = job, policy, saver, ceiling, tokenizer
-        self._requests, self._stop = Requests(job.directory, rank=policy.rank), False
+        self._job = job
+        self._policy = policy
+        self._saver = saver
+        self._ceiling = ceiling
+        self._tokenizer = tokenizer
+        self._requests = Requests(job.directory, rank=policy.rank)
+        self._stop = False
         if policy.rank == 0:
             self._metrics = job.directory / "metrics.jsonl"
             lines = whole_lines(self._metrics)
@@ -123,7 +129,7 @@ class Desk:
                 say(f"{job.directory.name}: goes on after step {start}, {again} steps are done again")
             self._progress = Progress(job.directory.name, total=job.num_steps, unit="steps", done=start)
 
-    def until_stopped(self, shares: Iterator[Share], place: Place) -> Iterator[Share]:
+    def until_stopped(self, shares: Iterator[Share], place: Whereabouts) -> Iterator[Share]:
         """The shares as they come, with `place` kept true, until a stop is asked for."""
         for share in shares:
             place.at = f"step {share.step + 1}"
@@ -136,9 +142,11 @@ class Desk:
 
     def after_step(self, share: Share, metrics: Metrics) -> None:
         """Record, and save or export where it is due or asked for."""
-        job, step = self._job, share.step + 1
+        job = self._job
+        step = share.step + 1
         totals = self._totals(share)
-        self._stop, notice = totals["stop"] > 0, totals["notice"] > 0
+        self._stop = totals["stop"] > 0
+        notice = totals["notice"] > 0
         walked = {"epoch": share.epoch, "num_tokens": share.num_tokens}
         line: Line = {"step": step, **walked, **metrics, **_speed(totals, share, metrics["seconds"])}
         last = step == job.num_steps

@@ -18,7 +18,8 @@ from pathlib import Path
 from raydpo.storage.files import to_disk, write_json, write_text
 from raydpo.track.say import say
 
-MANIFEST, MARKER = "MANIFEST.json", "COMMITTED"
+MANIFEST = "MANIFEST.json"
+MARKER = "COMMITTED"
 POLL_S = 0.02
 
 

@@ -1,8 +1,8 @@
 """Saving a run beside its training, and resuming it on any number of ranks under any ZeRO stage.
 
 Training waits only until its state is copied to host memory. A thread of each rank writes and hashes that rank's files;
-rank 0's also waits for all the others' and commits (raydpo.train.checkpoint.commits). Collectives happen in the main thread alone.
-Nothing random is saved: dropout is off, and order and learning rate are functions of the step.
+rank 0's also waits for all the others' and commits (raydpo.train.checkpoint.commits). Collectives happen in the main
+thread alone. Nothing random is saved: dropout is off, and order and learning rate are functions of the step.
 """
 
 from __future__ import annotations
@@ -64,8 +64,11 @@ class Saver:
         identity: str,
         retention: Retention,
     ) -> None:
-        self._policy, self._tokenizer, self._directory = policy, tokenizer, directory
-        self._identity, self._retention = identity, retention
+        self._policy = policy
+        self._tokenizer = tokenizer
+        self._directory = directory
+        self._identity = identity
+        self._retention = retention
         self._attempt = _agree(uuid.uuid4().hex[:8])  # one name for all ranks, met in no earlier run
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._cancelled = threading.Event()
@@ -119,7 +122,8 @@ class Saver:
             raise UserError(problem)
 
     def _write_part(self, snapshot: Snapshot) -> None:
-        path, rank = snapshot.path, self._policy.rank
+        path = snapshot.path
+        rank = self._policy.rank
         with room_for(snapshot.size, path):
             files = [path / f"rank-{rank:05d}.safetensors"]
             write_state(files[0], snapshot.stretches, snapshot.scalars, snapshot.untrained)

@@ -77,7 +77,8 @@ def _partitioned(policy: Policy) -> Iterator[Fragment]:
     for name, parameter in _trained(policy):
         if (piece := parameter._hp_mapping) is None:
             continue
-        inside, place = piece.lp_fragment_address, piece.hp_fragment_address
+        inside = piece.lp_fragment_address
+        place = piece.hp_fragment_address
         [master] = groups[piece.param_group_index]["params"]
         yield Fragment(name, tuple(parameter.shape), inside.start, inside.numel, master, place.start)
 

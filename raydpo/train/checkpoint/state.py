@@ -97,10 +97,12 @@ class SavedState:
 
     def read(self, kind: str, name: str, start: int, stop: int) -> np.ndarray:
         """A range of a flattened parameter; RuntimeError where the files do not hold all of it."""
-        values, missing = np.empty(stop - start, np.float32), stop - start
+        values = np.empty(stop - start, np.float32)
+        missing = stop - start
         for first, file in self._places.get(name, []):
             stored = file.get_slice(f"{kind}/{name}")
-            low, high = max(start, first), min(stop, first + stored.get_shape()[0])
+            low = max(start, first)
+            high = min(stop, first + stored.get_shape()[0])
             if low < high:
                 values[low - start : high - start] = stored[low - first : high - first]
                 missing -= high - low

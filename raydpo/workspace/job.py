@@ -40,10 +40,3 @@ class Job:
     def exports_at(self, step: int) -> bool:
         """Whether the policy is exported when so many steps are done."""
         return step == self.num_steps or (self.evaluate_every is not None and step % self.evaluate_every == 0)
-
-
-def work_on(config: dict[str, Job]) -> None:
-    """Ray Train's entry point, which its controller imports as well."""
-    from raydpo.runtime.trainer.worker import run_worker
-
-    run_worker(config["job"])

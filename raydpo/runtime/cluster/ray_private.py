@@ -1,0 +1,11 @@
+"""Names that Ray keeps to itself and that we cannot do without, in one place: they move between versions."""
+
+from __future__ import annotations
+
+from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token, where it has them
+from ray._private.utils import read_ray_address  # what `ray start` leaves behind
+
+__all__ = ["LOGGERS_OF_ERRORS", "init_grpc_channel", "read_ray_address"]
+
+LOGGERS_OF_ERRORS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+"""Of Ray Data. What they log of an error is raised as well."""
