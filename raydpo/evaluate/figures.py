@@ -30,12 +30,16 @@ LONG_RUN = 30  # steps, from which on a running mean is drawn over the single st
 def training_curves(metrics: Sequence[Mapping[str, Any]], *, at_reference: float | None) -> Figure:
     """What `train/metrics.jsonl` says by step: the loss, and implicit rewards or else log-probs where it has them.
 
-    metrics: its rows, all with the same names. at_reference: the loss while policy and reference are the same.
+    metrics: its rows; one may lack the figures of chosen or of rejected completions, where its batch had none. Single
+    completions have no margins. at_reference: the loss while policy and reference are the same.
     """
+    names = {name for row in metrics for name in row}
     panels: list[Callable[[Axes, Sequence[Mapping[str, Any]]], None]] = [partial(_loss_panel, at_reference)]
-    if "rewards/margins" in metrics[0]:
+    if "rewards/margins" in names:
         panels += [_margin_panel, _accuracy_panel, _rewards_panel]
-    elif "logps/chosen" in metrics[0]:
+    elif {"rewards/chosen", "rewards/rejected"} <= names:
+        panels += [_rewards_panel]
+    elif {"logps/chosen", "logps/rejected"} <= names:
         panels += [_logps_panel]
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(FULL, 3.3 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
@@ -155,7 +159,8 @@ def stage_seconds(stages: Mapping[str, float]) -> Figure:
 def _curve(
     axes: Axes, metrics: Sequence[Mapping[str, Any]], key: str, colour: str, *, label: str = "", style: str = "-"
 ) -> None:
-    steps, values = [row["step"] for row in metrics], [row[key] for row in metrics]
+    steps = [row["step"] for row in metrics if key in row]
+    values = [row[key] for row in metrics if key in row]
     if len(values) < LONG_RUN:
         axes.plot(steps, values, color=colour, label=label, linestyle=style, linewidth=1.6, marker="o", markersize=4)
         return

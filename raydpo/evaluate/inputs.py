@@ -51,7 +51,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     lines = list(_lines(path))
     measured = [key for key in WHERE_MEASURED if any(key in row for _, row in lines)]
     for place, row in lines:
-        bad = next((key for key in (*ALWAYS, *measured) if not _is_number(row.get(key))), None)
+        due = [*ALWAYS, *(key for key in measured if not _of_one_kind(row, key))]
+        bad = next((key for key in due if not _is_number(row.get(key))), None)
         if bad:
             raise UserError(f"{place}: {bad} is {row.get(bad)}, not a finite number; run `raydpo train` again")
         # A resumed run repeats the steps since its checkpoint; the later attempt is the one that lives on.
@@ -59,6 +60,13 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     if not by_step:
         raise UserError(f"{path} is empty: no step has been trained; run `raydpo train`")
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _of_one_kind(row: dict[str, Any], key: str) -> bool:
+    """Whether a step lacks a figure because all completions of its batch were wanted, or none: it has the others'."""
+    name, _, kind = key.partition("/")
+    other = {"chosen": "rejected", "rejected": "chosen"}.get(kind)
+    return other is not None and key not in row and f"{name}/{other}" in row
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
