@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk
+from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
@@ -32,14 +33,15 @@ def prepared_run(model: Path, directory: Path, store: str) -> RunFile:
     return run
 
 
-def prepare(run: RunFile, pairs: Sequence[dict[str, str]]) -> None:
+def prepare(run: RunFile, rows: Sequence[dict[str, Any]], kind: Kind = "pair") -> None:
     """What the prepare stage does."""
     directory = Path(run.output_dir) / "tokens/train"
-    Path(run.data.train[0]).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    Path(run.data.train[0]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = TokenSettings(64, "error", append_eos=True)
     tokenizer = load_row_tokenizer(run.model.path)
     shards = []
-    for first in range(0, len(pairs), 3):
-        table, counts = tokenize_chunk(Chunk("", 1, list(pairs[first : first + 3])), tokenizer, settings, "pair")
+    for first in range(0, len(rows), 3):
+        table, counts = tokenize_chunk(Chunk("", 1, list(rows[first : first + 3])), tokenizer, settings, kind)
         shards.append(write_shard(table, directory / f"part-{first}.arrow"))
-    TokenManifest("pair", shards, counts, made_from=made_from(run, "train")).write(directory / "manifest.json")
+    manifest = TokenManifest(kind, shards, counts, made_from=made_from(run, "train"), columns=table.column_names[3:])
+    manifest.write(directory / "manifest.json")

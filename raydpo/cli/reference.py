@@ -10,7 +10,7 @@ COMMANDS = {
     "verify": ("read every shard and name what does not count, and why; exit code 1 when there is any", ("STORE",)),
     "gc": ("list what nobody would miss: leftovers of killed writers, duplicates; --yes removes it", ("STORE",)),
     "export": ("write all completions of a key to one parquet file", ("STORE", "KEY", "FILE")),
-    "convert": ("take over what an earlier raydpo has scored of a run's rows; nothing is scored again", ("RUNFILE",)),
+    "convert": ("take over what an earlier raydpo has scored of a run's pairs; nothing is scored again", ("RUNFILE",)),
     "import": ("take reference log-probs of a run's rows from a file, as TRL names the columns", ("RUNFILE", "FILE")),
 }
 OPTIONS = {"gc": ("keys", "unverified", "older_than", "yes"), "import": ("overrides",), "convert": ("overrides",)}

@@ -6,6 +6,7 @@ Legend: N rows of a table, C completions of all rows. The tables are those of ra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from raydpo.data.lengths import completions_per_row
 from raydpo.data.shards import to_rows
-from raydpo.data.tokens import TokenRow, completion_digest
+from raydpo.data.tokens import TokenRow, row_digest
 
 Ints = NDArray[np.int64]
 
@@ -32,8 +33,25 @@ def completion_ids(table: pa.Table) -> pa.FixedSizeBinaryArray:
     row_of = np.repeat(np.arange(table.num_rows), completions_per_row(table))
     digests = bytearray()
     for completion, row in enumerate(row_of.tolist()):
-        digests += completion_digest(prompts[row], completions[completion])
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(row_of), [None, pa.py_buffer(bytes(digests))])
+        digests += row_digest(prompts[row], completions[completion])
+    return _ids(digests)
+
+
+def pair_ids(table: pa.Table, rows: Ints) -> tuple[pa.FixedSizeBinaryArray, Ints]:
+    """For any two completions of some rows, in either order: the row_id that a pair of them has, and which they are.
+
+    Shapes [Q] and [Q, 2]; completions are counted over the rows of the table.
+    """
+    prompts = _Pieces.of(table["prompt_ids"])
+    completions = _Pieces.of(pc.list_flatten(table["completions"]))
+    begins = completion_begins(table).tolist()
+    digests = bytearray()
+    which: list[tuple[int, int]] = []
+    for row in rows.tolist():
+        for better, worse in permutations(range(begins[row], begins[row + 1]), 2):
+            digests += row_digest(prompts[row], completions[better], completions[worse])
+            which.append((better, worse))
+    return _ids(digests), np.asarray(which, dtype=np.int64).reshape(-1, 2)
 
 
 def rows_of(table: pa.Table, completions: NDArray[np.integer[Any]]) -> list[TokenRow]:
@@ -49,6 +67,10 @@ def rows_of(table: pa.Table, completions: NDArray[np.integer[Any]]) -> list[Toke
         TokenRow(row.row_id, row.prompt_ids, tuple(row.completions[j] for j in of_row))
         for row, of_row in zip(to_rows(table.take(pa.array(members))), wanted, strict=True)
     ]
+
+
+def _ids(digests: bytearray) -> pa.FixedSizeBinaryArray:
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(digests) // 16, [None, pa.py_buffer(bytes(digests))])
 
 
 @dataclass(frozen=True)

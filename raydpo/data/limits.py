@@ -19,7 +19,8 @@ class Extent:
     @classmethod
     def of_row(cls, row: TokenRow) -> Extent:
         """The extent of one row."""
-        prompt, lengths = len(row.prompt_ids), [len(ids) for ids in row.completions]
+        prompt = len(row.prompt_ids)
+        lengths = [len(ids) for ids in row.completions]
         largest = max(max(ids) for ids in (row.prompt_ids, *row.completions))
         return cls(prompt + max(lengths), prompt + sum(lengths), largest)
 

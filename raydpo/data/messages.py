@@ -87,7 +87,8 @@ def _message(message: Any, place: str, ignore: Collection[str]) -> dict[str, str
             f"{place} has keys that would be lost: {', '.join(map(repr, lost))}. Only role and content become tokens: "
             f"put what they say into content, or set data.ignore: [{', '.join(lost)}] to leave them out knowingly."
         )
-    role, content = message.get(ROLE), message.get(CONTENT)
+    role = message.get(ROLE)
+    content = message.get(CONTENT)
     if isinstance(content, list):
         raise UserError(f"{place}: content is a list of parts, {short(content)}; write their text as one string.")
     if content is None:

@@ -124,12 +124,13 @@ def completion_id(prompt_ids: Sequence[int], completion: Sequence[int]) -> bytes
     return row_id(prompt_ids, [completion])
 
 
-def completion_digest(prompt: memoryview, completion: memoryview) -> bytes:
-    """completion_id of ids that lie in memory as int32, little endian; nothing is copied."""
-    lengths = struct.pack("<3q", 2, prompt.nbytes // 4, completion.nbytes // 4)
-    digest = hashlib.blake2b(lengths, digest_size=16)
-    digest.update(prompt)
-    digest.update(completion)
+def row_digest(prompt: memoryview, *completions: memoryview) -> bytes:
+    """row_id of ids that lie in memory as int32, little endian; nothing is copied."""
+    parts = (prompt, *completions)
+    lengths = [part.nbytes // 4 for part in parts]
+    digest = hashlib.blake2b(struct.pack(f"<{1 + len(parts)}q", len(parts), *lengths), digest_size=16)
+    for part in parts:
+        digest.update(part)
     return digest.digest()
 
 
@@ -198,7 +199,8 @@ def _text_completion(prompt: Value, text: str, tokenizer: RowTokenizer) -> list[
 
 def _check_rendered_apart(row: Row) -> None:
     """Raise UserError for two different answers that the template has rendered to the same text."""
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen = row["chosen"]
+    rejected = row["rejected"]
     if _is_chat(chosen) and _is_chat(rejected) and _said(chosen) != _said(rejected):
         raise UserError(
             "chosen and rejected differ, but the chat template renders both to the same tokens: it leaves out what "

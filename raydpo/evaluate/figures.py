@@ -30,17 +30,16 @@ LONG_RUN = 30  # steps, from which on a running mean is drawn over the single st
 def training_curves(metrics: Sequence[Mapping[str, Any]], *, at_reference: float | None) -> Figure:
     """What `train/metrics.jsonl` says by step: the loss, and implicit rewards or else log-probs where it has them.
 
-    metrics: its rows; one may lack the figures of chosen or of rejected completions, where its batch had none. Single
-    completions have no margins. at_reference: the loss while policy and reference are the same.
+    metrics: its rows; of single completions a row has what is of wanted ones, and of others, where its batch had some.
+    at_reference: the loss while policy and reference are the same.
     """
-    names = {name for row in metrics for name in row}
     panels: list[Callable[[Axes, Sequence[Mapping[str, Any]]], None]] = [partial(_loss_panel, at_reference)]
-    if "rewards/margins" in names:
+    measured = {name for row in metrics for name in row}
+    if "rewards/margins" in measured:
         panels += [_margin_panel, _accuracy_panel, _rewards_panel]
-    elif {"rewards/chosen", "rewards/rejected"} <= names:
-        panels += [_rewards_panel]
-    elif {"logps/chosen", "logps/rejected"} <= names:
-        panels += [_logps_panel]
+    else:
+        panels += [_rewards_panel] if "rewards/chosen" in measured else []
+        panels += [_logps_panel] if "logps/chosen" in measured else []
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(FULL, 3.3 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
     for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
@@ -159,8 +158,9 @@ def stage_seconds(stages: Mapping[str, float]) -> Figure:
 def _curve(
     axes: Axes, metrics: Sequence[Mapping[str, Any]], key: str, colour: str, *, label: str = "", style: str = "-"
 ) -> None:
-    steps = [row["step"] for row in metrics if key in row]
-    values = [row[key] for row in metrics if key in row]
+    measured = [row for row in metrics if key in row]
+    steps = [row["step"] for row in measured]
+    values = [row[key] for row in measured]
     if len(values) < LONG_RUN:
         axes.plot(steps, values, color=colour, label=label, linestyle=style, linewidth=1.6, marker="o", markersize=4)
         return

@@ -22,6 +22,7 @@ WHERE_MEASURED = (  # a loss without a reward has none of them: then no step has
     "logps/chosen",
     "logps/rejected",
 )
+OF_PAIRS = {"rewards/margins", "rewards/accuracies"}
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ def read_output(output_dir: Path) -> RunOutput:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
     lines = list(_lines(path))
-    measured = [key for key in WHERE_MEASURED if any(key in row for _, row in lines)]
+    everywhere = [key for key in WHERE_MEASURED if any(key in row for _, row in lines)]
+    of_pairs = not OF_PAIRS.isdisjoint(everywhere)
     for place, row in lines:
-        due = [*ALWAYS, *(key for key in measured if not _of_one_kind(row, key))]
-        bad = next((key for key in due if not _is_number(row.get(key))), None)
+        # Of single completions, a batch without wanted ones says nothing of these.
+        measured = everywhere if of_pairs else [key for key in everywhere if key in row]
+        bad = next((key for key in (*ALWAYS, *measured) if not _is_number(row.get(key))), None)
         if bad:
             raise UserError(f"{place}: {bad} is {row.get(bad)}, not a finite number; run `raydpo train` again")
         # A resumed run repeats the steps since its checkpoint; the later attempt is the one that lives on.
@@ -60,13 +63,6 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     if not by_step:
         raise UserError(f"{path} is empty: no step has been trained; run `raydpo train`")
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _of_one_kind(row: dict[str, Any], key: str) -> bool:
-    """Whether a step lacks a figure because all completions of its batch were wanted, or none: it has the others'."""
-    name, _, kind = key.partition("/")
-    other = {"chosen": "rejected", "rejected": "chosen"}.get(kind)
-    return other is not None and key not in row and f"{name}/{other}" in row
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

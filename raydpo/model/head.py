@@ -69,12 +69,14 @@ def _chunks(token_counts: tuple[int, ...], limit: int) -> Iterator[_Chunk]:
     """Whole rows, as many as fit `limit` positions, at least one."""
     row = position = 0
     while row < len(token_counts):
-        last, end = row + 1, position + token_counts[row]
+        last = row + 1
+        end = position + token_counts[row]
         while last < len(token_counts) and end - position + token_counts[last] <= limit:
             end += token_counts[last]
             last += 1
         yield _Chunk(slice(row, last), slice(position, end))
-        row, position = last, end
+        row = last
+        position = end
 
 
 def _summing(dtype: torch.dtype) -> torch.dtype:
@@ -97,7 +99,8 @@ def _normalise(logits: Tensor, target: Tensor, softcap: float | None, *, squares
     Over the logits [m, V] is written e, less its sum at the target: -sum times the derivative of the log-prob. That
     factor is left to rows of D numbers, which are fewer than V. The sum may reach V: too much for float16.
     """
-    e, target = logits.to(_summing(logits.dtype)), target[:, None]  # the same memory, unless it is bfloat16
+    e = logits.to(_summing(logits.dtype))  # the same memory, unless it is bfloat16
+    target = target[:, None]
     bend = _cap(e, softcap)
     largest = e.amax(dim=1, keepdim=True)
     logps = e.gather(1, target) - largest
@@ -123,9 +126,11 @@ class _Sweep:
     ) -> None:
         self.squares = LOG_SUM_SQ_PROBS in asked
         dtype = form.dtype(weight)
-        self.hidden, self.weight = form.scaled(hidden.to(dtype)), weight.to(dtype)
+        self.hidden = form.scaled(hidden.to(dtype))
+        self.weight = weight.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
-        self.target, self.form = batch.target, form
+        self.target = batch.target
+        self.form = form
         self.chunks = list(_chunks(batch.token_counts, 2 * CHUNK_POSITIONS // dtype.itemsize))
         self.buffer = self.weight.new_empty(max(chunk.size for chunk in self.chunks), len(weight))
         self.grad_hidden = torch.empty_like(hidden)
@@ -150,7 +155,8 @@ class _Sweep:
         """Chain rule through the chunk scored last, from the derivatives [m] with respect to its log-probs."""
         scale = (-slopes / self.sums)[:, None]
         self.grad_hidden[chunk.positions] = (self.residual @ self.weight) * self.form.scaled(scale)
-        h, dtype = self.hidden[chunk.positions] * scale, self.residual.dtype
+        h = self.hidden[chunk.positions] * scale
+        dtype = self.residual.dtype
         self.grad_weight = _add_product(self.grad_weight, self.residual.t(), h.to(dtype))
         if self.bias is not None:
             self.grad_bias = _add_product(self.grad_bias, self.residual.t(), scale.to(dtype))
@@ -221,7 +227,8 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, form: _Form) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.batch, ctx.form = batch, form
+        ctx.batch = batch
+        ctx.form = form
         sweep = _Sweep(hidden, weight, bias, batch, form)
         return torch.cat([sweep.score(chunk) for chunk in sweep.chunks])
 

@@ -33,7 +33,7 @@ class KeySummary:
     shards: int
     completions: int
     unverified: int  # completions among them
-    old_rows: int  # pairs in shards of the old layout, converted or not
+    old_pairs: int  # pairs in shards of the old layout, converted or not
     bytes: int
     age_s: float  # since something was last written
 
@@ -53,7 +53,7 @@ class KeySummary:
             shards=len(markers) + len(old),
             completions=sum(marker.completions for marker in markers),
             unverified=sum(marker.completions for marker in markers if not marker.verified),
-            old_rows=sum(marker.rows for marker in old),
+            old_pairs=sum(marker.rows for marker in old),
             bytes=sum(marker.bytes for marker in markers) + sum(marker.bytes for marker in old),
             age_s=time.time() - written,
         )
@@ -81,9 +81,9 @@ def list_keys(store: str) -> list[KeyDirectory]:
 def verify_store(store: str) -> tuple[dict[str, int], list[Damage]]:
     """Read every byte and compare: counts of what is whole, and everything that does not count with its cause.
 
-    old_rows are whole pairs in shards of the old layout, of which some or all may be converted.
+    old_pairs are whole pairs in shards of the old layout, of which some or all may be converted.
     """
-    counts = {"keys": 0, "shards": 0, "completions": 0, "old_rows": 0}
+    counts = {"keys": 0, "shards": 0, "completions": 0, "old_pairs": 0}
     problems: list[Damage] = []
     for directory in list_keys(store):
         whole, damages = directory.survey()
@@ -91,7 +91,7 @@ def verify_store(store: str) -> tuple[dict[str, int], list[Damage]]:
         counts["keys"] += 1
         counts["shards"] += len(whole) + len(old)
         counts["completions"] += sum(marker.completions for marker in whole.values())
-        counts["old_rows"] += sum(marker.rows for marker in old.values())
+        counts["old_pairs"] += sum(marker.rows for marker in old.values())
         problems += [*damages, *old_damages]
     return counts, problems
 

@@ -1,7 +1,8 @@
 """`raydpo reference convert`: values that an earlier raydpo kept by row become values by completion, and none is lost.
 
-The old layout names a row and not its completions, so the run's prepared tokens are asked which they are. Rows of
-other runs stay where they are until their run file comes.
+The old layout names pairs and not their completions, so the run's prepared tokens are asked which they are: any two
+completions of a row, because the pairs of a group used to be rows of their own. Pairs of other runs stay where they are
+until their run file comes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import pyarrow as pa
 
 from raydpo.config.errors import UserError
 from raydpo.config.schema import RunFile
+from raydpo.data.completions import completion_begins, completion_ids, pair_ids
+from raydpo.data.shards import read_shard
 from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy
 from raydpo.reference.old_layout import OldShards, by_completion
 from raydpo.reference.store import Store
@@ -21,57 +24,63 @@ from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.layout import reference_store
 from raydpo.runtime.prepared import prepared_datasets
 
+_NONE = np.zeros(0, "S16")
+
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of the rows of the old layout, each counted once."""
+    """What became of the pairs of the old layout, each counted once."""
 
-    rows: int  # the run's, converted now or before
-    completions: int  # of these rows
-    others: int  # not among the run's rows; they stay in the old layout
-    damaged: int  # shards that do not count, see `raydpo reference verify`
     store: str
+    pairs: int  # the run's, converted now or before
+    completions: int  # of these pairs
+    others: int  # pairs of other runs; they stay in the old layout
+    damaged: int  # shards that do not count, see `raydpo reference verify`
 
 
-class _RunRows:
-    """The rows of a run, by row_id, with their completions."""
+class _RunPairs:
+    """Any two completions of the run's rows, by the row_id that they had as a pair."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
-        self._asked = Asked(pa.concat_arrays([dataset.row_ids for dataset in datasets]))
-        self._completions = np.concatenate([as_numpy(dataset.completion_ids) for dataset in datasets])
-        sizes = np.concatenate([np.diff(dataset.begins) for dataset in datasets])
-        self._begins = np.cumsum(sizes) - sizes
+        names: list[pa.FixedSizeBinaryArray] = []
+        completions: list[Ids] = []
+        for dataset in datasets:
+            for path in dataset.shards:
+                table = read_shard(path)
+                of_pairs, which = pair_ids(table, np.arange(table.num_rows))
+                names.append(of_pairs)
+                completions.append(as_numpy(completion_ids(table))[which])
+        self._asked = Asked(pa.concat_arrays(names))
+        self._completions = np.concatenate(completions)
 
     def find(self, row_ids: Ids) -> tuple[Bools, Ids]:
-        """Which of the rows of the old layout are among the run's, and the completions of these, in turn."""
+        """Which pairs of the old layout are among the run's, and the completions of these, better and worse in turn."""
         at, found = self._asked.find(row_ids)
-        first = self._begins[self._asked.first[at[found]]]
-        # A row's id is a hash over all its completions, so who has the id of a pair is the same pair.
-        return found, self._completions[np.stack([first, first + 1], axis=1).ravel()]
+        return found, self._completions[self._asked.first[at[found]]].ravel()
 
 
 def convert_values(run: RunFile) -> Converted:
-    """Make shards by completion of the run's rows in the old layout. Nothing is scored, and nothing is removed.
+    """Make shards by completion of the run's pairs in the old layout. Nothing is scored, and nothing is removed.
 
     Takes no cluster. It may be ended and begun again: a shard is noted as converted when its values are committed.
     UserError where the store has nothing of the old layout.
     """
     store = reference_store(run)
-    rows = _RunRows(prepared_datasets(run))
+    pairs = _RunPairs(prepared_datasets(run))
     old = store.old_layout()
-    whole, damages = old.survey()
-    if not whole:
+    if not old.markers():
         raise UserError(
-            f"the reference store {store.address} holds no whole shard of the old layout, so there is nothing to "
-            "convert; where there should be one, `raydpo reference verify` says what is wrong with it."
+            f"the reference store {store.address} holds no shard of the old layout, so there is nothing to convert; "
+            "where there should be one, `raydpo reference verify` says what is wrong with it."
         )
     store.claim()
-    taken: list[Ids] = []
-    left: list[Ids] = []
-    completions: list[Ids] = []
+    whole, damages = old.survey()
+    taken = [_NONE]
+    left = [_NONE]
+    completions = [_NONE]
     for (name, marker), table in zip(whole.items(), old.read(list(whole)), strict=True):
         row_ids = as_numpy(table["row_id"])
-        found, ids = rows.find(row_ids)
+        found, ids = pairs.find(row_ids)
         if found.any():
             shard = by_completion(table.filter(pa.array(found)), as_arrow(ids))
             store.commit(shard, marker.source, verified=marker.verified)
@@ -79,37 +88,37 @@ def convert_values(run: RunFile) -> Converted:
         taken.append(row_ids[found])
         left.append(row_ids[~found])
         completions.append(ids)
-    return Converted(
-        rows=_different(taken),
-        completions=_different(completions),
-        others=_different(left),
-        damaged=len(damages),
-        store=store.address,
-    )
+    return Converted(store.address, _different(taken), _different(completions), _different(left), len(damages))
 
 
 def check_converted(store: Store, datasets: Iterable[Dataset]) -> None:
-    """Raise UserError where the old layout has values of rows whose completions the store lacks.
+    """Raise UserError where the old layout has values of completions that the store lacks.
 
     Without it, they would be scored again, and nobody would know that they need not be.
     """
     old = store.old_layout()
     if not old.markers():
         return
-    rows = sum(_unconverted(store, old, dataset) for dataset in datasets)
-    if rows:
+    pairs = sum(_unconverted(store, old, dataset) for dataset in datasets)
+    if pairs:
         raise UserError(
-            f"the reference store {store.address} holds the values of {rows} of the run's rows in the layout of an "
+            f"the reference store {store.address} holds the values of {pairs} of the run's pairs in the layout of an "
             "earlier raydpo; run `raydpo reference convert` with this run file, which takes them over and scores "
             "nothing again."
         )
 
 
 def _unconverted(store: Store, old: OldShards, dataset: Dataset) -> int:
-    """How many rows of a dataset they are; one that occurs twice counts twice."""
+    """How many pairs of a dataset they are; one that occurs twice counts twice."""
     lacking = np.flatnonzero(np.isnan(store.known(dataset.completion_ids)))
-    rows = np.unique(np.searchsorted(dataset.begins, lacking, side="right") - 1)
-    return int(old.holds(dataset.row_ids.take(pa.array(rows))).sum())
+    names: list[pa.FixedSizeBinaryArray] = [pa.array([], pa.binary(16))]
+    for path, completions in dataset.where(lacking):
+        table = read_shard(path)
+        rows = np.unique(np.searchsorted(completion_begins(table), completions, side="right") - 1)
+        of_pairs, which = pair_ids(table, rows)
+        # What the store has of both completions is not lacking, however the pair stands in the old layout.
+        names.append(of_pairs.filter(pa.array(np.isin(which, completions).any(axis=1))))
+    return int(old.holds(pa.concat_arrays(names)).sum())
 
 
 def _different(ids: Sequence[Ids]) -> int:

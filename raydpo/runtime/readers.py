@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from raydpo.data.formats import Chunk, Field, read_chunks
@@ -83,16 +84,22 @@ def _with_sums(plan: pa.Table, scorers: ActorHandle) -> pa.Table:
     numbers = plan["number"].combine_chunks().flatten().to_numpy()
     awaited = numbers >= 0
     if awaited.any():
-        known = plan["ref_logps"].combine_chunks()
-        sums = known.flatten().to_numpy().copy()
         first_step = plan["step"][0].as_py()
         while (found := ray.get(scorers.values.remote(numbers[awaited], first_step))) is None:
             time.sleep(_ASK_AGAIN_S)
-        sums[awaited] = found
-        ends = np.cumsum(pc.list_value_length(known).to_numpy())
-        column = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), pa.array(sums))
-        plan = plan.set_column(plan.column_names.index("ref_logps"), "ref_logps", column)
+        plan = with_awaited(plan, awaited, found)
     return plan.drop_columns(["number"])
+
+
+def with_awaited(plan: pa.Table, awaited: NDArray[np.bool_], found: NDArray[np.float32]) -> pa.Table:
+    """Put sums in their places in the lists of ref_logps; awaited: which of all completions they are of, shape [C]."""
+    known = plan["ref_logps"].combine_chunks()
+    sums = known.flatten().to_numpy().copy()
+    sums[awaited] = found
+    ends = np.cumsum(pc.list_value_length(known).to_numpy())
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+    column = pa.ListArray.from_arrays(offsets, pa.array(sums))
+    return plan.set_column(plan.column_names.index("ref_logps"), "ref_logps", column)
 
 
 @lru_cache(maxsize=4096)  # maps take address space, not memory

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raydpo.reference.upkeep import KeySummary, export_key, find_waste, list_keys, remove_waste, verify_store
 
-_CONVERT = "`raydpo reference convert` with a run file takes over those of its rows, then `gc` removes them"
+_CONVERT = "`raydpo reference convert` with a run file takes over those of its data, then `gc` removes them"
 _ROW = "{:<24}  {:>11}  {:>13}  {:<22}  {:>17}  {}"
 
 
@@ -24,8 +24,8 @@ def ls(store: str) -> int:
         made_of = " ".join(f"{name}={value}" for name, value in key.made_of.items()) or "?: see verify"
         age = str(timedelta(seconds=round(key.age_s)))
         print(_ROW.format(key.key, f"{key.completions:,}", f"{key.bytes / 2**20:,.1f} MiB", verified, age, made_of))
-        if key.old_rows:
-            print(f"  and {key.old_rows:,} rows in the layout of an earlier raydpo: {_CONVERT}")
+        if key.old_pairs:
+            print(f"  and {key.old_pairs:,} pairs in the layout of an earlier raydpo: {_CONVERT}")
     return 0
 
 
@@ -35,8 +35,8 @@ def verify(store: str) -> int:
     for problem in problems:
         print(problem)
     print(f"whole: {counts['completions']:,} completions in {counts['shards']:,} shards of {counts['keys']} keys")
-    if counts["old_rows"]:
-        print(f"whole, in the layout of an earlier raydpo: {counts['old_rows']:,} rows; {_CONVERT}")
+    if counts["old_pairs"]:
+        print(f"whole, in the layout of an earlier raydpo: {counts['old_pairs']:,} pairs; {_CONVERT}")
     if problems:
         print("precompute scores what its run file lacks again; `raydpo reference gc` removes what does not count")
     return int(bool(problems))
@@ -84,9 +84,9 @@ def convert(run_file: str, *, overrides: Sequence[str]) -> int:
 
     counts = convert_values(load_run_file(run_file, overrides))
     print(
-        f"{counts.rows:,} rows of the run converted in {counts.store}: {counts.completions:,} completions, none scored "
-        f"again; {counts.others:,} rows are of other runs and wait for their run files. The old files stay until "
-        "`raydpo reference gc`."
+        f"{counts.pairs:,} pairs of the run converted in {counts.store}: {counts.completions:,} completions, none "
+        f"scored again; {counts.others:,} pairs are of other runs and wait for their run files. The old files stay "
+        "until `raydpo reference gc`."
     )
     if counts.damaged:
         print(f"{counts.damaged} old shards do not count: `raydpo reference verify` says why")

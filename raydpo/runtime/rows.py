@@ -33,8 +33,6 @@ def check_format(rows: RowFormat, objective: Objective) -> None:
             "train.objective.loss_type compares completions of one prompt, and rows of data.format=unpaired have one "
             "each; choose a loss of single completions, such as kto or bco, or give pairs."
         )
-    if "label" in objective.needs and rows.kind == "sft":
-        raise UserError("train.objective.loss_type needs labels; set data.format: unpaired.")
     if "rank" in objective.needs and rows.kind == "unpaired":
         raise UserError(
             "train.objective.loss_type needs completions in order, and rows of data.format=unpaired have one each; set "

@@ -41,7 +41,8 @@ class ReferenceScorer:
     """An actor of the pool. It scores in one thread and answers pings in another."""
 
     def __init__(self, run: RunFile, store: Store) -> None:
-        self._run, self._store = run, store
+        self._run = run
+        self._store = store
 
     @ray.method(concurrency_group="health")
     def ping(self) -> None:

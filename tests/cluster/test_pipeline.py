@@ -14,13 +14,13 @@ import pytest
 from raydpo.config.load import load_run_file
 from raydpo.config.say import MARK
 from raydpo.data.completions import completion_ids
-from raydpo.data.shards import read_shard
+from raydpo.data.shards import TokenManifest, read_shard, to_rows
 from raydpo.evaluate.records import Evaluation
 from raydpo.runtime.origin import Asked
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
-from tests.cluster.runfiles import NUM_PAIRS, small_run, write_run_file
+from tests.cluster.runfiles import NUM_PAIRS, small_run, write_jsonl, write_run_file
 
 pytestmark = pytest.mark.cluster
 
@@ -37,7 +37,7 @@ METRICS = {
     "grad_norm",
     "learning_rate",
     "tokens_per_second",
-    "pairs_per_second",
+    "rows_per_second",
     "mfu",
 }
 DATA = Path(os.environ.get("RAYDPO_DATA", CHECKOUT.parent / "shared" / "data"))
@@ -149,6 +149,37 @@ def test_a_loss_that_reads_no_reference_trains_without_one(inputs: Path, tmp_pat
     assert not (tmp_path / "out" / "train" / "step0.json").exists()
     assert not [name for name in metrics_of(tmp_path / "out")[0] if name.startswith("rewards/")]
     assert "loss preferred_ft" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_single_completions_with_labels_are_trained_on_and_reported(inputs: Path, tmp_path: Path) -> None:
+    pairs = [json.loads(line) for line in (inputs / "pairs.jsonl").read_text().splitlines()]
+    labels = {"chosen": True, "rejected": False}
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[name], "label": label}
+        for pair in pairs
+        for name, label in labels.items()
+    ]
+    run = small_run(inputs, tmp_path / "out")
+    run["data"] |= {"train": [str(write_jsonl(tmp_path / "labels.jsonl", rows))], "format": "unpaired"}
+    run["train"] |= {"objective": {"loss_type": "kto"}, "max_steps": 3}
+    result = raydpo("run", write_run_file(tmp_path / "run.yaml", run)).succeeded().status["result"]
+    assert result["prepare"]["train"]["kept"] == 2 * NUM_PAIRS
+    assert result["precompute"]["completions"] == 4 * NUM_PAIRS, "its own and one of another prompt"
+    first, *_ = metrics_of(tmp_path / "out")
+    assert first["loss"] == pytest.approx(0.5, abs=1e-4), "while policy and reference are the same"
+    assert first["kl"] == pytest.approx(0.0, abs=1e-3)
+    assert "loss kto" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_all_samples_of_a_prompt_are_one_row_and_are_scored_once(whole: Run) -> None:
+    directories = [whole.output_dir / "tokens" / side for side in ("train", "held_out")]
+    manifests = [TokenManifest.read(directory / "manifest.json") for directory in directories]
+    assert {(manifest.kind, *manifest.columns) for manifest in manifests} == {("ranked", "rank")}
+    rows = [row for directory in directories for path in directory.glob("*.arrow") for row in to_rows(read_shard(path))]
+    completions = {(tuple(row.prompt_ids), tuple(ids)) for row in rows for ids in row.completions}
+    result = whole.job.status["result"]
+    assert result["precompute"]["scored"] == len(completions)
+    assert result["sample"]["pairs"] > len(rows) > 0
 
 
 def test_precompute_again_scores_nothing_and_train_again_changes_nothing(small: Run) -> None:

@@ -13,6 +13,7 @@ from raydpo.data.order import Order
 from raydpo.runtime import preflight
 from raydpo.runtime.dataset import Dataset
 from raydpo.runtime.overlap import AHEAD_ROWS, UNIT_COMPLETIONS, Schedule, ScoringAhead, schedule
+from raydpo.runtime.readers import with_awaited
 from raydpo.runtime.scorer import Unit
 from tests.stores import claimed
 
@@ -162,6 +163,14 @@ def test_a_shard_is_asked_for_its_completions_by_their_place_in_it() -> None:
 def test_values_come_by_row_in_the_order_asked() -> None:
     dataset = dataset_of(np.arange(BEGINS[-1]), np.zeros(BEGINS[-1], bool))
     assert dataset.by_row(np.arange(BEGINS[-1]), np.asarray([3, 0, 3])).to_pylist() == [[6, 7, 8, 9], [0], [6, 7, 8, 9]]
+
+
+def test_awaited_sums_come_to_their_completions_and_the_others_keep_theirs() -> None:
+    lists = [[np.nan], [-2.0, np.nan, np.nan], [-5.0, -6.0]]
+    whole = pa.table({"step": [0, 0, 0], "ref_logps": pa.array([[0.0], *lists], pa.list_(pa.float32()))[1:]})
+    awaited = np.asarray([True, False, True, True, False, False])
+    filled = with_awaited(whole, awaited, np.asarray([-1, -3, -4], np.float32))
+    assert filled["ref_logps"].to_pylist() == [[-1], [-2, -3, -4], [-5, -6]]
 
 
 def test_the_bill_of_an_evaluation_has_its_gpu() -> None:

@@ -122,7 +122,7 @@ def test_every_value_of_the_runs_rows_is_taken_over_to_the_bit_and_the_others_ar
     old_store(run)
     store = reference_store(run)
     counts = convert_values(run)
-    assert counts == Converted(rows=5, completions=10, others=1, damaged=0, store=store.address)
+    assert counts == Converted(pairs=5, completions=10, others=1, damaged=0, store=store.address)
     ids = train_rows(run).completion_ids
     assert np.array_equal(store.lookup(ids), LOGPS.ravel())
     assert store.unverified(ids) == []
@@ -147,7 +147,7 @@ def test_converting_again_changes_nothing(run: RunFile) -> None:
 def test_old_values_are_never_scored_again_but_named_with_the_command(run: RunFile) -> None:
     old_store(run)
     store = reference_store(run)
-    says = r"holds the values of 5 of the run's rows .* run `raydpo reference convert` with this run file"
+    says = r"holds the values of 5 of the run's pairs .* run `raydpo reference convert` with this run file"
     with pytest.raises(UserError, match=says):
         check_converted(store, [train_rows(run)])
     with pytest.raises(UserError, match=says):
@@ -169,7 +169,7 @@ def test_old_shards_stay_until_every_row_of_them_is_converted(run: RunFile) -> N
     remove_waste(find_waste(str(run.reference.store), older_than_s=-60))
     assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
     assert not [entry for entry in place_of(run).entries() if entry.base_name.startswith(first)]
-    assert convert_values(run).rows == 2
+    assert convert_values(run).pairs == 2
 
 
 def test_a_shard_is_converted_by_one_run_file_after_the_other(run: RunFile) -> None:
@@ -217,18 +217,46 @@ def test_a_completion_that_two_rows_share_has_the_value_of_the_first(run: RunFil
     assert reference_store(run).lookup(train_rows(run).completion_ids).tolist() == [-1, -2, -3, -2]
 
 
+def test_the_pairs_of_a_group_are_taken_over_though_they_are_one_row_now(run: RunFile) -> None:
+    """As `sample` with pairs: all wrote them; and one completion has come to the group since."""
+    answers = [" is best", " is good", " is bad"]
+    pairs = [{"prompt": "The film", "chosen": answers[i], "rejected": answers[j]} for i, j in [(0, 1), (0, 2), (1, 2)]]
+    prepare(run, pairs)
+    logps = np.asarray([[-1, -2], [-1, -3], [-2, -3]], np.float32)
+    write_old_shard(run, train_rows(run).row_ids.to_pylist(), logps)
+    group = {
+        "prompt": "The film",
+        "completions": [answers[1], answers[0], answers[2], " is new"],
+        "ranks": [1, 0, 2, 3],
+    }
+    prepare(run, [group], kind="ranked")
+    with pytest.raises(UserError, match="holds the values of 3 of the run's pairs"):
+        check_converted(reference_store(run), [train_rows(run)])
+    assert convert_values(run) == Converted(reference_store(run).address, pairs=3, completions=3, others=0, damaged=0)
+    known = reference_store(run).known(train_rows(run).completion_ids)
+    assert np.array_equal(known, [-1, -2, -3, np.nan], equal_nan=True)
+    check_converted(reference_store(run), [train_rows(run)])
+
+
 def test_a_damaged_old_shard_is_named_and_not_converted(run: RunFile) -> None:
     first, _ = old_store(run)
     content = place_of(run).read(f"{first}.parquet")
     place_of(run).write(f"{first}.parquet", content[:-1])
     counts = convert_values(run)
-    assert (counts.rows, counts.damaged) == (2, 1)
+    assert (counts.pairs, counts.damaged) == (2, 1)
     [problem] = verify_store(str(run.reference.store))[1]
     assert f"{first}.parquet has {len(content) - 1} bytes" in str(problem)
 
 
+def test_a_lost_key_is_written_again_and_no_value_is_lost_with_it(run: RunFile) -> None:
+    old_store(run)
+    place_of(run).remove(["key.json"])
+    assert convert_values(run).pairs == 5
+    assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
+
+
 def test_a_store_without_the_old_layout_has_nothing_to_convert(run: RunFile) -> None:
-    with pytest.raises(UserError, match="holds no whole shard of the old layout, so there is nothing to convert"):
+    with pytest.raises(UserError, match="holds no shard of the old layout, so there is nothing to convert"):
         convert_values(run)
 
 
@@ -238,16 +266,16 @@ def test_the_commands_say_what_is_there_and_what_became_of_it(
     old_store(run)
     store = str(run.reference.store)
     [directory] = list_keys(store)
-    assert KeySummary.of(directory).old_rows == 6
+    assert KeySummary.of(directory).old_pairs == 6
     assert main(["reference", "ls", store]) == 0
-    assert "and 6 rows in the layout of an earlier raydpo: `raydpo reference convert`" in capsys.readouterr().out
+    assert "and 6 pairs in the layout of an earlier raydpo: `raydpo reference convert`" in capsys.readouterr().out
     assert main(["reference", "verify", store]) == 0
-    assert "earlier raydpo: 6 rows" in capsys.readouterr().out
+    assert "earlier raydpo: 6 pairs" in capsys.readouterr().out
     run_file = tmp_path / "run.yaml"
     run_file.write_text(f"name: small\noutput_dir: {run.output_dir}\nmodel: {{path: {model}}}\ndata: {{train: [x]}}\n")
     overrides = ["model.dtype=float32", f"reference.store={store}", "data.max_length=64"]
     train = f"data.train=[{run.data.train[0]}]"
     assert main(["reference", "convert", str(run_file), *overrides, train]) == 0
     said = capsys.readouterr().out
-    assert "5 rows of the run converted" in said
-    assert "10 completions, none scored again; 1 rows are of other runs" in said
+    assert "5 pairs of the run converted" in said
+    assert "10 completions, none scored again; 1 pairs are of other runs" in said

@@ -107,7 +107,7 @@ def test_a_damaged_shard_is_named_and_refused_until_its_completions_are_committe
     assert missing.tolist() == [False] * 3 + [True] * 3, "and only the damaged shard is to be computed again"
     assert store.commit(table([3, 4, 5])) == second
     assert files_of(root) == whole
-    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_rows": 0}, [])
+    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_pairs": 0}, [])
 
 
 OF_A_KEY: dict[str, tuple[Callable[[bytes], bytes] | None, str]] = {

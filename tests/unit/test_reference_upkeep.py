@@ -97,7 +97,7 @@ def test_a_named_key_goes_whole_and_the_others_stay(root: str) -> None:
         find_waste(root, keys=["4711"])
     remove_waste(find_waste(root, keys=[other.key.digest]))
     assert [directory.digest for directory in list_keys(root)] == [KEY.digest]
-    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_rows": 0}, [])
+    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_pairs": 0}, [])
 
 
 def test_the_shards_of_a_damaged_key_are_nobodys_waste(root: str) -> None:

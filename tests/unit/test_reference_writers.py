@@ -41,7 +41,7 @@ def test_threads_that_write_the_same_rows_leave_whole_shards_of_one_of_them(root
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(write, [LOGPS, other] * 4))
     assert names == names[:1] * 8
-    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_rows": 0}, [])
+    assert verify_store(root) == ({"keys": 1, "shards": 2, "completions": 6, "old_pairs": 0}, [])
     found = claimed(root).lookup(ids(range(6)))
     for shard in (found[:3], found[3:]):
         assert any(np.array_equal(shard, logps[rows]) for logps in (LOGPS, other) for rows in (slice(3), slice(3, 6)))

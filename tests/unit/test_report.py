@@ -48,7 +48,7 @@ def metrics_row(step: int, rng: random.Random) -> dict[str, Any]:
         "rewards/margins": margin,
         "rewards/accuracies": min(1.0, 0.5 + 0.22 * margin + rng.gauss(0, 0.02)),
         "tokens_per_second": rng.gauss(2100, 90),
-        "pairs_per_second": rng.gauss(41, 2),
+        "rows_per_second": rng.gauss(41, 2),
         "mfu": None,
     }
 
@@ -200,6 +200,16 @@ def test_a_broken_metrics_file_names_its_line(tmp_path: Path, content: str, comp
     (make_output(tmp_path) / "train" / "metrics.jsonl").write_text(content)
     with pytest.raises(UserError, match=complaint):
         write_report(tmp_path, WHOLE)
+
+
+def test_a_step_without_wanted_completions_has_none_of_their_metrics_and_a_report(tmp_path: Path) -> None:
+    path = make_output(tmp_path, train_steps=3) / "train" / "metrics.jsonl"
+    of_pairs = ("rewards/margins", "rewards/accuracies")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    single = [{name: value for name, value in row.items() if name not in of_pairs} for row in rows]
+    del single[0]["rewards/chosen"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in single))
+    assert write_report(tmp_path, WHOLE).exists()
 
 
 @pytest.mark.parametrize(

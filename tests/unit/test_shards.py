@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from raydpo.config.errors import UserError
 from raydpo.data import shards
-from raydpo.data.completions import completion_ids, rows_of
+from raydpo.data.completions import completion_ids, pair_ids, rows_of
 from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.lengths import length_quantiles
@@ -83,6 +84,16 @@ def test_a_shard_of_any_kind_of_rows_is_read_exactly_as_it_was_written(made, tmp
 def test_a_completion_has_the_same_id_in_a_shard_in_a_part_of_it_and_alone(made, skipped):
     expected = [completion_id(row.prompt_ids, ids) for row in made[skipped:] for ids in row.completions]
     assert completion_ids(to_table(made).slice(skipped)).to_pylist() == expected
+
+
+@given(made=rows(GROUP, "rank"))
+def test_any_two_completions_of_a_row_are_named_as_the_pair_that_they_would_be(made):
+    every = [ids for row in made for ids in row.completions]
+    names, which = pair_ids(to_table(made), np.arange(len(made)))
+    expected = [row_id(row.prompt_ids, pair) for row in made for pair in permutations(row.completions, 2)]
+    assert names.to_pylist() == expected
+    found = [(every[better], every[worse]) for better, worse in which]
+    assert found == [pair for row in made for pair in permutations(row.completions, 2)]
 
 
 @given(made=st.one_of(*EVERY_KIND.values()), data=st.data())
