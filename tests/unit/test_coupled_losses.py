@@ -165,10 +165,10 @@ OF_PAIRS: list[tuple[str, dict[str, Any], Callable[..., Outcome]]] = [
 ]
 OF_COMPLETIONS: list[tuple[str, dict[str, Any], Callable[..., Outcome]]] = [
     ("kto", {}, kto),
-    ("kto", {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5}, kto),
+    ("kto", {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.6}, kto),
     ("bco", {}, bco),
     ("bco", {"beta": 0.5}, bco),
-    ("apo_zero_unpaired", {"beta": 0.2, "undesirable_weight": 2.0}, apo_zero_unpaired),
+    ("apo_zero_unpaired", {"beta": 0.2, "undesirable_weight": 1.7}, apo_zero_unpaired),
     ("aot_unpaired", {}, aot_unpaired),
     ("aot_unpaired", {"beta": 0.4, "label_smoothing": 0.2}, aot_unpaired),
 ]

@@ -120,6 +120,19 @@ def test_a_run_without_rewards_has_a_report_too(tmp_path: Path, left: str) -> No
     assert len(panels) == (2 if left == "logps" else 1)
 
 
+def test_a_batch_of_wanted_completions_alone_has_no_figures_of_others(tmp_path: Path) -> None:
+    path = make_output(tmp_path) / "train" / "metrics.jsonl"
+    rows = [{"step": step, "loss": 0.5, "rewards/chosen": 0.1, "rewards/rejected": -0.1} for step in range(4)]
+    del rows[0]["rewards/chosen"]
+    del rows[2]["rewards/rejected"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(tmp_path, WHOLE).read_text(encoding="utf-8")
+    assert "accuracy, last tenth" not in html
+    _, rewards = figures.training_curves(rows, at_reference=None).axes
+    lengths = {line.get_label(): len(line.get_xdata()) for line in rewards.get_lines()}
+    assert (lengths["chosen"], lengths["rejected"]) == (3, 3)
+
+
 def test_a_measure_that_some_steps_lack_is_named(tmp_path: Path) -> None:
     path = make_output(tmp_path, train_steps=2) / "train" / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 3, "loss": 0.1}\n')

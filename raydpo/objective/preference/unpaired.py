@@ -141,5 +141,6 @@ def _signs(rows: ScoredRows) -> Tensor:
 
 def _weights(rows: ScoredRows, desirable: float, undesirable: float) -> Tensor:
     """The weight of every completion, [C]; 0 for those of other prompts."""
-    weights = torch.where(wanted(rows), desirable, undesirable).to(rows.token_logps.dtype)
+    weights = rows.token_logps.new_full(rows.row.shape, undesirable)  # not torch.where, whose numbers are float32
+    weights[wanted(rows)] = desirable
     return weights * judged(rows)
