@@ -19,10 +19,10 @@ from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.objective.contract import ScoredRows
 from raydpo.objective.registry import make_objective, resolve
-from raydpo.runtime.dataset import Dataset, open_dataset
-from raydpo.runtime.feed import Plan
-from raydpo.runtime.readers import read_rows
-from raydpo.runtime.shares import shares
+from raydpo.reference.dataset import Dataset, open_dataset
+from raydpo.runtime.feed.plan import Plan
+from raydpo.runtime.feed.rank_batches import shares
+from raydpo.runtime.feed.readers import read_rows
 from raydpo.train.step import Share
 from tests.helpers import row_tokenizer
 
