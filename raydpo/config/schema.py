@@ -1,7 +1,7 @@
 """The run file: one strict schema, no heavy import.
 
 Every section is a frozen pydantic model that refuses unknown keys; bounds live on the fields, relations between
-fields in validators. Units are in the names or the comments: lengths in tokens, batch sizes in pairs.
+fields in validators. Units are in the names or the comments: lengths in tokens, batch sizes in rows.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class Training(Section):
     workers: Workers = Workers()
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
-    global_batch_size: PositiveInt = 64  # pairs (for sft: rows)
+    global_batch_size: PositiveInt = 64  # rows: pairs, ranked groups or single completions
     tokens_per_microbatch: PositiveInt = 4096  # packed tokens that one forward pass may hold
     tail: Literal["carry", "drop"] = "carry"  # the epoch's last partial batch: into the next epoch, or dropped
     optimizer: Optimizer = Optimizer()
@@ -376,9 +376,9 @@ class RunFile(Section):
     @model_validator(mode="after")
     def _pairs_come_from_somewhere(self) -> RunFile:
         if not self.data.train and self.sample is None:
-            raise ValueError("no preference pairs: set data.train, or a sample section that makes them")
+            raise ValueError("no preference data: set data.train, or a sample section that makes it")
         if self.data.train and self.sample is not None:
-            raise ValueError("data.train and sample both give the pairs; keep one")
+            raise ValueError("data.train and sample both give the rows; keep one")
         return self
 
     @model_validator(mode="after")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import pyarrow as pa
 
-from raydpo.data.formats import Chunk, Kind, Row
+from raydpo.data.formats import Chunk, Kind
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.mismatched import with_others
 from raydpo.data.ranked import tokenize_ranked
@@ -16,7 +17,7 @@ from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
 from raydpo.errors import UserError
 
-_TOKENIZE: Mapping[Kind, Callable[[Row, RowTokenizer, TokenSettings], Outcome]] = MappingProxyType(
+_TOKENIZE: Mapping[Kind, Callable[..., Outcome]] = MappingProxyType(
     {"sft": tokenize_sft, "pair": tokenize_pair, "unpaired": tokenize_unpaired, "ranked": tokenize_ranked}
 )
 
@@ -35,20 +36,35 @@ def tokenize_chunk(
     limits: of the models that will read the rows; others: whether each gets a completion of another prompt, see
     raydpo.data.mismatched. UserError names file and row.
     """
+    tokenize = partial(_TOKENIZE[kind], tokenizer=tokenizer, settings=settings)
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
         try:
-            outcome = _TOKENIZE[kind](row, tokenizer, settings)
-            if outcome.row:
-                extent = Extent.of_row(outcome.row)
-                for each in limits:
-                    each.check(extent)
-            outcomes.append(outcome)
+            outcome = tokenize(row)
+            _check_limits(outcome, limits)
         except UserError as error:
             raise UserError(f"{chunk.path} row {number}: {error}") from error
+        outcomes.append(outcome)
     rows = [outcome.row for outcome in outcomes if outcome.row]
+    counts = _count(outcomes)
+    if others:
+        positions = [each.positions for each in limits if each.positions is not None]
+        rows = with_others(rows, min([settings.max_length, *positions]))
+    return to_table(rows), counts
+
+
+def _check_limits(outcome: Outcome, limits: Sequence[ModelLimits]) -> None:
+    if outcome.row is None:
+        return
+    extent = Extent.of_row(outcome.row)
+    for each in limits:
+        each.check(extent)
+
+
+def _count(outcomes: Sequence[Outcome]) -> Counts:
     events = [outcome.event for outcome in outcomes]
-    counts = Counts(
+    rows = [outcome.row for outcome in outcomes if outcome.row]
+    return Counts(
         rows_read=len(events),
         kept=len(rows),
         truncated_prompt=events.count("truncated_prompt"),
@@ -56,13 +72,9 @@ def tokenize_chunk(
         dropped_too_long=events.count("dropped_too_long"),
         identical=events.count("identical"),
         tied=events.count("tied"),
-        with_ties=sum(_has_ties(row) for row in rows),
+        with_ties=sum(map(_has_ties, rows)),
         merged_completions=sum(outcome.merged for outcome in outcomes),
     )
-    if others:
-        positions = [each.positions for each in limits if each.positions is not None]
-        rows = with_others(rows, min([settings.max_length, *positions]))
-    return to_table(rows), counts
 
 
 def _has_ties(row: TokenRow) -> bool:

@@ -1,6 +1,6 @@
-"""The order: which pairs make up step k, and how a step is cut into micro-batches.
+"""The order: which rows make up step k, and how a step is cut into micro-batches.
 
-Everything here is a pure function of its arguments. The world size has no say in which pairs belong to a step; it
+Everything here is a pure function of its arguments. The world size has no say in which rows belong to a step; it
 only decides who computes them.
 """
 
@@ -21,25 +21,25 @@ Ints = NDArray[np.int64]
 
 
 @lru_cache(maxsize=2)
-def permutation(num_pairs: int, *, seed: int, epoch: int, digest: str) -> Ints:
-    """A permutation of 0..num_pairs-1, the same on every machine, process and library version.
+def permutation(num_rows: int, *, seed: int, epoch: int, digest: str) -> Ints:
+    """A permutation of 0..num_rows-1, the same on every machine, process and library version.
 
     Sorting raw Philox words rests on the bit generator alone, which numpy keeps stable; Generator.permutation is not.
     """
     key = hashlib.blake2b(f"{seed}/{epoch}/{digest}".encode(), digest_size=16).digest()
-    words = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(num_pairs)
+    words = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(num_rows)
     return np.argsort(words, kind="stable")
 
 
 @dataclass(frozen=True)
 class Order:
-    """The global batches of a run: step k holds the same pairs for every world size.
+    """The global batches of a run: step k holds the same rows for every world size.
 
     tail "carry" lets an epoch's last partial batch run on into the next epoch; "drop" leaves it out of its epoch.
-    The pairs that the last step of all cannot fill are left over in both cases and counted.
+    The rows that the last step of all cannot fill are left over in both cases and counted.
     """
 
-    num_pairs: int
+    num_rows: int
     global_batch_size: int
     epochs: int
     seed: int
@@ -48,9 +48,9 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.num_steps == 0:
-            most = self.num_pairs * (self.epochs if self.tail == "carry" else 1)
+            most = self.num_rows * (self.epochs if self.tail == "carry" else 1)
             raise UserError(
-                f"global_batch_size={self.global_batch_size} is more than {self.num_pairs} pairs x {self.epochs} "
+                f"global_batch_size={self.global_batch_size} is more than {self.num_rows} rows x {self.epochs} "
                 f"epochs can fill with tail={self.tail}; set it to {max(1, most)} or less, or add data."
             )
 
@@ -61,19 +61,19 @@ class Order:
 
     @property
     def left_over(self) -> int:
-        """Visits of pairs, over all epochs, that no step makes."""
-        return self.num_pairs * self.epochs - self.num_steps * self.global_batch_size
+        """Visits of rows, over all epochs, that no step makes."""
+        return self.num_rows * self.epochs - self.num_steps * self.global_batch_size
 
     def epochs_after(self, steps: int) -> float:
         """Epochs that so many steps walk, as a fraction. A tail that is dropped is no part of its epoch."""
         return steps * self.global_batch_size / self._per_epoch
 
     def batch(self, step: int) -> Ints:
-        """Dataset positions of the pairs of one step, shape [global_batch_size]; steps count from 0."""
+        """Dataset positions of the rows of one step, shape [global_batch_size]; steps count from 0."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside 0..{self.num_steps - 1}")
         first = step * self.global_batch_size
-        last = (step + 1) * self.global_batch_size - 1
+        last = first + self.global_batch_size - 1
         pieces = []
         for epoch in range(first // self._per_epoch, last // self._per_epoch + 1):
             begin = epoch * self._per_epoch
@@ -82,11 +82,11 @@ class Order:
 
     @property
     def _per_epoch(self) -> int:
-        """Pairs of one epoch that have a place in the walk."""
-        return self.num_pairs if self.tail == "carry" else self.num_pairs - self.num_pairs % self.global_batch_size
+        """Rows of one epoch that have a place in the walk."""
+        return self.num_rows if self.tail == "carry" else self.num_rows - self.num_rows % self.global_batch_size
 
     def _epoch(self, epoch: int) -> Ints:
-        return permutation(self.num_pairs, seed=self.seed, epoch=epoch, digest=self.digest)
+        return permutation(self.num_rows, seed=self.seed, epoch=epoch, digest=self.digest)
 
 
 def split_microbatches(tokens: Ints, *, world_size: int, budget: int) -> list[list[Ints]]:

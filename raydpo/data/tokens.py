@@ -200,7 +200,8 @@ def _text_completion(prompt: Value, text: str, tokenizer: RowTokenizer) -> list[
 
 def _check_rendered_apart(row: Row) -> None:
     """Raise UserError for two different answers that the template has rendered to the same text."""
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen = row["chosen"]
+    rejected = row["rejected"]
     if _is_chat(chosen) and _is_chat(rejected) and _said(chosen) != _said(rejected):
         raise UserError(
             "chosen and rejected differ, but the chat template renders both to the same tokens: it leaves out what "

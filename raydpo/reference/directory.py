@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +20,22 @@ KEY_FILE = "key.json"
 _THREADS = 16  # hashing releases the interpreter, and an object store answers many at once
 _AHEAD = 64  # results that may wait for whoever reads them
 
+
+class Promised(Protocol):
+    """What a marker says of a shard, of whatever layout."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether the values were computed here, or a training has compared them with its policy."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+
+
 T = TypeVar("T")
 S = TypeVar("S")
+P = TypeVar("P", bound=Promised)
 
 
 def key_digest(key: Mapping[str, Any]) -> str:
@@ -68,7 +82,7 @@ class KeyDirectory:
             self.key()
         except Damage as damage:
             return {}, [damage, *damages]
-        return dict(sorted(whole.items(), key=_preference)), damages
+        return by_preference(whole), damages
 
     def markers(self) -> list[Marker]:
         """What the shards are promised to be, unchecked; those without a promise are left out."""
@@ -105,10 +119,12 @@ def _is_of_a_shard(name: str) -> bool:
     return name.endswith((".parquet", ".json")) and not name.startswith(".")
 
 
-def _preference(item: tuple[str, Marker]) -> tuple[bool, int, str]:
-    """Where a completion is in several shards: verified values before imported ones, then those with more to them."""
-    name, marker = item
-    return not marker.verified, -marker.bytes, name
+def by_preference(markers: Mapping[str, P]) -> dict[str, P]:
+    """Shards by name, in the order in which they answer for a value that several hold.
+
+    Verified values come before imported ones, then those with more to them.
+    """
+    return dict(sorted(markers.items(), key=lambda item: (not item[1].verified, -item[1].bytes, item[0])))
 
 
 def in_threads(function: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raydpo.reference.directory import KeyDirectory, in_threads
+from raydpo.reference.directory import KeyDirectory, by_preference, in_threads
 from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy, first_occurrences
 from raydpo.reference.shard import SCHEMA, Damage, Source, check_file, foreign_to, read_promise
 
@@ -67,7 +67,7 @@ class OldShards:
             self._directory.key()
         except Damage:  # which the survey of today's shards names
             return {}, damages
-        return dict(sorted(whole.items(), key=_preference)), damages
+        return by_preference(whole), damages
 
     def markers(self) -> dict[str, OldMarker]:
         """What the shards are promised to be, unchecked."""
@@ -156,9 +156,3 @@ def by_completion(rows: pa.Table, ids: pa.FixedSizeBinaryArray) -> pa.Table:
 def _in_turn(rows: int) -> pa.Array:
     """Where the values of row after row stand in an array that holds the chosen ones and then the rejected ones."""
     return pa.array(np.arange(2 * rows).reshape(2, rows).T.ravel())
-
-
-def _preference(item: tuple[str, OldMarker]) -> tuple[bool, int, str]:
-    """As among the shards of today: verified values first, then those with more to them."""
-    name, marker = item
-    return not marker.verified, -marker.bytes, name

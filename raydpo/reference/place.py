@@ -22,7 +22,9 @@ class Place:
     """A directory by its filesystem and path; `address` is what to call it in a message. May be pickled."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, address: str) -> None:
-        self.filesystem, self.path, self.address = filesystem, path.rstrip("/"), address.rstrip("/")
+        self.filesystem = filesystem
+        self.path = path.rstrip("/")
+        self.address = address.rstrip("/")
 
     @classmethod
     def of(cls, address: str) -> Place:

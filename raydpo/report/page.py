@@ -197,7 +197,7 @@ def _training(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
     }
     if "rewards/accuracies" in metrics[0]:
         facts["accuracy, last tenth"] = f"{fmean(row['rewards/accuracies'] for row in last):.1%}"
-    speeds = {"tokens_per_second": "tokens/s", "pairs_per_second": "pairs/s", "mfu": "MFU"}
+    speeds = {"tokens_per_second": "tokens/s", "rows_per_second": "rows/s", "mfu": "MFU"}
     for key, name in speeds.items():
         values = [row[key] for row in metrics if row.get(key) is not None]  # there is no MFU of an unknown device
         if values:

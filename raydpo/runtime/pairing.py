@@ -38,7 +38,8 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
     ended goes on where it stopped.
     """
     assert run.sample
-    layout, settings = Layout(run), run.sample
+    layout = Layout(run)
+    settings = run.sample
     drawing = drawing_of(run, settings, layout)
     completions_from = drawn_from(run, drawing, layout)
     rated_from = completions_from | {

@@ -23,16 +23,18 @@ from raydpo.reference.old_layout import by_completion
 from raydpo.workspace.layout import reference_store
 from raydpo.workspace.prepared import prepared_datasets
 
+_NONE = np.zeros(0, "S16")
+
 
 @dataclass(frozen=True)
 class Converted:
     """What became of the pairs of the old layout, each counted once."""
 
+    store: str
     pairs: int  # the run's, converted now or before
     completions: int  # of these pairs
     others: int  # pairs of other runs; they stay in the old layout
     damaged: int  # shards that do not count, see `raydpo reference verify`
-    store: str
 
 
 class _RunPairs:
@@ -65,16 +67,16 @@ def convert_values(run: RunFile) -> Converted:
     store = reference_store(run)
     pairs = _RunPairs(prepared_datasets(run))
     old = store.old_layout()
-    whole, damages = old.survey()
-    if not whole:
+    if not old.markers():
         raise UserError(
-            f"the reference store {store.address} holds no whole shard of the old layout, so there is nothing to "
-            "convert; where there should be one, `raydpo reference verify` says what is wrong with it."
+            f"the reference store {store.address} holds no shard of the old layout, so there is nothing to convert; "
+            "where there should be one, `raydpo reference verify` says what is wrong with it."
         )
     store.claim()
-    taken: list[Ids] = []
-    left: list[Ids] = []
-    completions: list[Ids] = []
+    whole, damages = old.survey()
+    taken = [_NONE]
+    left = [_NONE]
+    completions = [_NONE]
     for (name, marker), table in zip(whole.items(), old.read(list(whole)), strict=True):
         row_ids = as_numpy(table["row_id"])
         found, ids = pairs.find(row_ids)
@@ -85,13 +87,7 @@ def convert_values(run: RunFile) -> Converted:
         taken.append(row_ids[found])
         left.append(row_ids[~found])
         completions.append(ids)
-    return Converted(
-        pairs=_different(taken),
-        completions=_different(completions),
-        others=_different(left),
-        damaged=len(damages),
-        store=store.address,
-    )
+    return Converted(store.address, _different(taken), _different(completions), _different(left), len(damages))
 
 
 def _different(ids: Sequence[Ids]) -> int:

@@ -167,7 +167,7 @@ def check_resumable_now(settings: TrainingSettings) -> None:
 def order_of(training: Training, *, seed: int, num_rows: int, digest: str) -> Order:
     """The order in which a training visits prepared rows."""
     return Order(
-        num_pairs=num_rows,
+        num_rows=num_rows,
         global_batch_size=training.global_batch_size,
         epochs=training.epochs,
         seed=seed,

@@ -13,7 +13,7 @@ from tests.cluster.processes import Finished
 from tests.cluster.runfiles import small_run, write_run_file
 
 CLOCK = {"seconds", "cpu_seconds", "data_seconds", "checkpoint_stall_seconds"}
-CLOCK |= {"tokens_per_second", "pairs_per_second", "mfu"}
+CLOCK |= {"tokens_per_second", "rows_per_second", "mfu"}
 GOES_ON = re.compile(r"train: goes on after step (\d+), (\d+) steps are done again")
 
 

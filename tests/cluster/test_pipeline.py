@@ -37,7 +37,7 @@ METRICS = {
     "grad_norm",
     "learning_rate",
     "tokens_per_second",
-    "pairs_per_second",
+    "rows_per_second",
     "mfu",
 }
 DATA = Path(os.environ.get("RAYDPO_DATA", CHECKOUT.parent / "shared" / "data"))

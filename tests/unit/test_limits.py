@@ -122,7 +122,7 @@ def test_the_vocabulary_is_that_of_the_language_model(
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"global_batch_size": 11}, "global_batch_size=11 is more than 10 pairs x 1 epochs .* set it to 10 or less"),
+        ({"global_batch_size": 11}, "global_batch_size=11 is more than 10 rows x 1 epochs .* set it to 10 or less"),
         ({"tokens_per_microbatch": 39}, "a row of 40 tokens needs train.tokens_per_microbatch=40 or more, .* is 39"),
         (
             {"tokens_per_microbatch": 79, "workers": {"count": 2, "min_count": 1}},

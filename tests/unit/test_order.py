@@ -24,10 +24,10 @@ ARGUMENTS = {"seed": st.integers(0, 2**32), "epoch": st.integers(0, 10**6), "dig
 
 @st.composite
 def orders(draw: st.DrawFn, tail: Tail) -> Order:
-    num_pairs, epochs = draw(st.integers(1, 40)), draw(st.integers(1, 4))
-    most = num_pairs if tail == "drop" else num_pairs * epochs
+    num_rows, epochs = draw(st.integers(1, 40)), draw(st.integers(1, 4))
+    most = num_rows if tail == "drop" else num_rows * epochs
     size, seed = draw(st.integers(1, most)), draw(st.integers(0, 99))
-    return Order(num_pairs, size, epochs, seed, "films", tail)
+    return Order(num_rows, size, epochs, seed, "films", tail)
 
 
 BOTH_TAILS = st.one_of(orders("carry"), orders("drop"))
@@ -56,7 +56,7 @@ class Leg:
 def journeys(draw: st.DrawFn) -> tuple[Order, Ints, list[Leg]]:
     """A run over rows of the drawn lengths, stopped at any steps and resumed by any number of workers."""
     order = draw(BOTH_TAILS)
-    tokens = np.asarray(draw(st.lists(st.integers(1, 100), min_size=order.num_pairs, max_size=order.num_pairs)))
+    tokens = np.asarray(draw(st.lists(st.integers(1, 100), min_size=order.num_rows, max_size=order.num_rows)))
     size = order.global_batch_size
     workers = st.integers(1, size)
     legs, start = [], 0
@@ -87,13 +87,13 @@ def test_a_run_stopped_anywhere_and_resumed_by_any_workers_reads_the_undisturbed
         for step in leg.steps:
             rows = rows_of(step, replace(order), tokens, leg.world_size)
             assert sorted(read.setdefault(step, rows)) == sorted(rows), "a step that was redone read other rows"
-    size, per_epoch = order.global_batch_size, order.num_pairs
+    size, per_epoch = order.global_batch_size, order.num_rows
     if order.tail == "drop":
         per_epoch -= per_epoch % size
     stream = [
         int(row)
         for epoch in range(order.epochs)
-        for row in permutation(order.num_pairs, seed=order.seed, epoch=epoch, digest="films")[:per_epoch]
+        for row in permutation(order.num_rows, seed=order.seed, epoch=epoch, digest="films")[:per_epoch]
     ]
     assert sorted(read) == list(range(len(stream) // size))
     for step, rows in read.items():
@@ -102,15 +102,15 @@ def test_a_run_stopped_anywhere_and_resumed_by_any_workers_reads_the_undisturbed
 
 @given(BOTH_TAILS)
 def test_all_steps_walk_all_epochs_but_for_what_no_step_can_hold(order: Order) -> None:
-    left_over = order.left_over / order.num_pairs if order.tail == "carry" else 0
+    left_over = order.left_over / order.num_rows if order.tail == "carry" else 0
     assert order.epochs_after(order.num_steps) == pytest.approx(order.epochs - left_over)
     assert order.epochs_after(0) == 0
 
 
-@given(num_pairs=st.integers(0, 300), **ARGUMENTS)
-def test_a_permutation_holds_every_position_once(num_pairs: int, seed: int, epoch: int, digest: str) -> None:
-    drawn = permutation(num_pairs, seed=seed, epoch=epoch, digest=digest)
-    assert sorted(drawn.tolist()) == list(range(num_pairs))
+@given(num_rows=st.integers(0, 300), **ARGUMENTS)
+def test_a_permutation_holds_every_position_once(num_rows: int, seed: int, epoch: int, digest: str) -> None:
+    drawn = permutation(num_rows, seed=seed, epoch=epoch, digest=digest)
+    assert sorted(drawn.tolist()) == list(range(num_rows))
 
 
 @given(**ARGUMENTS)
@@ -146,7 +146,7 @@ def test_every_step_has_a_whole_global_batch(order: Order) -> None:
 
 @given(orders("carry"))
 def test_carry_walks_the_epochs_end_to_end(order: Order) -> None:
-    epochs = [permutation(order.num_pairs, seed=order.seed, epoch=e, digest="films") for e in range(order.epochs)]
+    epochs = [permutation(order.num_rows, seed=order.seed, epoch=e, digest="films") for e in range(order.epochs)]
     stream = np.concatenate(epochs)
     walked = np.concatenate([order.batch(step) for step in range(order.num_steps)])
     assert np.array_equal(walked, stream[: len(stream) - order.left_over])
@@ -157,7 +157,7 @@ def test_carry_walks_the_epochs_end_to_end(order: Order) -> None:
 def test_every_pair_is_visited_once_an_epoch_but_for_what_is_left_over(order: Order) -> None:
     visits = Counter(int(pair) for step in range(order.num_steps) for pair in order.batch(step))
     assert max(visits.values()) <= order.epochs
-    assert sum(order.epochs - visits[pair] for pair in range(order.num_pairs)) == order.left_over
+    assert sum(order.epochs - visits[pair] for pair in range(order.num_rows)) == order.left_over
 
 
 @given(orders("drop"))
@@ -166,7 +166,7 @@ def test_drop_visits_a_pair_at_most_once_an_epoch(order: Order) -> None:
     for epoch in range(order.epochs):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
         visited = np.concatenate([order.batch(step) for step in steps])
-        assert len(set(visited.tolist())) == len(visited) > order.num_pairs - order.global_batch_size
+        assert len(set(visited.tolist())) == len(visited) > order.num_rows - order.global_batch_size
 
 
 @given(BOTH_TAILS, st.randoms(use_true_random=False))

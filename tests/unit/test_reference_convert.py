@@ -234,7 +234,7 @@ def test_the_pairs_of_a_group_are_taken_over_though_they_are_one_row_now(run: Ru
     prepare(run, [group], kind="ranked")
     with pytest.raises(UserError, match="holds the values of 3 of the run's pairs"):
         check_converted(reference_store(run), [train_rows(run)])
-    assert convert_values(run) == Converted(3, 3, others=0, damaged=0, store=reference_store(run).address)
+    assert convert_values(run) == Converted(reference_store(run).address, pairs=3, completions=3, others=0, damaged=0)
     known = reference_store(run).known(train_rows(run).completion_ids)
     assert np.array_equal(known, [-1, -2, -3, np.nan], equal_nan=True)
     check_converted(reference_store(run), [train_rows(run)])
@@ -250,8 +250,15 @@ def test_a_damaged_old_shard_is_named_and_not_converted(run: RunFile) -> None:
     assert f"{first}.parquet has {len(content) - 1} bytes" in str(problem)
 
 
+def test_a_lost_key_is_written_again_and_no_value_is_lost_with_it(run: RunFile) -> None:
+    old_store(run)
+    place_of(run).remove(["key.json"])
+    assert convert_values(run).pairs == 5
+    assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
+
+
 def test_a_store_without_the_old_layout_has_nothing_to_convert(run: RunFile) -> None:
-    with pytest.raises(UserError, match="holds no whole shard of the old layout, so there is nothing to convert"):
+    with pytest.raises(UserError, match="holds no shard of the old layout, so there is nothing to convert"):
         convert_values(run)
 
 

@@ -17,6 +17,7 @@ from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings
 from raydpo.workspace.layout import reference_store
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
+from tests.stores import files_of
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +61,7 @@ def rows_of(run: RunFile) -> Dataset:
 
 def score(scorer: ReferenceScorer, dataset: Dataset, completions: np.ndarray) -> np.ndarray:
     """As precompute does it, a token shard at a time."""
-    return np.concatenate([scorer.score([piece]).sums for piece in dataset.where(completions)])
+    return np.concatenate([np.zeros(0), *(scorer.score([piece]).sums for piece in dataset.where(completions))])
 
 
 def test_a_completion_that_stands_in_several_rows_and_shards_is_scored_once(run: RunFile) -> None:
@@ -88,6 +89,26 @@ def test_a_row_of_which_one_completion_is_known_is_scored_for_the_other_with_the
     score(scorer, dataset, np.asarray([0, 1, 3, 6, 7]))
     ids = dataset.completion_ids
     np.testing.assert_allclose(store.lookup(ids), at_once.lookup(ids), rtol=2e-6)
+
+
+@pytest.mark.parametrize("done", [(), (0,), (1,), (2,), (0, 2), (1, 2)])
+def test_a_job_that_ends_after_any_units_and_goes_on_leaves_the_files_of_one_that_was_not_disturbed(
+    run: RunFile, tmp_path: Path, done: tuple[int, ...]
+) -> None:
+    """Three token shards that have completions in common; whatever is done counts, and the rest is asked anew."""
+    prepare(run, [*SHARED[:3], BETTER, WORSE, PAIRS[1], PAIRS[2], WORSE, PAIRS[3]])
+    dataset = rows_of(run)
+    files = []
+    for name, first in (("undisturbed", ()), ("disturbed", done)):
+        settings = run.reference.model_copy(update={"store": str(tmp_path / name)})
+        scorer, store = scorer_of(run.model_copy(update={"reference": settings}))
+        units = dataset.where(np.flatnonzero(store.missing(dataset.completion_ids)))
+        assert len(units) == 3
+        for number in first:
+            scorer.score([units[number]])
+        score(scorer, dataset, np.flatnonzero(store.missing(dataset.completion_ids)))
+        files.append(files_of(str(tmp_path / name), store.key))
+    assert files[0] == files[1]
 
 
 def test_a_unit_that_is_in_the_store_is_read_and_not_scored(run: RunFile, monkeypatch: pytest.MonkeyPatch) -> None:

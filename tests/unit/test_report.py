@@ -48,7 +48,7 @@ def metrics_row(step: int, rng: random.Random) -> dict[str, Any]:
         "rewards/margins": margin,
         "rewards/accuracies": min(1.0, 0.5 + 0.22 * margin + rng.gauss(0, 0.02)),
         "tokens_per_second": rng.gauss(2100, 90),
-        "pairs_per_second": rng.gauss(41, 2),
+        "rows_per_second": rng.gauss(41, 2),
         "mfu": None,
     }
 

@@ -14,16 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.config.schema import Data
+from raydpo.config.schema import Data, RunFile
+from raydpo.data import shards
 from raydpo.data.formats import Chunk, Row, RowFormat, canonical_row, read_chunks, row_format
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ranked import tokenize_ranked
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest, to_rows
 from raydpo.data.tokens import TokenRow, TokenSettings, tokenize_pair, tokenize_unpaired
 from raydpo.errors import UserError
+from raydpo.objective import contract
 from raydpo.objective.contract import Objective, ScoredRows
+from raydpo.workspace.inputs import check_inputs
 from raydpo.workspace.rows import check_format, given_rows, refuse_ties
 from tests.helpers import row_tokenizer
+from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
 
@@ -273,3 +277,35 @@ def test_ties_are_refused_by_a_loss_on_whole_orders_and_by_no_other() -> None:
         refuse_ties(tied, reading("rows", "rank"))
     refuse_ties(tied, reading("pairs"))
     refuse_ties(replace(tied, counts=Counts(kept=9)), reading("rows", "rank"))
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "says"),
+    [
+        ("sigmoid", "rows of data.format=unpaired have one each; choose a loss of single completions"),
+        ("plackett_luce", "needs completions in order"),
+        ("kto", None),
+    ],
+)
+def test_rows_and_loss_that_do_not_go_together_are_told_before_anything_is_read(
+    loss_type: str, says: str | None, tmp_path: Path
+) -> None:
+    save_tiny_model(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(LABELLED) + "\n")
+    tree = {
+        "name": "a",
+        "output_dir": str(tmp_path / "out"),
+        "model": {"path": str(tmp_path / "model")},
+        "data": {"train": [str(tmp_path / "rows.jsonl")], "format": "unpaired"},
+        "train": {"objective": {"loss_type": loss_type}},
+    }
+    run = RunFile.model_validate(tree)
+    if says is None:
+        check_inputs(run, "run")
+        return
+    with pytest.raises(UserError, match=says):
+        check_inputs(run, "run")
+
+
+def test_an_objective_knows_every_column_that_rows_may_have() -> None:
+    assert shards.COLUMNS.keys() <= contract.COLUMNS.keys()

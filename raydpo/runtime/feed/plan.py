@@ -75,7 +75,8 @@ class Plan:
 
     def _step(self, step: int, world_size: int, num_tokens: int) -> Iterator[pa.Table]:
         """The part of each rank in a step; num_tokens counts those of all steps from the run's first to this one."""
-        data, positions = self.dataset, self.order.batch(step)
+        data = self.dataset
+        positions = self.order.batch(step)
         totals = self._totals(positions)
         for micro_batches in split_microbatches(data.tokens[positions], world_size=world_size, budget=self.budget):
             mine = positions[np.concatenate(micro_batches)]
@@ -108,7 +109,8 @@ class OrderedFeed(DataConfig):
 
     def configure(self, datasets: Any, world_size: int, *_: Any, **__: Any) -> list[dict[str, ray.data.DataIterator]]:
         """One iterator per rank, from the newest committed step on."""
-        start, ahead = self._plan.start(), self._plan.ahead
+        start = self._plan.start()
+        ahead = self._plan.ahead
         if ahead:
             ray.get(ahead.scorers.reached.remote(start))
         return [{"rows": self._pipeline(blocks)} for blocks in self._plan.tables(start, world_size)]

@@ -109,14 +109,17 @@ class ScorerPool:
         for scorer in list(self._scorers):
             try:
                 if scorer.work in done:
-                    found, unit = ray.get(scorer.work), scorer.unit
-                    scorer.work = scorer.unit = None
+                    found = ray.get(scorer.work)
+                    unit = scorer.unit
+                    scorer.work = None
+                    scorer.unit = None
                     if unit is not None:
                         self._lost_in_a_row = 0
                         yield unit, found
                 if scorer.ping in done:
                     ray.get(scorer.ping)
-                    scorer.ping, scorer.heard = None, time.monotonic()
+                    scorer.ping = None
+                    scorer.heard = time.monotonic()
                     self._last_sign = scorer.heard
             except ray.exceptions.RayTaskError:
                 raise  # the scorer lives and says what is wrong: another one would say the same

@@ -219,9 +219,9 @@ class Desk:
 
 
 def _speed(totals: Metrics, share: Share, seconds: float) -> Line:
-    """Tokens and pairs per second of the whole group, and its use of its own matmul ceiling where that is known."""
+    """Tokens and rows per second of the whole group, and its use of its own matmul ceiling where that is known."""
     return {
         "tokens_per_second": totals["tokens"] / seconds,
-        "pairs_per_second": share.totals["rows"] / seconds,
+        "rows_per_second": share.totals["rows"] / seconds,
         "mfu": totals["flops"] / seconds / totals["ceiling"] if "flops" in totals else None,
     }
