@@ -30,7 +30,7 @@ import psutil
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, to_table, write_shard
 from raydpo.reference.dataset import MANIFEST, open_dataset
-from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings
 from raydpo.workspace.layout import reference_store
 from raydpo.workspace.provenance import made_from, token_source
 from tests.cluster.local import first_port, local_cluster
@@ -117,7 +117,7 @@ class Trials:
         write_tokens(self._tokens, run)
         store = reference_store(run)
         store.claim()
-        scorer, dataset = ReferenceScorer(run, store), open_dataset(self._tokens)
+        scorer, dataset = ReferenceScorer(ScoringSettings.of(run), store), open_dataset(self._tokens)
         scorer.load()
         for piece in dataset.where(np.flatnonzero(store.missing(dataset.completion_ids))):
             scorer.score([piece])

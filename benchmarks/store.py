@@ -45,7 +45,7 @@ from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
 from raydpo.runtime.pools import pool as pools
 from raydpo.runtime.pools.precompute import score_missing
-from raydpo.runtime.pools.scorer import ReferenceScorer, Unit
+from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings, Unit
 from raydpo.workspace.layout import reference_store
 from tests.cluster.own_ray import own_ray
 
@@ -156,7 +156,7 @@ class Job:
         opened.claim()
         units = [[(str(path), np.arange(2 * read_shard(path).num_rows, dtype=np.int32))] for path in shards]
         pools.ReferenceScorer = scorer
-        return [stint for _, stint in pools.ScorerPool(run, opened).score(units)]
+        return [stint for _, stint in pools.ScorerPool(ScoringSettings.of(run), opened).score(units)]
 
 
 def run_of(scratch: Path, model: str, reference: dict[str, object]) -> RunFile:
@@ -216,7 +216,9 @@ def claimed_store(scratch: Path) -> Store:
 
 
 def _look_up(scratch: Path, sender: Connection) -> None:
-    figures = score_missing(run_of(scratch, "none", {}), claimed_store(scratch), [scratch / "tokens"])
+    figures = score_missing(
+        ScoringSettings.of(run_of(scratch, "none", {})), claimed_store(scratch), [scratch / "tokens"]
+    )
     assert not figures["scored"]
     sender.send(peak_rss("self"))
 

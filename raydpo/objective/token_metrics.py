@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raydpo.objective.contract import MISMATCHED, Mean, Objective, ScoredRows, TokenMetric
+from raydpo.objective.contract import Mean, Objective, ScoredRows, TokenMetric, Unit
+from raydpo.objective.preference.unpaired import judged, wanted
 
 
 def observe(logits: Tensor, target: Tensor, names: Sequence[TokenMetric]) -> Tensor:
@@ -46,19 +47,11 @@ def token_means(rows: ScoredRows, objective: Objective, figures: Sequence[Tensor
     """Means over tokens by metric. figures: what the head has observed for the objective, [K, M], or nothing.
 
     The entropy is of all tokens, mean_token_accuracy of the chosen completions' and logits apart, logits/chosen and
-    logits/rejected: a completion counts as often as it is chosen, or rejected, in a pair. Rows of a loss that is not on
-    pairs have one kind of completion, all of whose tokens count once. Completions of other prompts are left out.
+    logits/rejected: a completion counts as often as it is chosen, or rejected, in a pair, and for losses on single
+    completions as what it is. In the sft stage all are of one kind. Completions of other prompts are left out.
     """
-    every = torch.ones(len(rows.row), device=rows.row.device)
-    if MISMATCHED in rows.columns:
-        every = (~rows.columns[MISMATCHED]).float()
-    kinds = {"completion": every}
-    if objective.mean_over == "pairs":
-        pairs = rows.pairs()
-        kinds = {
-            "chosen": torch.bincount(pairs.better, minlength=len(rows.row)),
-            "rejected": torch.bincount(pairs.worse, minlength=len(rows.row)),
-        }
+    every = judged(rows).float()
+    kinds = _kinds(rows, objective.mean_over, every)
     means: dict[str, Mean] = {}
     for observed in figures:
         for metric, values in zip(objective.observes, observed, strict=True):
@@ -66,6 +59,20 @@ def token_means(rows: ScoredRows, objective: Objective, figures: Sequence[Tensor
                 weights = times.double()[rows.owner]
                 means[name] = Mean((weights * values).sum(), weights.sum())
     return means
+
+
+def _kinds(rows: ScoredRows, unit: Unit, every: Tensor) -> dict[str, Tensor]:
+    """How often every completion counts as one of a kind, [C]; `unit` is what the loss is the mean over."""
+    match unit:
+        case "tokens":
+            return {"completion": every}
+        case "completions":
+            return {"chosen": every * wanted(rows), "rejected": every * ~wanted(rows)}
+    pairs = rows.pairs()
+    return {
+        "chosen": torch.bincount(pairs.better, minlength=len(rows.row)),
+        "rejected": torch.bincount(pairs.worse, minlength=len(rows.row)),
+    }
 
 
 def _counted(metric: TokenMetric, every: Tensor, kinds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ log-probs and columns, some bytes a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,14 @@ from raydpo.objective.token_metrics import token_means
 
 if TYPE_CHECKING:
     from raydpo.train.engine import Policy
-    from raydpo.train.step import Share
 
 
-def score_together(policy: Policy, share: Share, objective: Objective) -> list[Coupled]:
+def score_together(
+    policy: Policy, batches: Sequence[Batch], row_ids: Sequence[Sequence[str]], objective: Objective
+) -> list[Coupled]:
     """What the global batch makes of each of this rank's micro-batches. All ranks call it together."""
     mine = []
-    for batch, names in zip(share.micro_batches, share.row_ids, strict=True):
+    for batch, names in zip(batches, row_ids, strict=True):
         with torch.no_grad():
             token_logps = policy.engine(batch)
         mine.append(Part(_in_host_memory(batch.scored(token_logps)), names))

@@ -48,7 +48,9 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
         group["lr"] = lr
     normaliser = share.totals[objective.mean_over]
     scale = policy.world_size / normaliser
-    coupled = score_together(policy, share, objective) if objective.coupled else None
+    coupled = None
+    if objective.coupled:
+        coupled = score_together(policy, share.micro_batches, share.row_ids, objective)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     row_losses: list[Tensor] = []

@@ -20,6 +20,7 @@ from raydpo.reference.maintenance import KeySummary, find_waste, list_keys, remo
 from raydpo.reference.place import Place
 from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.pools.precompute import score_missing
+from raydpo.runtime.pools.scorer import ScoringSettings
 from raydpo.stages.converting import Converted, convert_values
 from raydpo.workspace.layout import reference_store
 from raydpo.workspace.prepared import prepared_datasets
@@ -152,7 +153,7 @@ def test_old_values_are_never_scored_again_but_named_with_the_command(run: RunFi
     with pytest.raises(UserError, match=says):
         check_converted(store, [train_rows(run)])
     with pytest.raises(UserError, match=says):
-        score_missing(run, store, [Path(run.output_dir) / "tokens/train"])
+        score_missing(ScoringSettings.of(run), store, [Path(run.output_dir) / "tokens/train"])
     convert_values(run)
     check_converted(store, [train_rows(run)])
 

@@ -13,7 +13,7 @@ from raydpo.config.schema import RunFile
 from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.reference.store import Store
 from raydpo.runtime.cluster import device
-from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings
 from raydpo.workspace.layout import reference_store
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
@@ -50,7 +50,7 @@ def a_cpu_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def scorer_of(run: RunFile) -> tuple[ReferenceScorer, Store]:
     store = reference_store(run)
     store.claim()
-    scorer = ReferenceScorer(run, store)
+    scorer = ReferenceScorer(ScoringSettings.of(run), store)
     scorer.load()
     return scorer, store
 

@@ -190,3 +190,30 @@ def test_completions_of_other_prompts_are_left_out() -> None:
     found = means(replace(batch, columns={**batch.columns, "mismatched": mismatched}), observed, paired=False)
     own = ~mismatched[batch.owner]
     assert found["entropy"] == pytest.approx(float(observed[0][own].mean()), rel=1e-5)
+
+
+def test_labels_say_which_completions_are_chosen() -> None:
+    label = torch.tensor([True, False, True, False, False])
+    batch = make_batch(random_rows(5, seed=0, completions=1), label=label)
+    values = torch.rand(3, len(batch.target), generator=torch.Generator().manual_seed(2))
+    objective = replace(make_objective(resolve(["kto"])), observes=EVERY)
+    found = token_means(batch.scored(torch.zeros(len(batch.target))), objective, [values])
+    chosen = label[batch.owner]
+    expected = {
+        "entropy": values[0].mean(),
+        "mean_token_accuracy": values[1][chosen].mean(),
+        "logits/chosen": values[2][chosen].mean(),
+        "logits/rejected": values[2][~chosen].mean(),
+    }
+    means_found = {name: float(mean.total / mean.count) for name, mean in found.items()}
+    assert means_found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+
+
+def test_a_ranked_row_counts_as_its_pairs_do() -> None:
+    batch = batch_of(3)
+    values = torch.rand(3, len(batch.target), generator=torch.Generator().manual_seed(2))
+    rows = batch.scored(torch.zeros(len(batch.target)))
+    on_pairs = replace(make_objective(resolve(["sigmoid"])), observes=EVERY)
+    on_rows = replace(make_objective(resolve(["plackett_luce"])), observes=EVERY)
+    assert (on_pairs.mean_over, on_rows.mean_over) == ("pairs", "rows")
+    assert token_means(rows, on_rows, [values]) == token_means(rows, on_pairs, [values])

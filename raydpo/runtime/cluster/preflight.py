@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raydpo.config.schema import RunFile, Workers
+from raydpo.config.schema import Pool, RunFile, Workers
 from raydpo.errors import UserError
 from raydpo.workspace.objective import needs_reference
 
@@ -56,16 +56,19 @@ def _workers(section: str, workers: Workers) -> list[Demand]:
     ]
 
 
-def room_for_scorers(run: RunFile) -> int:
+def beside_scorers(run: RunFile) -> list[Demand]:
+    """What training and evaluation take while scorers work ahead of them."""
+    return [demand for demand in bills(run, "run")["train"] if demand.what != "reference.pool"]
+
+
+def room_for_scorers(pool: Pool, beside: Sequence[Demand]) -> int:
     """Scorers that fit beside training as the cluster is now, and leave its workers and readers what they need.
 
     A pool that took all that is free would keep readers from running, and the readers' rows are what it waits for.
     """
-    pool = run.reference.pool
     have = ray.cluster_resources()
-    asked = [d for d in bills(run, "run")["train"] if d.what != "reference.pool"]
     room = [
-        (have.get(resource, 0) - sum(d.count * getattr(d, amount) for d in asked)) // getattr(pool, amount)
+        (have.get(resource, 0) - sum(d.count * getattr(d, amount) for d in beside)) // getattr(pool, amount)
         for resource, amount in (("CPU", "cpus"), ("GPU", "gpus"))
         if getattr(pool, amount)
     ]

@@ -10,6 +10,7 @@ Legend: C completions of the dataset, U different ones to score.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,10 +25,10 @@ from raydpo.data.order import Order
 from raydpo.reference.dataset import MANIFEST, Dataset
 from raydpo.reference.index import Asked
 from raydpo.reference.store import Store
-from raydpo.runtime.cluster.preflight import room_for_scorers
+from raydpo.runtime.cluster.preflight import Demand, beside_scorers, room_for_scorers
 from raydpo.runtime.pools.pool import ScorerPool
 from raydpo.runtime.pools.precompute import score_missing
-from raydpo.runtime.pools.scorer import Unit
+from raydpo.runtime.pools.scorer import ScoringSettings, Unit
 from raydpo.runtime.pools.tally import Tally
 from raydpo.workspace.layout import Layout
 
@@ -78,8 +79,16 @@ def schedule(dataset: Dataset, order: Order, num_steps: int) -> Schedule:
 class ScoringAhead:
     """An actor beside the trainer: owns the pool and answers the readers. No call to it waits for anything."""
 
-    def __init__(self, run: RunFile, store: Store, plan: Schedule, rows_per_step: int) -> None:
-        self._run = run
+    def __init__(
+        self,
+        settings: ScoringSettings,
+        store: Store,
+        plan: Schedule,
+        rows_per_step: int,
+        beside: Sequence[Demand],
+    ) -> None:
+        self._settings = settings
+        self._beside = beside
         self._store = store
         self._plan = plan
         self._rows_per_step = rows_per_step
@@ -114,7 +123,8 @@ class ScoringAhead:
         return int(max(within, np.searchsorted(self._plan.ends, self._asked) + 1))
 
     def _score(self) -> None:
-        pool = ScorerPool(self._run, self._store, room=partial(room_for_scorers, self._run))
+        room = partial(room_for_scorers, self._settings.reference.pool, self._beside)
+        pool = ScorerPool(self._settings, self._store, room=room)
         begins = np.concatenate([[0], self._plan.ends])
         try:
             with Tally("reference", len(self._sums), pool) as tally:
@@ -139,16 +149,17 @@ def score_ahead(run: RunFile, store: Store, dataset: Dataset, order: Order, num_
     Held-out rows are scored before it returns: an evaluation asks for all of them at once.
     """
     store.claim()
+    settings = ScoringSettings.of(run)
     held_out = Layout(run).held_out_tokens
     if (held_out / MANIFEST).exists():
-        score_missing(run, store, [held_out])
+        score_missing(settings, store, [held_out])
     plan = schedule(dataset, order, num_steps)
     if not plan.units:
         return None
     # On the driver's own node: neither can be lost without the other.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(ScoringAhead)
-    return Ahead(plan.numbers, actor.remote(run, store, plan, order.global_batch_size))
+    return Ahead(plan.numbers, actor.remote(settings, store, plan, order.global_batch_size, beside_scorers(run)))
 
 
 def tell_reached(scorers: ActorHandle, step: int) -> None:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import ray
 from ray.actor import ActorHandle
 
-from raydpo.config.schema import RunFile
 from raydpo.reference.store import Store
-from raydpo.runtime.pools.scorer import ReferenceScorer, Scored, Unit
+from raydpo.runtime.pools.scorer import ReferenceScorer, Scored, ScoringSettings, Unit
 from raydpo.track.say import say
 
 START_S = 300.0  # a cluster may take this long to start a first scorer, or to give back what a dead node took along
@@ -43,8 +42,8 @@ class ScorerPool:
     room: how many scorers may run just now, where that can be less than reference.pool.max_actors.
     """
 
-    def __init__(self, run: RunFile, store: Store, *, room: Callable[[], int] | None = None) -> None:
-        self._run = run
+    def __init__(self, settings: ScoringSettings, store: Store, *, room: Callable[[], int] | None = None) -> None:
+        self._settings = settings
         self._store = store
         self._room = room
         self._scorers: list[_Scorer] = []
@@ -82,7 +81,7 @@ class ScorerPool:
 
     def _resize(self) -> None:
         """Have as many scorers as there are units for; those that the cluster cannot hold yet wait to be placed."""
-        pool = self._run.reference.pool
+        pool = self._settings.reference.pool
         most = max(pool.min_actors, min(pool.max_actors, self._room() if self._room else pool.max_actors))
         wanted = min(most, self._busy() + len(self._waiting))
         idle = [scorer for scorer in self._scorers if scorer.unit is None]
@@ -90,7 +89,7 @@ class ScorerPool:
             self._dismiss(scorer)
         options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "concurrency_groups": {"health": 1}}
         while len(self._scorers) < wanted:
-            actor = ray.remote(**options)(ReferenceScorer).remote(self._run, self._store)
+            actor = ray.remote(**options)(ReferenceScorer).remote(self._settings, self._store)
             self._scorers.append(_Scorer(actor, actor.ping.remote(), actor.load.remote()))
 
     def _hand_out(self, units: Sequence[Unit], due: int) -> None:
@@ -136,7 +135,7 @@ class ScorerPool:
             elif scorer.heard is not None and now - scorer.heard > SILENT_S + PING_S:
                 self._lose(scorer, f"no answer for {SILENT_S:g} s")
         if self._scorers and now - self._last_sign > START_S:
-            pool = self._run.reference.pool
+            pool = self._settings.reference.pool
             raise RuntimeError(
                 f"no reference scorer has answered for {START_S:g} s: the cluster has not had {pool.cpus:g} CPUs and "
                 f"{pool.gpus:g} GPUs free on one node, or the nodes are lost. What was scored is in the store; start "
@@ -152,7 +151,7 @@ class ScorerPool:
         self._dismiss(scorer)
         reason = str(why).strip().splitlines()[0]
         say(f"reference: a scorer is lost ({reason}); {len(self._waiting)} units wait")
-        if self._lost_in_a_row > LIVES * self._run.reference.pool.max_actors:
+        if self._lost_in_a_row > LIVES * self._settings.reference.pool.max_actors:
             raise RuntimeError(
                 f"{self._lost_in_a_row} reference scorers died one after the other and no unit was done, the last of "
                 f"{why}. Look for the cause in their logs; less memory is needed with a lower "

@@ -19,6 +19,7 @@ from raydpo.reference.dataset import MANIFEST, Dataset, windows
 from raydpo.reference.store import Store
 from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.pools.pool import ScorerPool
+from raydpo.runtime.pools.scorer import ScoringSettings
 from raydpo.runtime.pools.tally import Tally
 from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.prepared import check_pairs
@@ -36,16 +37,16 @@ def precompute(run: RunFile) -> dict[str, Any]:
         *([layout.held_out_tokens] if (layout.held_out_tokens / MANIFEST).exists() else []),
     ]
     check_pairs(run)
-    return {**score_missing(run, store, directories), "store": store.address}
+    return {**score_missing(ScoringSettings.of(run), store, directories), "store": store.address}
 
 
-def score_missing(run: RunFile, store: Store, directories: Sequence[Path]) -> dict[str, float | None]:
+def score_missing(settings: ScoringSettings, store: Store, directories: Sequence[Path]) -> dict[str, float | None]:
     """Have the pool score what the store lacks of prepared rows. The driver's memory does not grow with them.
 
     UserError, before anything is scored, where values of the old layout are still to be converted.
     """
     check_converted(store, _windows(directories))
-    pool = ScorerPool(run, store)
+    pool = ScorerPool(settings, store)
     with Tally("precompute", _completions(directories), pool) as tally:
         for window in _windows(directories):
             missing = np.flatnonzero(store.missing(window.completion_ids))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Model, Reference, RunFile
 from raydpo.data.completions import rows_of
 from raydpo.data.shards import read_shard
 from raydpo.data.tokens import completion_id
@@ -37,11 +37,25 @@ class Scored:
     ceiling: float  # FLOP/s that this scorer's device can do
 
 
+@dataclass(frozen=True)
+class ScoringSettings:
+    """What the scorers of a run work with."""
+
+    model: str  # the reference
+    form: Model  # its number format
+    reference: Reference  # the pool, and what the store keeps
+
+    @classmethod
+    def of(cls, run: RunFile) -> ScoringSettings:
+        """Those of a run file."""
+        return cls(Layout(run).reference_model, run.model, run.reference)
+
+
 class ReferenceScorer:
     """An actor of the pool. It scores in one thread and answers pings in another."""
 
-    def __init__(self, run: RunFile, store: Store) -> None:
-        self._run = run
+    def __init__(self, settings: ScoringSettings, store: Store) -> None:
+        self._settings = settings
         self._store = store
 
     @ray.method(concurrency_group="health")
@@ -53,19 +67,15 @@ class ReferenceScorer:
         from raydpo.reference.scoring import ReferenceModel
         from raydpo.runtime.cluster.device import granted_device
 
-        pool = self._run.reference.pool
-        self._model = ReferenceModel(
-            Layout(self._run).reference_model,
-            self._run.model,
-            device=granted_device(),
-            threads=max(1, int(pool.cpus)),
-        )
+        settings = self._settings
+        threads = max(1, int(settings.reference.pool.cpus))
+        self._model = ReferenceModel(settings.model, settings.form, device=granted_device(), threads=threads)
         say(f"reference: {self._model.layout}")  # Ray shows the same line of several actors once
 
     def score(self, unit: Unit) -> Scored:
         """Score the unit's completions and commit them, unless another scorer or another job already has."""
         begin = perf_counter()
-        settings = self._run.reference
+        settings = self._settings.reference
         rows = [row for path, wanted in unit for row in rows_of(read_shard(path), wanted)]
         ids = pa.array([completion_id(row.prompt_ids, c) for row in rows for c in row.completions], pa.binary(16))
         shard = self._store.shard_of(ids)
