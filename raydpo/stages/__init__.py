@@ -1,4 +1,4 @@
-"""The stages of a run, as the command line and the jobs call them. Nothing heavy is imported until one is called."""
+"""The stages of a run, as the command line and the jobs call them. Ray and torch are imported when one is called."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
+from raydpo.stages.values import RunValues
 from raydpo.storage.files import write_json
 from raydpo.track.say import say
 
 if TYPE_CHECKING:
     from raydpo.runtime.pools.sampling import Samplers
-    from raydpo.stages.values import RunValues
 
 Result = dict[str, Any]
 
@@ -25,7 +25,7 @@ def prepare(run: RunFile) -> Result:
     """Preference pairs to token shards."""
     from raydpo.runtime.prepare import prepare_pairs
 
-    values = _values_of(run)
+    values = RunValues(run)
     with _cluster(values, "prepare"), _timed(values, "prepare"):
         return prepare_pairs(values.rows())
 
@@ -37,7 +37,7 @@ def sft(run: RunFile) -> Result:
     from raydpo.runtime.prepare import prepare_sft
     from raydpo.runtime.trainer.driver import train_sft
 
-    values = _values_of(run)
+    values = RunValues(run)
     source = values.token_source("sft")
     with _cluster(values, "sft"), _timed(values, "sft"):
         tokens = prepare_sft(values.sft_rows())
@@ -48,7 +48,7 @@ def sample(run: RunFile) -> Result:
     """Completions from the reference, scored and paired."""
     if not run.sample:
         raise UserError("the run file has no sample section; add one with its prompts, or give pairs in data.train.")
-    values = _values_of(run)
+    values = RunValues(run)
     with _cluster(values, "sample"), _engines(values) as engines:
         return _sample(values, engines)
 
@@ -59,7 +59,7 @@ def precompute(run: RunFile) -> Result:
     from raydpo.runtime.pools.pool import score_missing
     from raydpo.workspace.prepared import check_pairs
 
-    values = _values_of(run)
+    values = RunValues(run)
     with _cluster(values, "precompute"), _timed(values, "precompute"):
         store = values.store()
         store.claim()
@@ -73,7 +73,7 @@ def precompute(run: RunFile) -> Result:
 
 def train(run: RunFile) -> Result:
     """Preference training, with evaluation beside it where the run file has an evaluate section."""
-    values = _values_of(run)
+    values = RunValues(run)
     with _cluster(values, "train"), _engines(values) if run.evaluate else nullcontext() as engines:
         return _train(values, engines)
 
@@ -82,7 +82,7 @@ def evaluate(run: RunFile) -> Result:
     """The reference and every export that has not been evaluated yet."""
     if not run.evaluate:
         raise UserError("the run file has no evaluate section; add one with held-out prompts.")
-    values = _values_of(run)
+    values = RunValues(run)
     with _cluster(values, "evaluate"), _engines(values) as engines:
         return _evaluate(values, engines)
 
@@ -94,7 +94,7 @@ def report(run: RunFile) -> Result:
     from raydpo.report.summary import summary_table
     from raydpo.workspace.asked import OriginsToday
 
-    values = _values_of(run)
+    values = RunValues(run)
     root = values.layout.root
     records = OriginsToday(values.evaluations()).records()
     path = write_report(root, records)
@@ -112,7 +112,7 @@ def doctor(run: RunFile) -> Result:
     from raydpo.runtime.doctor import examine
     from raydpo.stages.inputs import doctor_checks
 
-    values = _values_of(run)
+    values = RunValues(run)
     return examine(doctor_checks(run), values.processes(), run.cluster, values.layout.root)
 
 
@@ -121,7 +121,7 @@ def run(run: RunFile) -> Result:
     from raydpo.workspace.objective import needs_reference
     from raydpo.workspace.prepared import check_trainable_pairs
 
-    values = _values_of(run)
+    values = RunValues(run)
     results: Result = {}
     with _cluster(values, "run"), ExitStack() as stack:
         if run.sft:
@@ -138,12 +138,6 @@ def run(run: RunFile) -> Result:
             results["evaluate"] = _evaluate(values, engines)
     results["report"] = report(run)
     return results
-
-
-def _values_of(run: RunFile) -> RunValues:
-    from raydpo.stages.values import RunValues
-
-    return RunValues(run)
 
 
 @contextmanager

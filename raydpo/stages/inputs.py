@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import Data, RunFile, Sample, Sampler, Train
+from raydpo.config.schema import RunFile, Sampler
 from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.errors import UserError
@@ -27,7 +27,7 @@ from raydpo.workspace.objective import check_tokens_are_kept, preference_objecti
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 from raydpo.workspace.provenance import TokenSource, check_made_from
-from raydpo.workspace.rows import check_format, given_rows, training_rows
+from raydpo.workspace.rows import RowSettings, check_format, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -71,11 +71,16 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
         yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)
-        yield partial(_check_rows_for_loss, run.data, run.sample, run.train)
+        yield partial(_check_rows_for_loss, values.rows())
     if stage in ("precompute", "train"):
-        yield partial(check_pairs, values.rows())
-    if stage == "train" or (stage == "precompute" and values.rows().train_is_said):
-        yield partial(check_trainable_pairs, values.rows())
+        yield from _token_checks(values.rows(), trained_on=stage == "train")
+
+
+def _token_checks(rows: RowSettings, *, trained_on: bool) -> Iterator[Check]:
+    """Of tokens that prepare has left."""
+    yield partial(check_pairs, rows)
+    if trained_on or rows.train_is_said:
+        yield partial(check_trainable_pairs, rows)
 
 
 def doctor_checks(run: RunFile) -> Iterator[Check]:
@@ -91,8 +96,7 @@ def doctor_checks(run: RunFile) -> Iterator[Check]:
     yield partial(check_sampling, run.model.path, run.data, run.sampler, sections)
     rows = RunValues(run).rows()
     if (rows.layout.train_tokens / MANIFEST).exists():
-        yield partial(check_pairs, rows)
-        yield partial(check_trainable_pairs, rows)
+        yield from _token_checks(rows, trained_on=True)
 
 
 def _model_checks(layout: Layout, key: str, model: str, *, whole: bool) -> Iterator[Check]:
@@ -120,8 +124,8 @@ def _check_positions(model: str, sampler: Sampler) -> None:
     check_positions(model, model_config(model), sampler)
 
 
-def _check_rows_for_loss(data: Data, sample: Sample | None, train: Train) -> None:
-    check_format(training_rows(data, sample), preference_objective(train))
+def _check_rows_for_loss(rows: RowSettings) -> None:
+    check_format(training_rows(rows.data, rows.sample), preference_objective(rows.train))
 
 
 def _check_files(

@@ -66,7 +66,7 @@ def train_policy(
 ) -> dict[str, Any]:
     """Preference training, with evaluation beside it where there is an evaluator.
 
-    scoring: for train.reference=overlap.
+    scoring: asked only where train.reference is overlap.
     """
     layout = rows.layout
     train = rows.train
@@ -77,28 +77,13 @@ def train_policy(
     identity = identity_of(settings, order)
     check_resumable(layout.train, identity)
     objective = preference_objective(train)
-    overlapped = train.reference == "overlap"
-    store = None
-    imported: list[str] = []
-    if REF_LOGPS in objective.needs:
-        store = store_of(layout, evaluations.model, evaluations.reference.pool)
+    reads_reference = REF_LOGPS in objective.needs
+    store = store_of(layout, evaluations.model, evaluations.reference.pool) if reads_reference else None
+    overlapped = store is not None and train.reference == "overlap"
+    if store:
         dataset = _joined(dataset, store, objective, overlapped=overlapped)
-        imported = store.unverified(dataset.completion_ids)
     plan = _plan(train, dataset, order, layout.train)
-    job = _job(
-        settings,
-        plan,
-        identity,
-        claim=claim(layout.root),
-        timeouts=timeouts,
-        objective=objective,
-        retention=checkpoint_retention(train, evaluations),
-        export=layout.export,
-        evaluated=evaluator is not None,
-        evaluate_every=train.evaluate_every,
-        step0_tolerance=train.step0_tolerance if store else None,
-        confirm_imported=partial(store.mark_verified, imported) if store and imported else None,
-    )
+    job = _policy_job(evaluations, plan, identity, store, timeouts, evaluated=evaluator is not None)
     if store and overlapped and (ahead := score_ahead(scoring, store, dataset, plan.order, plan.num_steps)):
         job = replace(job, reached=partial(tell_reached, ahead.scorers))
         plan = replace(plan, ahead=ahead)
@@ -110,6 +95,34 @@ def _joined(dataset: Dataset, store: Store, objective: Objective, *, overlapped:
     check_converted(store, [dataset])
     dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
     return dataset.with_reference_tokens(store) if REF_TOKEN_LOGPS in objective.needs else dataset
+
+
+def _policy_job(
+    evaluations: EvaluationSettings,
+    plan: Plan,
+    identity: Identity,
+    store: Store | None,
+    timeouts: Timeouts,
+    *,
+    evaluated: bool,
+) -> Job:
+    train = evaluations.train
+    layout = evaluations.layout
+    imported = store.unverified(plan.dataset.completion_ids) if store else []
+    return _job(
+        evaluations.training,
+        plan,
+        identity,
+        claim=claim(layout.root),
+        timeouts=timeouts,
+        objective=preference_objective(train),
+        retention=checkpoint_retention(train, evaluations),
+        export=layout.export,
+        evaluated=evaluated,
+        evaluate_every=train.evaluate_every,
+        step0_tolerance=train.step0_tolerance if store else None,
+        confirm_imported=partial(store.mark_verified, imported) if store and imported else None,
+    )
 
 
 def _fit_evaluated(job: Job, plan: Plan, identity: Identity, evaluator: Evaluator | None) -> dict[str, Any]:
