@@ -30,9 +30,9 @@ import psutil
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest, to_table, write_shard
 from raydpo.reference.dataset import MANIFEST, open_dataset
-from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings
-from raydpo.workspace.layout import reference_store
-from raydpo.workspace.provenance import made_from, token_source
+from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.stages.values import RunValues
+from raydpo.workspace.provenance import made_from
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import save_model, small_run, write_run_file
@@ -115,9 +115,9 @@ class Trials:
         (scratch / "pairs.jsonl").write_text("{}\n")  # stands for the input; its rows are made up below
         run = RunFile.model_validate(self._run("undisturbed"))
         write_tokens(self._tokens, run)
-        store = reference_store(run)
+        store = RunValues(run).store()
         store.claim()
-        scorer, dataset = ReferenceScorer(ScoringSettings.of(run), store), open_dataset(self._tokens)
+        scorer, dataset = ReferenceScorer(RunValues(run).scoring(), store), open_dataset(self._tokens)
         scorer.load()
         for piece in dataset.where(np.flatnonzero(store.missing(dataset.completion_ids))):
             scorer.score([piece])
@@ -166,7 +166,9 @@ def write_tokens(directory: Path, run: RunFile) -> None:
         for begin in range(0, len(rows), ROWS_PER_SHARD)
     ]
     counts = Counts(len(rows), len(rows))
-    TokenManifest("pair", infos, counts, made_from=made_from(token_source(run, "train"))).write(directory / MANIFEST)
+    TokenManifest("pair", infos, counts, made_from=made_from(RunValues(run).token_source("train"))).write(
+        directory / MANIFEST
+    )
 
 
 def _finished(out: Path) -> dict[str, int]:

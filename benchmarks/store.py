@@ -44,9 +44,9 @@ from raydpo.reference.scoring import score_rows
 from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
 from raydpo.runtime.pools import pool as pools
-from raydpo.runtime.pools.precompute import score_missing
-from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings, Unit
-from raydpo.workspace.layout import reference_store
+from raydpo.runtime.pools.pool import score_missing
+from raydpo.runtime.pools.scorer import ReferenceScorer, Unit
+from raydpo.stages.values import RunValues
 from tests.cluster.own_ray import own_ray
 
 VOCAB_SIZE = 2048
@@ -152,11 +152,11 @@ class Job:
         store = tempfile.mkdtemp(dir=self._scratch)
         pool = {"min_actors": actors, "max_actors": actors}
         run = run_of(self._scratch, str(self._model), {"store": store, "pool": pool})
-        opened = reference_store(run)
+        opened = RunValues(run).store()
         opened.claim()
         units = [[(str(path), np.arange(2 * read_shard(path).num_rows, dtype=np.int32))] for path in shards]
         pools.ReferenceScorer = scorer
-        return [stint for _, stint in pools.ScorerPool(ScoringSettings.of(run), opened).score(units)]
+        return [stint for _, stint in pools.ScorerPool(RunValues(run).scoring(), opened).score(units)]
 
 
 def run_of(scratch: Path, model: str, reference: dict[str, object]) -> RunFile:
@@ -217,7 +217,7 @@ def claimed_store(scratch: Path) -> Store:
 
 def _look_up(scratch: Path, sender: Connection) -> None:
     figures = score_missing(
-        ScoringSettings.of(run_of(scratch, "none", {})), claimed_store(scratch), [scratch / "tokens"]
+        RunValues(run_of(scratch, "none", {})).scoring(), claimed_store(scratch), [scratch / "tokens"]
     )
     assert not figures["scored"]
     sender.send(peak_rss("self"))

@@ -13,7 +13,8 @@ from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.workspace.provenance import made_from, token_source
+from raydpo.stages.values import RunValues
+from raydpo.workspace.provenance import made_from
 
 PAIRS = [{"prompt": f"The film {i}", "chosen": f" is good {i}", "rejected": " is bad"} for i in range(5)]
 
@@ -43,6 +44,6 @@ def prepare(run: RunFile, rows: Sequence[dict[str, Any]], kind: Kind = "pair") -
     for first in range(0, len(rows), 3):
         table, counts = tokenize_chunk(Chunk("", 1, list(rows[first : first + 3])), tokenizer, settings, kind)
         shards.append(write_shard(table, directory / f"part-{first}.arrow"))
-    origin = made_from(token_source(run, "train"))
+    origin = made_from(RunValues(run).token_source("train"))
     manifest = TokenManifest(kind, shards, counts, made_from=origin, columns=table.column_names[3:])
     manifest.write(directory / "manifest.json")

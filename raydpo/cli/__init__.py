@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raydpo import __version__
 from raydpo.cli.checkpoints import add_checkpoints, run_checkpoints
 from raydpo.cli.reference import add_reference, run_reference
-
-if TYPE_CHECKING:
-    from raydpo.config.schema import RunFile
 
 STAGES = {
     "prepare": "read preference pairs, check them and write token shards",
@@ -38,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.stage in GROUPS:
         return _run_command(arguments)
 
-    from raydpo.config.load import load_run_file
+    from raydpo.config.load import dump_run_file, load_run_file
     from raydpo.errors import UserError
-    from raydpo.workspace.outcome import refuse, run_check, run_stage
+    from raydpo.workspace.outcome import StageJob, refuse, run_check, run_stage
 
     try:
         run = load_run_file(arguments.run_file, arguments.overrides)
@@ -48,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(arguments.stage, error)
 
     from raydpo import stages
-    from raydpo.workspace.inputs import check_inputs
+    from raydpo.stages.inputs import check_inputs
 
-    def checked(run: RunFile) -> dict[str, Any]:
+    def checked() -> dict[str, Any]:
         check_inputs(run, arguments.stage)
         return functions[arguments.stage](run)
 
@@ -67,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
     if arguments.stage == "doctor":
         return run_check("doctor", run.name, lambda: stages.doctor(run))
-    return run_stage(arguments.stage, run, checked)
+    return run_stage(StageJob(arguments.stage, run.name, run.output_dir, dump_run_file(run)), checked)
 
 
 def _run_command(arguments: argparse.Namespace) -> int:

@@ -66,9 +66,13 @@ def export(store: str, key: str, file: str) -> int:
 def import_file(run_file: str, file: str, *, overrides: Sequence[str]) -> int:
     """Take the values of a run's rows from a file into the run's store, unverified."""
     from raydpo.config.load import load_run_file
+    from raydpo.data.paths import expand_paths
     from raydpo.stages.importing import import_values
+    from raydpo.stages.values import RunValues
 
-    counts = import_values(load_run_file(run_file, overrides), file)
+    values = RunValues(load_run_file(run_file, overrides))
+    [found] = expand_paths([file])  # before the weights are read, which takes its time
+    counts = import_values(values.rows(), values.store(), found)
     print(
         f"{counts.imported:,} completions imported into {counts.store}, unverified until training has compared them; "
         f"{counts.known:,} were there already, {counts.unmatched:,} are not among the run's, {counts.lacking:,} of the "
@@ -81,8 +85,10 @@ def convert(run_file: str, *, overrides: Sequence[str]) -> int:
     """Take over the values of a run's rows from the layout of an earlier raydpo."""
     from raydpo.config.load import load_run_file
     from raydpo.stages.converting import convert_values
+    from raydpo.stages.values import RunValues
 
-    counts = convert_values(load_run_file(run_file, overrides))
+    values = RunValues(load_run_file(run_file, overrides))
+    counts = convert_values(values.rows(), values.store())
     print(
         f"{counts.pairs:,} pairs of the run converted in {counts.store}: {counts.completions:,} completions, none "
         f"scored again; {counts.others:,} pairs are of other runs and wait for their run files. The old files stay "

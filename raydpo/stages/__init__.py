@@ -1,16 +1,17 @@
-"""The stages of a run, as the command line and the jobs call them. Nothing heavy is imported until one is called."""
+"""The stages of a run, as the command line and the jobs call them. Ray and torch are imported when one is called."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
+from raydpo.stages.values import RunValues
 from raydpo.storage.files import write_json
 from raydpo.track.say import say
 
@@ -24,8 +25,9 @@ def prepare(run: RunFile) -> Result:
     """Preference pairs to token shards."""
     from raydpo.runtime.prepare import prepare_pairs
 
-    with _cluster(run, "prepare"), _timed(run, "prepare"):
-        return prepare_pairs(run)
+    values = RunValues(run)
+    with _cluster(values, "prepare"), _timed(values, "prepare"):
+        return prepare_pairs(values.rows())
 
 
 def sft(run: RunFile) -> Result:
@@ -35,38 +37,54 @@ def sft(run: RunFile) -> Result:
     from raydpo.runtime.prepare import prepare_sft
     from raydpo.runtime.trainer.driver import train_sft
 
-    with _cluster(run, "sft"), _timed(run, "sft"):
-        return {"tokens": prepare_sft(run), **train_sft(run)}
+    values = RunValues(run)
+    source = values.token_source("sft")
+    with _cluster(values, "sft"), _timed(values, "sft"):
+        tokens = prepare_sft(values.sft_rows())
+        return {"tokens": tokens, **train_sft(values.sft_training(), source, values.layout, run.timeouts)}
 
 
 def sample(run: RunFile) -> Result:
     """Completions from the reference, scored and paired."""
     if not run.sample:
         raise UserError("the run file has no sample section; add one with its prompts, or give pairs in data.train.")
-    with _cluster(run, "sample"), _engines(run) as engines:
-        return _sample(run, engines)
+    values = RunValues(run)
+    with _cluster(values, "sample"), _engines(values) as engines:
+        return _sample(values, engines)
 
 
 def precompute(run: RunFile) -> Result:
     """Reference log-probs of every pair that the store lacks."""
-    from raydpo.runtime.pools.precompute import precompute
+    from raydpo.reference.dataset import MANIFEST
+    from raydpo.runtime.pools.pool import score_missing
+    from raydpo.workspace.prepared import check_pairs
 
-    with _cluster(run, "precompute"), _timed(run, "precompute"):
-        return precompute(run)
+    values = RunValues(run)
+    with _cluster(values, "precompute"), _timed(values, "precompute"):
+        store = values.store()
+        store.claim()
+        layout = values.layout
+        directories = [layout.train_tokens]
+        if (layout.held_out_tokens / MANIFEST).exists():
+            directories.append(layout.held_out_tokens)
+        check_pairs(values.rows())
+        return {**score_missing(values.scoring(), store, directories), "store": store.address}
 
 
 def train(run: RunFile) -> Result:
     """Preference training, with evaluation beside it where the run file has an evaluate section."""
-    with _cluster(run, "train"), _engines(run) if run.evaluate else nullcontext() as engines:
-        return _train(run, engines)
+    values = RunValues(run)
+    with _cluster(values, "train"), _engines(values) if run.evaluate else nullcontext() as engines:
+        return _train(values, engines)
 
 
 def evaluate(run: RunFile) -> Result:
     """The reference and every export that has not been evaluated yet."""
     if not run.evaluate:
         raise UserError("the run file has no evaluate section; add one with held-out prompts.")
-    with _cluster(run, "evaluate"), _engines(run) as engines:
-        return _evaluate(run, engines)
+    values = RunValues(run)
+    with _cluster(values, "evaluate"), _engines(values) as engines:
+        return _evaluate(values, engines)
 
 
 def report(run: RunFile) -> Result:
@@ -74,11 +92,11 @@ def report(run: RunFile) -> Result:
     from raydpo.report.diagnosis import in_short
     from raydpo.report.page import findings_of, write_report
     from raydpo.report.summary import summary_table
-    from raydpo.workspace.asked import EvaluationSettings, OriginsToday
-    from raydpo.workspace.layout import Layout
+    from raydpo.workspace.asked import OriginsToday
 
-    root = Layout(run).root
-    records = OriginsToday(EvaluationSettings.of(run)).records()
+    values = RunValues(run)
+    root = values.layout.root
+    records = OriginsToday(values.evaluations()).records()
     path = write_report(root, records)
     findings = findings_of(root, records)
     say(summary_table(records.valid))
@@ -92,8 +110,10 @@ def report(run: RunFile) -> Result:
 def doctor(run: RunFile) -> Result:
     """Versions, devices, cluster resources, what will run where and what will not fit."""
     from raydpo.runtime.doctor import examine
+    from raydpo.stages.inputs import doctor_checks
 
-    return examine(run)
+    values = RunValues(run)
+    return examine(doctor_checks(run), values.processes(), run.cluster, values.layout.root)
 
 
 def run(run: RunFile) -> Result:
@@ -101,81 +121,82 @@ def run(run: RunFile) -> Result:
     from raydpo.workspace.objective import needs_reference
     from raydpo.workspace.prepared import check_trainable_pairs
 
+    values = RunValues(run)
     results: Result = {}
-    with _cluster(run, "run"), ExitStack() as stack:
+    with _cluster(values, "run"), ExitStack() as stack:
         if run.sft:
             results["sft"] = sft(run)
-        engines = stack.enter_context(_engines(run)) if run.sample or run.evaluate else None
+        engines = stack.enter_context(_engines(values)) if run.sample or run.evaluate else None
         if run.sample and engines:
-            results["sample"] = _sample(run, engines)
+            results["sample"] = _sample(values, engines)
         results["prepare"] = prepare(run)
-        check_trainable_pairs(run)  # now, not when everything is scored
+        check_trainable_pairs(values.rows())  # now, not when everything is scored
         if run.train.reference == "precompute" and needs_reference(run.train):
             results["precompute"] = precompute(run)
-        results["train"] = _train(run, engines)
+        results["train"] = _train(values, engines)
         if run.evaluate and engines:
-            results["evaluate"] = _evaluate(run, engines)
+            results["evaluate"] = _evaluate(values, engines)
     results["report"] = report(run)
     return results
 
 
-def _engines(run: RunFile) -> AbstractContextManager[Samplers]:
+@contextmanager
+def _engines(values: RunValues) -> Iterator[Samplers]:
+    """Up for the length of the block, with the model that the run starts from."""
     from raydpo.runtime.pools.sampling import check_sampling, samplers
-    from raydpo.workspace.layout import Layout
 
-    model = Layout(run).start_model
-    tokenizer = check_sampling(model, run.data, run.sampler, [run.sample, run.evaluate])
-    return samplers(model, run.model.dtype, run.sampler, tokenizer)
+    asked = values.evaluations()
+    model = values.layout.start_model
+    tokenizer = check_sampling(model, asked.data, asked.sampler, [values.rows().sample, asked.evaluate])
+    with samplers(model, asked.model.dtype, asked.sampler, tokenizer) as engines:
+        yield engines
 
 
-def _sample(run: RunFile, engines: Samplers) -> Result:
+def _sample(values: RunValues, engines: Samplers) -> Result:
     from raydpo.runtime.pairing import sample_pairs
 
-    with _timed(run, "sample"):
-        return sample_pairs(run, engines)
+    with _timed(values, "sample"):
+        return sample_pairs(values.sampling(), engines)
 
 
-def _train(run: RunFile, engines: Samplers | None) -> Result:
+def _train(values: RunValues, engines: Samplers | None) -> Result:
     from raydpo.runtime.trainer.driver import train_policy
 
+    evaluations = values.evaluations()
     evaluator = None
-    if engines and run.evaluate:
+    if engines and evaluations.evaluate:
         from raydpo.runtime.evaluation import Evaluator
-        from raydpo.workspace.asked import EvaluationSettings
 
-        evaluator = Evaluator(EvaluationSettings.of(run), engines)
-    with _timed(run, "train"):
-        return train_policy(run, evaluator)
+        evaluator = Evaluator(evaluations, engines)
+    with _timed(values, "train"):
+        return train_policy(values.rows(), evaluations, values.scoring_beside(), values.timeouts, evaluator)
 
 
-def _evaluate(run: RunFile, engines: Samplers) -> Result:
+def _evaluate(values: RunValues, engines: Samplers) -> Result:
     from raydpo.runtime.evaluation import evaluate_exports
-    from raydpo.workspace.asked import EvaluationSettings
 
-    with _timed(run, "evaluate"):
-        return evaluate_exports(EvaluationSettings.of(run), engines)
+    with _timed(values, "evaluate"):
+        return evaluate_exports(values.evaluations(), engines)
 
 
 @contextmanager
-def _cluster(run: RunFile, stage: str) -> Iterator[None]:
+def _cluster(values: RunValues, stage: str) -> Iterator[None]:
     """Connected to Ray, with the cluster known to hold the stage."""
     from raydpo.runtime.cluster import connection, preflight
 
-    with connection.connect(run.cluster):
-        for asked in preflight.bills(run, stage).values():
+    with connection.connect(values.cluster):
+        for asked in preflight.bills(values.processes(), stage).values():
             preflight.check_fits(asked)
         with connection.user_errors():
             yield
 
 
 @contextmanager
-def _timed(run: RunFile, stage: str) -> Iterator[None]:
+def _timed(values: RunValues, stage: str) -> Iterator[None]:
     """Keep the seconds that a stage takes in timings.json, beside those of the others."""
-    from raydpo.workspace.layout import Layout
-
     begin = time.perf_counter()
     yield
-    timings = Layout(run).timings
+    timings = values.layout.timings
     write_json(timings, {"stages": _kept_seconds(timings) | {stage: time.perf_counter() - begin}})
 
 

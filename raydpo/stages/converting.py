@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raydpo.config.schema import RunFile
 from raydpo.data.completions import completion_ids, pair_ids
 from raydpo.data.shards import read_shard
 from raydpo.errors import UserError
 from raydpo.reference.dataset import Dataset
 from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy
 from raydpo.reference.old_layout import by_completion
-from raydpo.workspace.layout import reference_store
+from raydpo.reference.store import Store
 from raydpo.workspace.prepared import prepared_datasets
+from raydpo.workspace.rows import RowSettings
 
 _NONE = np.zeros(0, "S16")
 
@@ -58,14 +58,13 @@ class _RunPairs:
         return found, self._completions[self._asked.first[at[found]]].ravel()
 
 
-def convert_values(run: RunFile) -> Converted:
-    """Make shards by completion of the run's pairs in the old layout. Nothing is scored, and nothing is removed.
+def convert_values(rows: RowSettings, store: Store) -> Converted:
+    """Make shards by completion of the run's pairs in the store's old layout. Nothing is scored, nothing removed.
 
     Takes no cluster. It may be ended and begun again: a shard is noted as converted when its values are committed.
     UserError where the store has nothing of the old layout.
     """
-    store = reference_store(run)
-    pairs = _RunPairs(prepared_datasets(run))
+    pairs = _RunPairs(prepared_datasets(rows))
     old = store.old_layout()
     if not old.markers():
         raise UserError(

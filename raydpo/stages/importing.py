@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Data
 from raydpo.data.completions import completion_ids
 from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
 from raydpo.data.lengths import completion_lengths
-from raydpo.data.paths import expand_paths
 from raydpo.data.shards import read_shard
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, completion_id, tokenize_pair
@@ -32,9 +31,10 @@ from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reference.dataset import Dataset
 from raydpo.reference.index import Asked, Bools, as_numpy
 from raydpo.reference.shard import SCHEMA
+from raydpo.reference.store import Store
 from raydpo.reference.unconverted import check_converted
-from raydpo.workspace.layout import Layout, reference_store
 from raydpo.workspace.prepared import prepared_datasets
+from raydpo.workspace.rows import RowSettings
 
 PAIR = ("ref_chosen", "ref_rejected")  # what the columns of a pair's values begin with
 ALONE = "ref"  # and of one completion's
@@ -65,16 +65,14 @@ class _Given:
     columns: list[str]  # [K], where the value stood
 
 
-def import_values(run: RunFile, path: str) -> Imported:
-    """Fill the run's reference store from a file, where it lacks values. UserError names file, row and value.
+def import_values(rows: RowSettings, store: Store, file: str) -> Imported:
+    """Fill the store of the run's reference from a file, where it lacks values. UserError names file, row and value.
 
     Takes no cluster: one process reads and tokenises.
     """
-    [file] = expand_paths([path])
-    store = reference_store(run)
-    datasets = prepared_datasets(run)
+    datasets = prepared_datasets(rows)
     check_converted(store, datasets)
-    given = _read(run, file)
+    given = _read(file, _Identify(rows.data, rows.layout.start_model))
     asked = Asked(given.ids)
     ids = pa.concat_arrays([dataset.completion_ids for dataset in datasets])
     missing = store.missing(ids)
@@ -84,7 +82,7 @@ def import_values(run: RunFile, path: str) -> Imported:
             f"none of the {len(asked)} completions of {file} is among the run's prepared rows; is it another data "
             "set, or was `raydpo prepare` run with another tokenizer, template or data.max_length?"
         )
-    _check_consistent(given, asked, run.train.step0_tolerance)
+    _check_consistent(given, asked, rows.train.step0_tolerance)
     # All shards are made before the first is committed: a file with a mistake changes nothing.
     shards = list(_shards(datasets, missing, given, asked))
     store.claim()
@@ -139,13 +137,12 @@ def _shard(prepared: pa.Table, completions: NDArray[np.int32], given: _Given, as
     return pa.table([ids, pa.array(given.sums[values]), pa.array(tokens, pa.int32()), not_kept], schema=SCHEMA)
 
 
-def _read(run: RunFile, file: str) -> _Given:
+def _read(file: str, identify: _Identify) -> _Given:
     ids = bytearray()
     sums = array("f")
     tokens = array("i")
     rows = array("i")
     columns: list[str] = []
-    identify = _Identify(run)
     for number, raw in enumerate(raw_rows(file, identify.fields_to_read), start=1):
         place = f"{file} row {number}"
         for prefix, name in identify(raw, place):
@@ -170,12 +167,11 @@ def _read(run: RunFile, file: str) -> _Given:
 class _Identify:
     """From a raw row to its completions."""
 
-    def __init__(self, run: RunFile) -> None:
-        data = run.data
+    def __init__(self, data: Data, model: str) -> None:
         self._fields = pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected)
         self._ignore = data.ignore
         self._settings = TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos)
-        self._tokenizer: RowTokenizer = load_row_tokenizer(Layout(run).start_model, data.date)
+        self._tokenizer: RowTokenizer = load_row_tokenizer(model, data.date)
 
     @property
     def fields_to_read(self) -> list[Field]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.schema import Data, Evaluate, Model, Reference, RunFile, Sampler, Train
+from raydpo.config.schema import Data, Evaluate, Model, Reference, Sampler, Train
 from raydpo.data.prompts import contents_hash
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -21,7 +21,7 @@ from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import scorer_source
 from raydpo.train.mark import read_mark
-from raydpo.workspace.identity import TrainingSettings, identity_now, train_settings
+from raydpo.workspace.identity import TrainingSettings, identity_now
 from raydpo.workspace.layout import Layout
 
 
@@ -41,21 +41,6 @@ class EvaluationSettings:
     training: TrainingSettings  # whose exports are evaluated
     train: Train  # names the loss, by which held-out pairs are ranked
     evaluate: Evaluate | None
-
-    @classmethod
-    def of(cls, run: RunFile) -> EvaluationSettings:
-        """Those of a run file."""
-        return cls(
-            layout=Layout(run),
-            seed=run.seed,
-            model=run.model,
-            data=run.data,
-            reference=run.reference,
-            sampler=run.sampler,
-            training=train_settings(run),
-            train=run.train,
-            evaluate=run.evaluate,
-        )
 
 
 def origin_of(settings: EvaluationSettings, model: str) -> Origin:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydpo.config.schema import RunFile, Train, Training
+from raydpo.config.schema import Train, Training
 from raydpo.data.order import Order
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -17,7 +17,6 @@ from raydpo.model.directory import weights_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.storage.files import write_json
 from raydpo.train.checkpoint.commits import Cursor, latest
-from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import needs_reference, objective_terms
 
 if TYPE_CHECKING:
@@ -76,37 +75,6 @@ class TrainingSettings:
     reference_model: str | None  # None: it has none, as the sft stage
     tokens: Path
     directory: Path
-
-
-def train_settings(run: RunFile) -> TrainingSettings:
-    """Of the preference training."""
-    layout = Layout(run)
-    return TrainingSettings(
-        training=run.train,
-        seed=run.seed,
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        model=layout.start_model,
-        reference_model=layout.reference_model,
-        tokens=layout.train_tokens,
-        directory=layout.train,
-    )
-
-
-def sft_settings(run: RunFile) -> TrainingSettings:
-    """Of the supervised fine-tuning, which the run file must have."""
-    assert run.sft
-    layout = Layout(run)
-    return TrainingSettings(
-        training=run.sft,
-        seed=run.seed,
-        dtype=run.model.dtype,
-        fp32_head=run.model.fp32_head,
-        model=run.model.path,
-        reference_model=None,
-        tokens=layout.sft_tokens,
-        directory=layout.sft,
-    )
 
 
 def identity_of(settings: TrainingSettings, order: Order) -> Identity:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from raydpo.config.schema import Model, Pool, RunFile
+from raydpo.config.schema import Model, Pool, Reference
 from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.reference.store import Key, Store
 
 
 class Layout:
-    """The files of one run."""
+    """The files of one run.
 
-    def __init__(self, run: RunFile) -> None:
-        self.root = Path(run.output_dir)
+    model: what the run file starts from; rows: its files of preference rows; sft, sample: whether it has these stages.
+    """
+
+    def __init__(
+        self, output_dir: str, *, model: str, reference: Reference, rows: Sequence[str], sft: bool, sample: bool
+    ) -> None:
+        self.root = Path(output_dir)
         self.pairs = self.root / "samples" / "pairs.jsonl"
         self.sampled = self.root / "samples" / "sampled.json"  # what the samples were made from, written last
         self.samples = self.root / "samples" / "samples.jsonl"
@@ -28,16 +34,16 @@ class Layout:
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
         self.timings = self.root / "timings.json"
-        self.reference_store = run.reference.store or str(self.root / "reference")  # may be an address
+        self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"
-        self.start_model = str(self.sft_export) if run.sft else run.model.path
-        self.reference_model = run.reference.model or self.start_model
-        self.pair_files = [str(self.pairs)] if run.sample else run.data.train
+        self.start_model = str(self.sft_export) if sft else model
+        self.reference_model = reference.model or self.start_model
+        self.pair_files = [str(self.pairs)] if sample else rows
         # Where this run's stages remove and replace files: no input may lie there.
         self.written_over = [self.root / "tokens", self.train, self.exports, self.evaluations]
-        if run.sft:
+        if sft:
             self.written_over.append(self.sft)
-        if run.sample:
+        if sample:
             self.written_over.append(self.pairs.parent)
 
     def export(self, step: int) -> Path:
@@ -59,8 +65,3 @@ def store_of(layout: Layout, model: Model, pool: Pool) -> Store:
         scorer_version=version.VERSION,
     )
     return Store(layout.reference_store, key)
-
-
-def reference_store(run: RunFile) -> Store:
-    """The store of this run's reference model."""
-    return store_of(Layout(run), run.model, run.reference.pool)

@@ -10,20 +10,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from raydpo.config.load import dump_run_file
-from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
 from raydpo.storage.files import write_text
 from raydpo.track.say import say
 from raydpo.track.terminal import only_our_lines
 from raydpo.workspace.lock import owned_directory
-
-Stage = Callable[[RunFile], dict[str, Any]]
 
 _DEFECT = 1
 _USER_ERROR = 2
@@ -41,8 +36,18 @@ class Ending:
     exit_code: int
 
 
-def run_stage(stage: str, run: RunFile, function: Stage) -> int:
-    """Run a stage that owns `run.output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
+@dataclass(frozen=True)
+class StageJob:
+    """What a job that runs a stage leaves in the run's directory."""
+
+    stage: str
+    name: str  # of the run
+    output_dir: str
+    run_file: str  # resolved, as text
+
+
+def run_stage(job: StageJob, work: Callable[[], dict[str, Any]]) -> int:
+    """Run a stage that owns `output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
 
     What libraries print is kept in logs/<stage>.log, and the last line of a failure names it. A result.json of an
     earlier job is removed at the start, so that a job killed without warning never shows another's success.
@@ -51,21 +56,21 @@ def run_stage(stage: str, run: RunFile, function: Stage) -> int:
     outcome: Ending | None = None
     with _terminate_as_exit() as arrived:
         try:
-            directory = Path(run.output_dir)
-            log = directory / "logs" / f"{stage}.log"
+            directory = Path(job.output_dir)
+            log = directory / "logs" / f"{job.stage}.log"
             with owned_directory(directory):
                 (directory / "result.json").unlink(missing_ok=True)
-                write_text(directory / "run.yaml", dump_run_file(run))
+                write_text(directory / "run.yaml", job.run_file)
                 with only_our_lines(log):
-                    outcome = _attempt(stage, run.name, partial(function, run), arrived)
+                    outcome = _attempt(job.stage, job.name, work, arrived)
                 if outcome.exit_code in (_DEFECT, _USER_ERROR):
-                    say(f"raydpo {stage}: all output is in {log}", sys.stderr)
+                    say(f"raydpo {job.stage}: all output is in {log}", sys.stderr)
                 write_text(directory / "result.json", outcome.line + "\n")
         except UserError as error:
-            outcome = _user_error(stage, run.name, error, started)
+            outcome = _user_error(job.stage, job.name, error, started)
         except OSError as error:
-            reason = UserError(f"output_dir {run.output_dir} cannot be written: {error}. Set another or mend it.")
-            ended = _user_error(stage, run.name, reason, started)
+            reason = UserError(f"output_dir {job.output_dir} cannot be written: {error}. Set another or mend it.")
+            ended = _user_error(job.stage, job.name, reason, started)
             outcome = outcome if outcome and outcome.exit_code else ended  # what went wrong first is the cause
     return _announce(outcome)
 

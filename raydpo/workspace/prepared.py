@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raydpo.config.schema import RunFile, Training
+from raydpo.config.schema import Train, Training
 from raydpo.data.limits import ModelLimits
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -12,48 +12,47 @@ from raydpo.workspace.identity import order_of
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.provenance import check_prepared
-from raydpo.workspace.rows import refuse_ties
+from raydpo.workspace.rows import RowSettings, refuse_ties
 
 
-def readers_of_pairs(run: RunFile) -> list[ModelLimits]:
+def readers_of_pairs(layout: Layout) -> list[ModelLimits]:
     """What the policy and the reference can read."""
-    layout = Layout(run)
     return [model_limits(path) for path in dict.fromkeys((layout.start_model, layout.reference_model))]
 
 
-def prepared_datasets(run: RunFile) -> list[Dataset]:
+def prepared_datasets(settings: RowSettings) -> list[Dataset]:
     """The train tokens and, where there are any, the held-out ones. UserError where they are not this run's."""
-    layout = Layout(run)
-    check_prepared(run)
+    check_prepared(settings)
+    layout = settings.layout
     directories = [layout.train_tokens]
     if (layout.held_out_tokens / MANIFEST).exists():
         directories.append(layout.held_out_tokens)
     return [open_dataset(directory) for directory in directories]
 
 
-def check_pairs(run: RunFile) -> None:
+def check_pairs(settings: RowSettings) -> None:
     """Raise UserError where the tokens of pairs are not this run's, or its models cannot read them."""
-    check_prepared(run)
-    layout = Layout(run)
+    check_prepared(settings)
+    layout = settings.layout
     for directory in (layout.train_tokens, layout.held_out_tokens):
         if not (directory / MANIFEST).exists():
             continue
         extent = TokenManifest.read(directory / MANIFEST).extent
-        for limits in readers_of_pairs(run):
+        for limits in readers_of_pairs(layout):
             limits.check(extent)
 
 
-def check_trainable_pairs(run: RunFile) -> None:
+def check_trainable_pairs(settings: RowSettings) -> None:
     """Raise UserError where training could not take the tokens that prepare has left."""
-    tokens = TokenManifest.read(Layout(run).train_tokens / MANIFEST)
-    check_trainable(tokens, run.train, "train")
-    check_order(run, tokens)
+    tokens = TokenManifest.read(settings.layout.train_tokens / MANIFEST)
+    check_trainable(tokens, settings.train, "train")
+    check_order(settings.train, tokens)
 
 
-def check_order(run: RunFile, tokens: TokenManifest) -> None:
+def check_order(train: Train, tokens: TokenManifest) -> None:
     """Raise UserError where the loss reads the order of all completions of a row, and some rows have ties in theirs."""
     if tokens.counts.with_ties:  # else no loss need be looked up, which loads torch
-        refuse_ties(tokens, preference_objective(run.train))
+        refuse_ties(tokens, preference_objective(train))
 
 
 def check_trainable(tokens: TokenManifest, training: Training, section: str) -> None:

@@ -14,15 +14,14 @@ from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
-from raydpo.config.schema import RunFile
+from raydpo.config.schema import Data
 from raydpo.data.paths import expand_paths
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
-from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import needs_others
-from raydpo.workspace.rows import given_rows, training_rows
+from raydpo.workspace.rows import RowSettings, SftRows, given_rows, training_rows
 
 Part = Literal["train", "held_out", "sft"]
 TOKENIZER = "tokenizer"
@@ -52,30 +51,37 @@ class TokenSource:
         return {path: _size(path) for path in expand_paths(self.inputs)}
 
 
-def token_source(run: RunFile, part: Part) -> TokenSource:
-    """Those of a part of a run."""
-    data = run.data
-    said: dict[str, Any] = {
+def token_source(settings: RowSettings, part: Literal["train", "held_out"]) -> TokenSource:
+    """Those of preference rows. Looks up the loss of rows to train on, which loads torch."""
+    data = settings.data
+    layout = settings.layout
+    apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
+    rows = given_rows(data) if apart else training_rows(data, settings.sample)
+    said = _said_of_all(data) | {
+        "data.format": rows.name,
+        "completions of other prompts": not apart and needs_others(settings.train),
+        "data.columns": data.columns.model_dump(),
+        "data.held_out_fraction": data.held_out_fraction,
+    }
+    return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
+
+
+def sft_source(settings: SftRows) -> TokenSource:
+    """Those of the rows of the sft stage."""
+    sft = settings.sft
+    said = _said_of_all(settings.data) | {"sft.prompt": sft.prompt, "sft.completion": sft.completion}
+    return TokenSource("sft", settings.model, said, sft.train)
+
+
+def _said_of_all(data: Data) -> dict[str, Any]:
+    """What decides the ids of rows of every part."""
+    return {
         "data.max_length": data.max_length,
         "data.truncation": data.truncation,
         "data.append_eos": data.append_eos,
         "data.date": data.date and data.date.isoformat(),
         "data.ignore": list(data.ignore),
     }
-    if part == "sft":
-        assert run.sft
-        said |= {"sft.prompt": run.sft.prompt, "sft.completion": run.sft.completion}
-        return TokenSource(part, run.model.path, said, run.sft.train)
-    layout = Layout(run)
-    apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
-    rows = given_rows(data) if apart else training_rows(data, run.sample)
-    said |= {
-        "data.format": rows.name,
-        "completions of other prompts": not apart and needs_others(run.train),
-        "data.columns": data.columns.model_dump(),
-        "data.held_out_fraction": data.held_out_fraction,
-    }
-    return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
 
 
 def made_from(settings: TokenSource) -> dict[str, Any]:
@@ -112,13 +118,13 @@ def check_made_from(settings: TokenSource, directory: Path) -> None:
             )
 
 
-def check_prepared(run: RunFile) -> None:
+def check_prepared(settings: RowSettings) -> None:
     """Raise UserError where tokens that prepare has left are not this run's; nothing where there are none."""
-    layout = Layout(run)
-    directories: dict[Part, Path] = {"train": layout.train_tokens, "held_out": layout.held_out_tokens}
-    for part, directory in directories.items():
-        if (directory / MANIFEST).exists():
-            check_made_from(token_source(run, part), directory)
+    layout = settings.layout
+    if (layout.train_tokens / MANIFEST).exists():
+        check_made_from(token_source(settings, "train"), layout.train_tokens)
+    if (layout.held_out_tokens / MANIFEST).exists():
+        check_made_from(token_source(settings, "held_out"), layout.held_out_tokens)
 
 
 def check_same_tokenizer(model: str, directory: Path) -> None:

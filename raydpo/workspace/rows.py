@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raydpo.config.schema import Data, Sample
+from raydpo.config.schema import Data, Sample, Sft, Train
 from raydpo.data.formats import RowFormat, row_format
 from raydpo.errors import UserError
+from raydpo.workspace.layout import Layout
 
 if TYPE_CHECKING:
     from raydpo.data.shards import TokenManifest
     from raydpo.objective.contract import Objective
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What a run file says of its preference rows: whence they come, where their tokens lie, who learns from them."""
+
+    layout: Layout
+    data: Data
+    sample: Sample | None  # the stage that makes the rows; None: files give them
+    train: Train
+    train_is_said: bool  # else nobody has said how the rows are to be trained on
+
+
+@dataclass(frozen=True)
+class SftRows:
+    """What a run file says of the rows of its sft stage."""
+
+    layout: Layout
+    data: Data
+    sft: Sft
+    model: str  # whose tokenizer it is, and who learns from them
 
 
 def given_rows(data: Data) -> RowFormat:

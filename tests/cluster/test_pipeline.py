@@ -15,8 +15,9 @@ from raydpo.config.load import load_run_file
 from raydpo.data.completions import completion_ids
 from raydpo.data.shards import TokenManifest, read_shard, to_rows
 from raydpo.evaluate.records import Evaluation
+from raydpo.stages.values import RunValues
 from raydpo.track.say import MARK
-from raydpo.workspace.asked import EvaluationSettings, OriginsToday
+from raydpo.workspace.asked import OriginsToday
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
@@ -49,7 +50,7 @@ def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def evaluations_of(run: Run) -> list[Evaluation]:
-    records = OriginsToday(EvaluationSettings.of(load_run_file(run.run_file))).records()
+    records = OriginsToday(RunValues(load_run_file(run.run_file)).evaluations()).records()
     assert records.left_out == {}
     return records.valid
 

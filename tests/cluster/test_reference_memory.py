@@ -12,9 +12,8 @@ from raydpo.config.schema import RunFile
 from raydpo.data.completions import completion_ids
 from raydpo.data.shards import Counts, TokenManifest, schema, write_shard
 from raydpo.reference.shard import SCHEMA
-from raydpo.runtime.pools.precompute import score_missing
-from raydpo.runtime.pools.scorer import ScoringSettings
-from raydpo.workspace.layout import reference_store
+from raydpo.runtime.pools.pool import score_missing
+from raydpo.stages.values import RunValues
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import save_model
 
@@ -34,7 +33,7 @@ def test_token_shards_of_several_times_the_object_store_are_scored_without_filli
             "data": {"train": ["none"]},
         }
     )
-    store = reference_store(run)
+    store = RunValues(run).store()
     store.claim()
     tables = [token_table(number) for number in range(SHARDS)]
     assert sum(table.nbytes for table in tables) > 4 * OBJECT_STORE_MIB * 2**20
@@ -46,7 +45,7 @@ def test_token_shards_of_several_times_the_object_store_are_scored_without_filli
         )  # of the long row: nobody could wait for its score
 
     with own_ray(cpus=2, object_store_mib=OBJECT_STORE_MIB) as session:
-        figures = score_missing(ScoringSettings.of(run), store, [tmp_path / "tokens"])
+        figures = score_missing(RunValues(run).scoring(), store, [tmp_path / "tokens"])
         assert not list(session.glob("ray_spilled_objects*/*"))
     assert (figures["scored"], figures["found"]) == (2 * SHARDS, 2 * SHARDS)
 

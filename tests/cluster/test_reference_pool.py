@@ -17,7 +17,8 @@ from ray.exceptions import RayTaskError
 from raydpo.config.schema import RunFile
 from raydpo.runtime.pools import pool as pools
 from raydpo.runtime.pools.pool import ScorerPool
-from raydpo.runtime.pools.scorer import ScoringSettings, Unit
+from raydpo.runtime.pools.scorer import Unit
+from raydpo.stages.values import RunValues
 from tests.cluster.own_ray import own_ray
 from tests.cluster.scorers import Dies, DiesOnce, Quick, Refuses, StopsOnce
 from tests.stores import claimed
@@ -51,7 +52,7 @@ def make_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePool:
                 "reference": {"pool": {"max_actors": max_actors}},
             }
         )
-        return ScorerPool(ScoringSettings.of(run), claimed(str(tmp_path / "store")))
+        return ScorerPool(RunValues(run).scoring(), claimed(str(tmp_path / "store")))
 
     return make
 

@@ -26,7 +26,8 @@ from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
 from raydpo.runtime.pools.rewards import Group, rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
-from raydpo.workspace.asked import EvaluationSettings, OriginsToday
+from raydpo.stages.values import RunValues
+from raydpo.workspace.asked import OriginsToday
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import whole_run
 from tests.models import exact, exact_logps, make_row
@@ -160,14 +161,14 @@ def test_an_evaluation_computes_on_the_device_that_it_was_given(
 def test_an_evaluation_of_other_weights_ends_and_leaves_no_record(inputs: Path, tmp_path: Path) -> None:
     run = asked(inputs, tmp_path, "evaluate")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"):
-        Evaluator(EvaluationSettings.of(run), OtherWeights()).evaluate(0, run.model.path)
+        Evaluator(RunValues(run).evaluations(), OtherWeights()).evaluate(0, run.model.path)
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_samples_of_other_weights_are_not_kept(inputs: Path, tmp_path: Path) -> None:
     run = asked(inputs, tmp_path, "sample")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"), user_errors():
-        sample_pairs(run, OtherWeights())
+        sample_pairs(RunValues(run).sampling(), OtherWeights())
     assert not [path for path in tmp_path.rglob("*") if path.stem.isdigit() or path.suffix == ".jsonl"]
 
 
@@ -176,14 +177,14 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
 ) -> None:
     run = asked(inputs, tmp_path, "evaluate")
     assert run.evaluate
-    evaluate_exports(EvaluationSettings.of(run), OwnWeights())
-    [by_letters] = OriginsToday(EvaluationSettings.of(run)).records().valid
-    evaluate_exports(EvaluationSettings.of(run), OwnWeights())
+    evaluate_exports(RunValues(run).evaluations(), OwnWeights())
+    [by_letters] = OriginsToday(RunValues(run).evaluations()).records().valid
+    evaluate_exports(RunValues(run).evaluations(), OwnWeights())
     assert capsys.readouterr().out.count("evaluating step 0") == 1
     other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"scorer": "length"})})
-    evaluate_exports(EvaluationSettings.of(other), OwnWeights())
+    evaluate_exports(RunValues(other).evaluations(), OwnWeights())
     assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
-    [by_words] = OriginsToday(EvaluationSettings.of(other)).records().valid
+    [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid
     assert by_words.reward != by_letters.reward
     assert by_words.samples[0].completion == by_letters.samples[0].completion
 
@@ -196,7 +197,7 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
     assert run.evaluate
     policy = tmp_path / "policy"
     shutil.copytree(run.model.path, policy)
-    unmoved = Evaluator(EvaluationSettings.of(run), OwnWeights()).evaluate(5, str(policy))
+    unmoved = Evaluator(RunValues(run).evaluations(), OwnWeights()).evaluate(5, str(policy))
     assert {sample.summed_kl for sample in unmoved.samples} == {0.0}
     ref = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.bfloat16)
     moved = deepcopy(ref)
@@ -204,7 +205,7 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
         for weights in moved.parameters():
             weights *= 1.01
     moved.save_pretrained(policy)
-    found = Evaluator(EvaluationSettings.of(run), OwnWeights()).evaluate(5, str(policy))
+    found = Evaluator(RunValues(run).evaluations(), OwnWeights()).evaluate(5, str(policy))
     prompts = read_prompts(run.evaluate.prompts, "prompt", load_row_tokenizer(str(policy)), limit=run.evaluate.limit)
     drawn = OwnWeights().sample(str(policy), prompts, run.evaluate.decoding, n=1, seed=0)
     with torch.no_grad():

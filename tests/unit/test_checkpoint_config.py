@@ -11,9 +11,9 @@ from raydpo.errors import UserError
 from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import RatedSample, summarise, write_evaluation
 from raydpo.runtime.trainer.driver import checkpoint_retention
-from raydpo.workspace.asked import EvaluationSettings, OriginsToday
+from raydpo.stages.values import RunValues
+from raydpo.workspace.asked import OriginsToday
 from raydpo.workspace.identity import Identity, write_identity
-from raydpo.workspace.layout import Layout
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -71,16 +71,16 @@ def test_a_number_of_workers_that_does_not_divide_the_batch_is_answered_with_tho
 def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: Path, tmp_path: Path) -> None:
     asked = [BEST, *EVALUATED, f"output_dir={tmp_path}"]
     run = load_run_file(run_file, asked)
-    layout = Layout(run)
+    layout = RunValues(run).layout
     write_identity(layout.train, IDENTITY)  # as there are no tokens to tell it from
-    retention = checkpoint_retention(run.train, EvaluationSettings.of(run))
+    retention = checkpoint_retention(run.train, RunValues(run).evaluations())
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
-    today, mine = vars(origin()) | OriginsToday(EvaluationSettings.of(run)).of(0), IDENTITY.digest
+    today, mine = vars(origin()) | OriginsToday(RunValues(run).evaluations()).of(0), IDENTITY.digest
     for step, reward, training in ((20, 0.5, mine), (40, 0.2, mine), (60, 0.9, "another run's")):
         samples = [RatedSample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
         found = summarise(step, "model", samples, made_from=Origin(**today | {"training": training}), seconds={})
         write_evaluation(found, layout.evaluations)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}
     by_length = load_run_file(run_file, [*asked, "evaluate.scorer=length"])
-    other = checkpoint_retention(by_length.train, EvaluationSettings.of(by_length))
+    other = checkpoint_retention(by_length.train, RunValues(by_length).evaluations())
     assert other.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "these are another scorer's"

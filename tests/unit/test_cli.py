@@ -15,8 +15,8 @@ from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.reference.dataset import MANIFEST
-from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from, token_source
+from raydpo.stages.values import RunValues
+from raydpo.workspace.provenance import made_from
 
 pytestmark = pytest.mark.unit
 
@@ -67,8 +67,8 @@ def test_a_stage_runs_with_the_overridden_run_file(
 
     run = load_run_file(run_file)
     shards = [ShardInfo("part.arrow", rows=64, sha256="", tokens=0)]
-    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(token_source(run, "train")))
-    tokens.write(Layout(run).train_tokens / MANIFEST)  # as prepare has left it for the stages behind it
+    tokens = TokenManifest("pair", shards, Counts(), made_from=made_from(RunValues(run).token_source("train")))
+    tokens.write(RunValues(run).layout.train_tokens / MANIFEST)  # as prepare has left it for the stages behind it
     monkeypatch.setattr(stages, stage, fake)
     assert main([stage, str(run_file), "train.epochs=3"]) == 0
     status = json.loads(capsys.readouterr().out.splitlines()[-1])

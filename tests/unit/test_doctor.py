@@ -14,9 +14,9 @@ from raydpo.data.limits import Extent
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
 from raydpo.reference.dataset import MANIFEST
-from raydpo.runtime.doctor import examine
-from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from, token_source
+from raydpo.stages import doctor
+from raydpo.stages.values import RunValues
+from raydpo.workspace.provenance import made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -43,12 +43,12 @@ def test_every_fault_is_named_and_one_hides_no_other(tmp_path: Path, monkeypatch
     run = RunFile.model_validate(tree)
     shards = [ShardInfo("part.arrow", rows=64, sha256="", tokens=0)]
     tokens = TokenManifest(
-        "pair", shards, Counts(), extent=Extent(packed=5000), made_from=made_from(token_source(run, "train"))
+        "pair", shards, Counts(), extent=Extent(packed=5000), made_from=made_from(RunValues(run).token_source("train"))
     )
-    tokens.write(Layout(run).train_tokens / MANIFEST)
+    tokens.write(RunValues(run).layout.train_tokens / MANIFEST)
     monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     with pytest.raises(UserError) as error:
-        examine(run)
+        doctor(run)
     for fault in (
         "model.safetensors is not a whole safetensors file",
         "the weights are quantised (fp8)",

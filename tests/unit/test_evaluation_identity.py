@@ -17,11 +17,11 @@ from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.pools.sampling import check_sampling
+from raydpo.stages.inputs import check_inputs
+from raydpo.stages.values import RunValues
 from raydpo.train.mark import mark_export
-from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
-from raydpo.workspace.identity import identity_now, train_settings
-from raydpo.workspace.inputs import check_inputs
-from raydpo.workspace.layout import Layout
+from raydpo.workspace.asked import OriginsToday, origin_of
+from raydpo.workspace.identity import identity_now
 from tests.models import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -54,22 +54,22 @@ def move_weights(model: Path) -> None:
 def evaluated(tree: dict[str, Any], *steps: int) -> None:
     """Leave records of the reference and of exports, as the evaluate stage does."""
     run = RunFile.model_validate(tree)
-    layout = Layout(run)
+    layout = RunValues(run).layout
     for step in steps:
         model = layout.export(step) if step else Path(layout.reference_model)
         if step:
             shutil.copytree(run.model.path, model)
-            if identity := identity_now(train_settings(run)):
+            if identity := identity_now(RunValues(run).training()):
                 mark_export(model, identity=identity.digest, step=step)
         samples = [RatedSample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
         found: Evaluation = summarise(
-            step, str(model), samples, made_from=origin_of(EvaluationSettings.of(run), str(model)), seconds={}
+            step, str(model), samples, made_from=origin_of(RunValues(run).evaluations(), str(model)), seconds={}
         )
         write_evaluation(found, layout.evaluations)
 
 
 def left_out(tree: dict[str, Any]) -> dict[int, list[str]]:
-    return OriginsToday(EvaluationSettings.of(RunFile.model_validate(tree))).records().left_out
+    return OriginsToday(RunValues(RunFile.model_validate(tree)).evaluations()).records().left_out
 
 
 def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_prompts_that_changed_in_the_same_file_are_named(tree: dict[str, Any], t
 
 def test_weights_that_changed_in_the_same_directory_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
     evaluated(tree, 0, 5)
-    move_weights(Layout(RunFile.model_validate(tree)).export(5))
+    move_weights(RunValues(RunFile.model_validate(tree)).layout.export(5))
     assert left_out(tree) == {5: ["weights"]}
     move_weights(tmp_path / "model")
     assert left_out(tree) == {0: ["weights", "reference"], 5: ["weights", "reference"]}
@@ -133,7 +133,7 @@ def test_a_tokenizer_that_changed_in_the_same_directory_is_named(tree: dict[str,
 
 
 def test_figures_of_another_training_are_named_whether_its_exports_stay_or_not(tree: dict[str, Any]) -> None:
-    layout = Layout(RunFile.model_validate(tree))
+    layout = RunValues(RunFile.model_validate(tree)).layout
     TokenManifest("pair", [ShardInfo("a.arrow", 640, "sha", 9)], Counts()).write(layout.train_tokens / MANIFEST)
     evaluated(tree, 0, 5)
     assert left_out(tree) == {}
@@ -153,7 +153,7 @@ def test_held_out_pairs_that_came_later_are_named(tree: dict[str, Any]) -> None:
 
 
 def leave_held_out_tokens(tree: dict[str, Any]) -> None:
-    directory = Layout(RunFile.model_validate(tree)).held_out_tokens
+    directory = RunValues(RunFile.model_validate(tree)).layout.held_out_tokens
     TokenManifest("pair", [], Counts()).write(directory / MANIFEST)
 
 
@@ -161,7 +161,7 @@ def test_what_has_gone_since_is_not_held_against_the_records(tree: dict[str, Any
     leave_held_out_tokens(tree)
     tree["data"]["held_out_fraction"] = 0.5
     evaluated(tree, 0, 5)
-    layout = Layout(RunFile.model_validate(tree))
+    layout = RunValues(RunFile.model_validate(tree)).layout
     for directory in (tmp_path / "model", layout.exports, layout.root / "tokens"):
         shutil.rmtree(directory)
     (tmp_path / "prompts.jsonl").unlink()
@@ -179,7 +179,7 @@ def test_without_an_evaluate_section_the_records_still_show_what_was_measured(tr
 def test_an_evaluation_cannot_begin_without_knowing_what_it_is_made_from(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").unlink()
     with pytest.raises(UserError, match=r"prompts\.jsonl"):
-        origin_of(EvaluationSettings.of(RunFile.model_validate(tree)), str(tmp_path / "model"))
+        origin_of(RunValues(RunFile.model_validate(tree)).evaluations(), str(tmp_path / "model"))
 
 
 def test_a_report_needs_no_model_and_says_what_it_leaves_out(

@@ -13,10 +13,11 @@ from raydpo.errors import UserError
 from raydpo.objective.registry import make_objective, resolve
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.trainer.exports import check_room_for_exports
+from raydpo.stages.values import RunValues
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.train.mark import MARK, check_replaceable, mark_export, read_mark, remove_export
 from raydpo.workspace.exports import exports_of_run, own_exports
-from raydpo.workspace.identity import identity_now, train_settings, write_identity
+from raydpo.workspace.identity import identity_now, write_identity
 from raydpo.workspace.job import Job
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.lock import Claim
@@ -59,21 +60,23 @@ def run(tmp_path: Path) -> RunFile:
 
 def prepared(run: RunFile, sha256: str) -> str:
     """Leave a manifest, as prepare does; the digest of the identity that training has then."""
-    TokenManifest("pair", [ShardInfo("a.arrow", 640, sha256, 9)], Counts()).write(Layout(run).train_tokens / MANIFEST)
-    identity = identity_now(train_settings(run))
+    TokenManifest("pair", [ShardInfo("a.arrow", 640, sha256, 9)], Counts()).write(
+        RunValues(run).layout.train_tokens / MANIFEST
+    )
+    identity = identity_now(RunValues(run).training())
     assert identity
     return identity.digest
 
 
 def test_exports_of_other_data_are_left_out_aloud(run: RunFile, capsys: pytest.CaptureFixture[str]) -> None:
-    layout = Layout(run)
+    layout = RunValues(run).layout
     before = export(layout.export(10), identity=prepared(run, "before"), step=10)
-    assert exports_of_run(Layout(run).exports, train_settings(run)) == {10: before}
+    assert exports_of_run(RunValues(run).layout.exports, RunValues(run).training()) == {10: before}
     assert capsys.readouterr().out == ""
     after = export(layout.export(20), identity=prepared(run, "after"), step=20)
     unmarked = layout.exports / "step-000030"
     unmarked.mkdir()
-    assert exports_of_run(Layout(run).exports, train_settings(run)) == {20: after}
+    assert exports_of_run(RunValues(run).layout.exports, RunValues(run).training()) == {20: after}
     assert capsys.readouterr().out.splitlines() == [
         f"{before} is left out: it is of other data, settings or weights",
         f"{unmarked} is left out: it is without a whole {MARK}, of unknown origin",
@@ -81,15 +84,17 @@ def test_exports_of_other_data_are_left_out_aloud(run: RunFile, capsys: pytest.C
 
 
 def test_without_tokens_the_trainings_own_word_counts(run: RunFile) -> None:
-    layout = Layout(run)
-    assert identity_now(train_settings(run)) is None
+    layout = RunValues(run).layout
+    assert identity_now(RunValues(run).training()) is None
     mine = export(layout.export(10), identity=prepared(run, "mine"), step=10)
-    identity = identity_now(train_settings(run))
+    identity = identity_now(RunValues(run).training())
     assert identity
     (layout.train_tokens / MANIFEST).unlink()
-    assert exports_of_run(Layout(run).exports, train_settings(run)) == {}, "nothing says what was trained"
+    assert exports_of_run(RunValues(run).layout.exports, RunValues(run).training()) == {}, (
+        "nothing says what was trained"
+    )
     write_identity(layout.train, identity)
-    assert exports_of_run(Layout(run).exports, train_settings(run)) == {10: mine}
+    assert exports_of_run(RunValues(run).layout.exports, RunValues(run).training()) == {10: mine}
 
 
 def test_an_export_and_nothing_else_is_replaced(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def job(layout: Layout) -> Job:
 
 
 def test_a_foreign_file_counts_where_an_export_is_still_to_come(run: RunFile) -> None:
-    layout = Layout(run)
+    layout = RunValues(run).layout
     for step in (1, 4):
         layout.export(step).mkdir(parents=True)
         (layout.export(step) / "notes.txt").write_text("mine")

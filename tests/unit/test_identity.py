@@ -17,6 +17,7 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
 from raydpo.reference.dataset import MANIFEST
+from raydpo.stages.values import RunValues
 from raydpo.workspace.identity import (
     FILE,
     Identity,
@@ -25,11 +26,8 @@ from raydpo.workspace.identity import (
     identity_of,
     order_of,
     read_identity,
-    sft_settings,
-    train_settings,
     write_identity,
 )
-from raydpo.workspace.layout import Layout
 from tests.commits import save
 from tests.models import save_tiny_model
 
@@ -40,12 +38,12 @@ Make = Callable[[RunFile], Identity]
 
 
 def of_train(run: RunFile, digest: str = "data") -> Identity:
-    return identity_of(train_settings(run), order_of(run.train, seed=run.seed, num_rows=640, digest=digest))
+    return identity_of(RunValues(run).training(), order_of(run.train, seed=run.seed, num_rows=640, digest=digest))
 
 
 def of_sft(run: RunFile, digest: str = "data") -> Identity:
     assert run.sft
-    return identity_of(sft_settings(run), order_of(run.sft, seed=run.seed, num_rows=640, digest=digest))
+    return identity_of(RunValues(run).sft_training(), order_of(run.sft, seed=run.seed, num_rows=640, digest=digest))
 
 
 @pytest.fixture
@@ -203,17 +201,17 @@ def test_workers_sharding_and_micro_batches_may_change_on_the_way(tree: Tree) ->
 
 def test_what_stands_behind_an_sft_that_is_another_now_is_refused(tree: Tree, tmp_path: Path) -> None:
     run = RunFile.model_validate(tree)
-    layout = Layout(run)
-    check_resumable_now(sft_settings(run))
+    layout = RunValues(run).layout
+    check_resumable_now(RunValues(run).sft_training())
     TokenManifest("sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts()).write(layout.sft_tokens / MANIFEST)
     identity = of_sft(run, TokenManifest.read(layout.sft_tokens / MANIFEST).digest)
     write_identity(committed(layout.sft, identity), identity)
-    check_resumable_now(sft_settings(run))
+    check_resumable_now(RunValues(run).sft_training())
     with pytest.raises(UserError, match=r"out/sft has committed step 7 of another run: epochs was 1 and is 2\. Set"):
-        check_resumable_now(sft_settings(changed(tree, "sft", epochs=2)))
+        check_resumable_now(RunValues(changed(tree, "sft", epochs=2)).sft_training())
     move_a_weight(tmp_path / "model")
     with pytest.raises(UserError, match="another run: model_weights was "):
-        check_resumable_now(sft_settings(run))
+        check_resumable_now(RunValues(run).sft_training())
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from raydpo.errors import UserError
 from raydpo.model.families import TABLED_POSITIONS
 from raydpo.model.model_files import model_limits
 from raydpo.reference.dataset import MANIFEST
-from raydpo.workspace.inputs import check_inputs
-from raydpo.workspace.layout import Layout
+from raydpo.stages.inputs import check_inputs
+from raydpo.stages.values import RunValues
 from raydpo.workspace.prepared import check_trainable
-from raydpo.workspace.provenance import made_from, token_source
+from raydpo.workspace.provenance import made_from
 from tests.helpers import row_tokenizer
 from tests.models import make_row, save_tiny_model
 
@@ -162,11 +162,11 @@ def test_tokens_are_held_against_models_and_training_before_a_stage_begins(
         }
     )
     shards = [ShardInfo("part.arrow", rows=10, sha256="", tokens=0)]
-    manifest = Layout(run).train_tokens / MANIFEST
-    TokenManifest("pair", shards, Counts(), made_from=made_from(token_source(run, "train"))).write(manifest)
+    manifest = RunValues(run).layout.train_tokens / MANIFEST
+    TokenManifest("pair", shards, Counts(), made_from=made_from(RunValues(run).token_source("train"))).write(manifest)
     check_inputs(run, stage)
-    TokenManifest("pair", shards, Counts(), extent=extent, made_from=made_from(token_source(run, "train"))).write(
-        manifest
-    )
+    TokenManifest(
+        "pair", shards, Counts(), extent=extent, made_from=made_from(RunValues(run).token_source("train"))
+    ).write(manifest)
     with pytest.raises(UserError, match=message):
         check_inputs(run, stage)

@@ -20,9 +20,9 @@ from raydpo.data.pairs import count_pairs
 from raydpo.data.shards import Counts, TokenManifest, to_rows, to_table
 from raydpo.data.tokens import TokenRow, TokenSettings, row_id
 from raydpo.errors import UserError
+from raydpo.stages.values import RunValues
 from raydpo.workspace import objective
-from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import check_prepared, made_from, token_source
+from raydpo.workspace.provenance import check_prepared, made_from
 from tests.helpers import row_tokenizer
 from tests.models import save_tiny_model
 
@@ -100,10 +100,10 @@ def test_tokens_without_them_are_refused_by_a_loss_that_reads_them(
             "data": {"train": [str(tmp_path / "pairs.jsonl")]},
         }
     )
-    manifest = Layout(run).train_tokens / "manifest.json"
-    TokenManifest("pair", [], Counts(), made_from=made_from(token_source(run, "train"))).write(manifest)
-    check_prepared(run)
+    manifest = RunValues(run).layout.train_tokens / "manifest.json"
+    TokenManifest("pair", [], Counts(), made_from=made_from(RunValues(run).token_source("train"))).write(manifest)
+    check_prepared(RunValues(run).rows())
     plain = objective.preference_objective(run.train)
     monkeypatch.setattr(objective, "preference_objective", lambda _: replace(plain, needs=plain.needs | {MISMATCHED}))
     with pytest.raises(UserError, match=r"completions of other prompts=False, .* says True; run `raydpo prep"):
-        check_prepared(run)
+        check_prepared(RunValues(run).rows())

@@ -26,9 +26,9 @@ from raydpo.model.load import check_loadable, load_model
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.reference.dataset import MANIFEST
-from raydpo.workspace.inputs import check_inputs
-from raydpo.workspace.layout import Layout
-from raydpo.workspace.provenance import made_from, token_source
+from raydpo.stages.inputs import check_inputs
+from raydpo.stages.values import RunValues
+from raydpo.workspace.provenance import made_from
 
 pytestmark = pytest.mark.unit
 
@@ -233,10 +233,10 @@ def test_a_stage_behind_sft_says_that_sft_has_not_run(stage: str, good: Path, tm
 @pytest.mark.parametrize("stage", ["prepare", "precompute", "train", "evaluate"])
 def test_a_stage_behind_sft_whose_rows_have_changed_since_is_refused(stage: str, good: Path, tmp_path: Path) -> None:
     run = run_with(tmp_path, model={"path": str(good)}, data={"train": [str(tmp_path / "rows.jsonl")]})
-    layout = Layout(run)
+    layout = RunValues(run).layout
     shutil.copytree(good, layout.sft_export)
     manifest = TokenManifest(
-        "sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts(), made_from=made_from(token_source(run, "sft"))
+        "sft", [ShardInfo("a.arrow", 640, "sha", 9)], Counts(), made_from=made_from(RunValues(run).token_source("sft"))
     )
     manifest.write(layout.sft_tokens / MANIFEST)
     check_inputs(run, "prepare")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.load import load_run_file
+from raydpo.config.load import dump_run_file, load_run_file
 from raydpo.config.schema import Data, Model, RunFile
 from raydpo.errors import UserError
-from raydpo.workspace.outcome import Stopped, run_stage
+from raydpo.workspace.outcome import StageJob, Stopped, run_stage
 
 pytestmark = pytest.mark.unit
 
@@ -23,20 +23,18 @@ CHECKOUT = Path(__file__).parents[2]
 SLEEPING_JOB = """
 import signal, sys, time
 from pathlib import Path
-from raydpo.config.schema import Data, Model, RunFile
-from raydpo.workspace.outcome import run_stage
+from raydpo.workspace.outcome import StageJob, run_stage
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 
-def stage(run):
+def stage():
     try:
-        Path(run.output_dir, "started").touch()
+        Path(sys.argv[1], "started").touch()
         time.sleep(60)
     finally:
-        Path(run.output_dir, "cleaned").touch()
+        Path(sys.argv[1], "cleaned").touch()
 
-run = RunFile(name="small", output_dir=sys.argv[1], model=Model(path="m"), data=Data(train=["pairs.jsonl"]))
-sys.exit(run_stage("train", run, stage))
+sys.exit(run_stage(StageJob("train", "small", sys.argv[1], "name: small"), stage))
 """
 
 
@@ -47,13 +45,17 @@ def run(tmp_path: Path) -> RunFile:
     )
 
 
+def job_of(run: RunFile, stage: str = "train") -> StageJob:
+    return StageJob(stage, run.name, run.output_dir, dump_run_file(run))
+
+
 def result_of(run: RunFile) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(Path(run.output_dir, "result.json").read_text())
     return result
 
 
 def raising(error: BaseException) -> Any:
-    def stage(run: RunFile) -> dict[str, Any]:
+    def stage() -> dict[str, Any]:
         raise error
 
     return stage
@@ -78,7 +80,7 @@ def start_sleeping_job(directory: Path, script: str = SLEEPING_JOB) -> subproces
 def test_success_is_exit_code_0_and_the_status_line_is_the_result_file(
     run: RunFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stage("train", run, lambda run: {"steps": 3}) == 0
+    assert run_stage(job_of(run), lambda: {"steps": 3}) == 0
     assert json.loads(capsys.readouterr().out) == result_of(run)
     assert {**result_of(run), "seconds": 0} == {
         "status": "succeeded",
@@ -90,12 +92,12 @@ def test_success_is_exit_code_0_and_the_status_line_is_the_result_file(
 
 
 def test_the_resolved_run_file_lies_beside_the_outputs(run: RunFile) -> None:
-    run_stage("train", run, lambda run: {})
+    run_stage(job_of(run), lambda: {})
     assert load_run_file(Path(run.output_dir, "run.yaml")) == run
 
 
 def test_a_user_error_is_a_message_without_a_traceback(run: RunFile, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_stage("train", run, raising(UserError("pairs.jsonl is empty."))) == 2
+    assert run_stage(job_of(run), raising(UserError("pairs.jsonl is empty."))) == 2
     log = Path(run.output_dir, "logs/train.log")
     said = f"raydpo train: pairs.jsonl is empty.\nraydpo train: all output is in {log}\n"
     assert capsys.readouterr().err == said
@@ -105,13 +107,13 @@ def test_a_user_error_is_a_message_without_a_traceback(run: RunFile, capsys: pyt
 def test_a_defect_keeps_its_traceback_and_still_leaves_a_result(
     run: RunFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stage("train", run, raising(ZeroDivisionError("of ours"))) == 1
+    assert run_stage(job_of(run), raising(ZeroDivisionError("of ours"))) == 1
     assert "Traceback" in capsys.readouterr().err
     assert (result_of(run)["status"], result_of(run)["error"]) == ("failed", "ZeroDivisionError: of ours")
 
 
 def test_a_result_that_json_cannot_hold_is_a_defect(run: RunFile) -> None:
-    assert run_stage("train", run, lambda run: {"loss": float("nan")}) == 1
+    assert run_stage(job_of(run), lambda: {"loss": float("nan")}) == 1
     assert result_of(run)["status"] == "failed"
 
 
@@ -128,14 +130,14 @@ def test_a_result_that_json_cannot_hold_is_a_defect(run: RunFile) -> None:
 def test_an_exit_from_inside_is_never_a_success(
     run: RunFile, error: BaseException, exit_code: int, status: str
 ) -> None:
-    assert run_stage("train", run, raising(error)) == exit_code
+    assert run_stage(job_of(run), raising(error)) == exit_code
     assert result_of(run)["status"] == status
 
 
 def test_two_jobs_never_share_an_output_directory(run: RunFile, capsys: pytest.CaptureFixture[str]) -> None:
     job = start_sleeping_job(Path(run.output_dir))
     try:
-        assert run_stage("train", run, lambda run: {}) == 2
+        assert run_stage(job_of(run), lambda: {}) == 2
         message = capsys.readouterr().err
         assert str(Path(run.output_dir, ".lock")) in message
         assert f"process {job.pid}" in message
@@ -146,12 +148,12 @@ def test_two_jobs_never_share_an_output_directory(run: RunFile, capsys: pytest.C
 
 
 def test_a_killed_job_leaves_neither_a_lock_nor_an_older_jobs_success(run: RunFile) -> None:
-    assert run_stage("prepare", run, lambda run: {}) == 0
+    assert run_stage(job_of(run, "prepare"), lambda: {}) == 0
     job = start_sleeping_job(Path(run.output_dir))
     job.kill()
     job.wait()
     assert not Path(run.output_dir, "result.json").exists()
-    assert run_stage("train", run, lambda run: {}) == 0
+    assert run_stage(job_of(run), lambda: {}) == 0
 
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -174,7 +176,7 @@ def test_an_exit_that_ray_has_disguised_is_still_the_signal_that_caused_it(tmp_p
 
 
 def test_a_stage_that_stopped_in_good_order_says_what_is_saved(run: RunFile) -> None:
-    assert run_stage("train", run, raising(Stopped("train has committed step 7"))) == 143
+    assert run_stage(job_of(run), raising(Stopped("train has committed step 7"))) == 143
     found = result_of(run)
     assert (found["status"], found["error"]) == ("interrupted", "SIGTERM: train has committed step 7")
 
@@ -184,7 +186,7 @@ def test_a_place_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "a_file").touch()
     output_dir = str(tmp_path / "a_file/out")
-    assert run_stage("train", run.model_copy(update={"output_dir": output_dir}), lambda run: {}) == 2
+    assert run_stage(job_of(run.model_copy(update={"output_dir": output_dir})), lambda: {}) == 2
     captured = capsys.readouterr()
     assert output_dir in captured.err
     assert json.loads(captured.out)["status"] == "failed"

@@ -14,7 +14,8 @@ from raydpo.reference.dataset import Dataset
 from raydpo.runtime.cluster import preflight
 from raydpo.runtime.feed.overlap import AHEAD_ROWS, UNIT_COMPLETIONS, Schedule, ScoringAhead, schedule
 from raydpo.runtime.feed.readers import with_awaited
-from raydpo.runtime.pools.scorer import ScoringSettings, Unit
+from raydpo.runtime.pools.scorer import Unit
+from raydpo.stages.values import RunValues
 from tests.stores import claimed
 
 pytestmark = pytest.mark.unit
@@ -97,7 +98,7 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> ScoringAhead:
     )
     ends = 1000 * np.arange(1, 11)
     plan = Schedule([[("x", np.zeros(1000, np.int32))]] * 10, ends, ends - 1000, np.arange(10_000))
-    actor = ScoringAhead(ScoringSettings.of(run), claimed(str(directory)), plan, rows_per_step=100, beside=[])
+    actor = ScoringAhead(RunValues(run).scoring(), claimed(str(directory)), plan, rows_per_step=100, beside=[])
     actor._score = lambda: None  # type: ignore[method-assign]
     actor.reached(0)
     return actor
@@ -148,8 +149,8 @@ def test_scorers_take_what_workers_and_readers_leave(
             "train": {"workers": {"count": 2}, "reference": "overlap"},
         }
     )
-    assert preflight.room_for_scorers(run.reference.pool, preflight.beside_scorers(run)) == room
-    asked = {demand.what for demand in preflight.bills(run, "train")["train"]}
+    assert preflight.room_for_scorers(run.reference.pool, preflight.beside_scorers(RunValues(run).processes())) == room
+    asked = {demand.what for demand in preflight.bills(RunValues(run).processes(), "train")["train"]}
     assert asked == {"train.workers", "readers", "reference.pool"}
 
 
@@ -184,4 +185,4 @@ def test_the_bill_of_an_evaluation_has_its_gpu() -> None:
         }
     )
     for stage in ("train", "evaluate"):
-        assert {d.what: d.gpus for d in preflight.bills(run, stage)[stage]}["evaluate"] == 0.5
+        assert {d.what: d.gpus for d in preflight.bills(RunValues(run).processes(), stage)[stage]}["evaluate"] == 0.5

@@ -23,7 +23,7 @@ from raydpo.runtime import prepare
 from raydpo.runtime.feed import readers
 from raydpo.runtime.feed.readers import never_ends_the_data, read_files
 from raydpo.runtime.prepare import Source, Tokeniser, check_something_is_left, clear_tokens
-from raydpo.workspace.inputs import check_inputs
+from raydpo.stages.inputs import check_inputs
 from raydpo.workspace.own_files import clear_ray_files
 from tests.models import save_tiny_model
 

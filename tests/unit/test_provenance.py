@@ -17,7 +17,8 @@ from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, TokenManifest
 from raydpo.errors import UserError
 from raydpo.model.tokenizer_files import tokenizer_digest
-from raydpo.workspace.provenance import check_made_from, check_same_tokenizer, made_from, token_source
+from raydpo.stages.values import RunValues
+from raydpo.workspace.provenance import check_made_from, check_same_tokenizer, made_from
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -36,7 +37,7 @@ def prepared(inputs: Path, tmp_path: Path) -> RunFile:
     shutil.copytree(inputs / "model", tmp_path / "model")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "The film", "chosen": " is good", "rejected": " is bad"}\n')
     run = run_of(tmp_path)
-    TokenManifest("pair", [], Counts(), made_from=made_from(token_source(run, "train"))).write(
+    TokenManifest("pair", [], Counts(), made_from=made_from(RunValues(run).token_source("train"))).write(
         tokens(run) / "manifest.json"
     )
     return run
@@ -67,10 +68,10 @@ def tokens(run: RunFile) -> Path:
 
 
 def test_the_run_that_prepared_them_may_use_them_wherever_its_model_stands(prepared: RunFile, tmp_path: Path) -> None:
-    check_made_from(token_source(prepared, "train"), tokens(prepared))
+    check_made_from(RunValues(prepared).token_source("train"), tokens(prepared))
     shutil.move(tmp_path / "model", tmp_path / "moved")
     moved = prepared.model_copy(update={"model": prepared.model.model_copy(update={"path": str(tmp_path / "moved")})})
-    check_made_from(token_source(moved, "train"), tokens(prepared))
+    check_made_from(RunValues(moved).token_source("train"), tokens(prepared))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_changed_setting_is_named_with_both_values(prepared: RunFile, tmp_path
     [key] = change
     message = rf"were prepared with data\.{key}=.*, and the run file says .*; run `raydpo prepare` again"
     with pytest.raises(UserError, match=message):
-        check_made_from(token_source(run_of(tmp_path, **change), "train"), tokens(prepared))
+        check_made_from(RunValues(run_of(tmp_path, **change)).token_source("train"), tokens(prepared))
 
 
 def _edit(name: str, **changes: Any) -> Callable[[Path], None]:
@@ -120,7 +121,7 @@ def test_a_changed_tokenizer_is_noticed(prepared: RunFile, tmp_path: Path, chang
     change(tmp_path / "model")
     said = r"were prepared with another tokenizer than .*/model has now"
     with pytest.raises(UserError, match=said):
-        check_made_from(token_source(prepared, "train"), tokens(prepared))
+        check_made_from(RunValues(prepared).token_source("train"), tokens(prepared))
     with pytest.raises(UserError, match=said):
         check_same_tokenizer(prepared.model.path, tokens(prepared))
 
@@ -146,22 +147,22 @@ def test_other_data_are_noticed(
 ) -> None:
     change(tmp_path / "pairs.jsonl")
     with pytest.raises(UserError, match=rf"were prepared from other data: .*{message}; run `raydpo prepare` again"):
-        check_made_from(token_source(prepared, "train"), tokens(prepared))
+        check_made_from(RunValues(prepared).token_source("train"), tokens(prepared))
 
 
 def test_data_that_are_gone_are_not_missed(prepared: RunFile, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").unlink()
-    check_made_from(token_source(prepared, "train"), tokens(prepared))
+    check_made_from(RunValues(prepared).token_source("train"), tokens(prepared))
 
 
 def test_a_manifest_of_an_earlier_raydpo_says_what_to_do(prepared: RunFile) -> None:
     TokenManifest("pair", [], Counts()).write(tokens(prepared) / "manifest.json")
     with pytest.raises(UserError, match=r"does not say what the tokens were made from.*; run `raydpo prepare` again"):
-        check_made_from(token_source(prepared, "train"), tokens(prepared))
+        check_made_from(RunValues(prepared).token_source("train"), tokens(prepared))
 
 
 def test_the_held_out_part_of_the_same_files_may_be_used_as_the_train_part(prepared: RunFile) -> None:
-    check_made_from(token_source(prepared, "held_out"), tokens(prepared))
+    check_made_from(RunValues(prepared).token_source("held_out"), tokens(prepared))
 
 
 @pytest.mark.parametrize("stage", ["precompute", "train"])

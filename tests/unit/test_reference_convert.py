@@ -19,10 +19,9 @@ from raydpo.reference.dataset import Dataset
 from raydpo.reference.maintenance import KeySummary, find_waste, list_keys, remove_waste, verify_store
 from raydpo.reference.place import Place
 from raydpo.reference.unconverted import check_converted
-from raydpo.runtime.pools.precompute import score_missing
-from raydpo.runtime.pools.scorer import ScoringSettings
+from raydpo.runtime.pools.pool import score_missing
 from raydpo.stages.converting import Converted, convert_values
-from raydpo.workspace.layout import reference_store
+from raydpo.stages.values import RunValues
 from raydpo.workspace.prepared import prepared_datasets
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
@@ -77,7 +76,7 @@ def write_old_shard(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content = sink.getvalue().to_pybytes()
-    store = reference_store(run)
+    store = RunValues(run).store()
     store.claim()
     marker = {
         "key": store.key.digest,
@@ -96,12 +95,16 @@ def write_old_shard(
 
 def place_of(run: RunFile) -> Place:
     assert run.reference.store
-    return Place.of(run.reference.store) / reference_store(run).key.digest
+    return Place.of(run.reference.store) / RunValues(run).store().key.digest
 
 
 def train_rows(run: RunFile) -> Dataset:
-    [dataset] = prepared_datasets(run)
+    [dataset] = prepared_datasets(RunValues(run).rows())
     return dataset
+
+
+def converted(run: RunFile) -> Converted:
+    return convert_values(RunValues(run).rows(), RunValues(run).store())
 
 
 def old_store(run: RunFile) -> list[str]:
@@ -122,8 +125,8 @@ def unread_shards(run: RunFile) -> list[str]:
 
 def test_every_value_of_the_runs_rows_is_taken_over_to_the_bit_and_the_others_are_counted(run: RunFile) -> None:
     old_store(run)
-    store = reference_store(run)
-    counts = convert_values(run)
+    store = RunValues(run).store()
+    counts = converted(run)
     assert counts == Converted(pairs=5, completions=10, others=1, damaged=0, store=store.address)
     ids = train_rows(run).completion_ids
     assert np.array_equal(store.lookup(ids), LOGPS.ravel())
@@ -139,75 +142,75 @@ def test_every_value_of_the_runs_rows_is_taken_over_to_the_bit_and_the_others_ar
 
 def test_converting_again_changes_nothing(run: RunFile) -> None:
     old_store(run)
-    first = convert_values(run)
+    first = converted(run)
     place = place_of(run)
     files = {entry.base_name: place.read(entry.base_name) for entry in place.entries()}
-    assert convert_values(run) == first
+    assert converted(run) == first
     assert {entry.base_name: place.read(entry.base_name) for entry in place.entries()} == files
 
 
 def test_old_values_are_never_scored_again_but_named_with_the_command(run: RunFile) -> None:
     old_store(run)
-    store = reference_store(run)
+    store = RunValues(run).store()
     says = r"holds the values of 5 of the run's pairs .* run `raydpo reference convert` with this run file"
     with pytest.raises(UserError, match=says):
         check_converted(store, [train_rows(run)])
     with pytest.raises(UserError, match=says):
-        score_missing(ScoringSettings.of(run), store, [Path(run.output_dir) / "tokens/train"])
-    convert_values(run)
+        score_missing(RunValues(run).scoring(), store, [Path(run.output_dir) / "tokens/train"])
+    converted(run)
     check_converted(store, [train_rows(run)])
 
 
 def test_rows_that_the_old_store_does_not_have_are_no_reason_to_convert(run: RunFile) -> None:
     write_old_shard(run, [STRANGER], LOGPS[:1])
-    check_converted(reference_store(run), [train_rows(run)])
+    check_converted(RunValues(run).store(), [train_rows(run)])
 
 
 def test_old_shards_stay_until_every_row_of_them_is_converted(run: RunFile) -> None:
     first, _ = old_store(run)
     assert unread_shards(run) == []
-    convert_values(run)
+    converted(run)
     assert unread_shards(run) == [f"{first}.json"], "the other one has a row of another run"
     remove_waste(find_waste(str(run.reference.store), older_than_s=-60))
-    assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
+    assert np.array_equal(RunValues(run).store().lookup(train_rows(run).completion_ids), LOGPS.ravel())
     assert not [entry for entry in place_of(run).entries() if entry.base_name.startswith(first)]
-    assert convert_values(run).pairs == 2
+    assert converted(run).pairs == 2
 
 
 def test_a_shard_is_converted_by_one_run_file_after_the_other(run: RunFile) -> None:
     names = train_rows(run).row_ids.to_pylist()
     shard = write_old_shard(run, names, LOGPS)
     prepare(run, PAIRS[:3])
-    assert convert_values(run).others == 2
+    assert converted(run).others == 2
     assert unread_shards(run) == []
     prepare(run, PAIRS[3:])
-    assert convert_values(run).others == 3
+    assert converted(run).others == 3
     assert unread_shards(run) == [f"{shard}.json"]
     prepare(run, PAIRS)
-    assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
+    assert np.array_equal(RunValues(run).store().lookup(train_rows(run).completion_ids), LOGPS.ravel())
 
 
 def test_old_shards_outlive_the_loss_of_what_was_made_of_them(run: RunFile) -> None:
     names = train_rows(run).row_ids.to_pylist()
     old = write_old_shard(run, names, LOGPS)
-    convert_values(run)
+    converted(run)
     [directory] = list_keys(str(run.reference.store))
     [shard] = directory.survey()[0]
     place_of(run).write(f"{shard}.parquet", b"PAR1")
     assert unread_shards(run) == [f"{shard}.json"], "and not the last whole copy of the values"
     with pytest.raises(UserError, match="raydpo reference convert"):
-        check_converted(reference_store(run), [train_rows(run)])
-    convert_values(run)
+        check_converted(RunValues(run).store(), [train_rows(run)])
+    converted(run)
     assert unread_shards(run) == [f"{old}.json"]
-    assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
+    assert np.array_equal(RunValues(run).store().lookup(train_rows(run).completion_ids), LOGPS.ravel())
 
 
 def test_imported_values_stay_unverified_and_computed_ones_win_as_before(run: RunFile) -> None:
     names = train_rows(run).row_ids.to_pylist()
     write_old_shard(run, names, LOGPS - 1, source="imported", verified=False)
     write_old_shard(run, names[:2], LOGPS[:2])
-    convert_values(run)
-    store, ids = reference_store(run), train_rows(run).completion_ids
+    converted(run)
+    store, ids = RunValues(run).store(), train_rows(run).completion_ids
     assert np.array_equal(store.lookup(ids), [*LOGPS[:2].ravel(), *(LOGPS[2:] - 1).ravel()])
     assert len(store.unverified(ids)) == 1
 
@@ -215,8 +218,8 @@ def test_imported_values_stay_unverified_and_computed_ones_win_as_before(run: Ru
 def test_a_completion_that_two_rows_share_has_the_value_of_the_first(run: RunFile) -> None:
     prepare(run, [PAIRS[0], PAIRS[0] | {"chosen": " is better"}])
     write_old_shard(run, train_rows(run).row_ids.to_pylist(), np.asarray([[-1, -2], [-3, -2.125]], np.float32))
-    assert convert_values(run).completions == 3
-    assert reference_store(run).lookup(train_rows(run).completion_ids).tolist() == [-1, -2, -3, -2]
+    assert converted(run).completions == 3
+    assert RunValues(run).store().lookup(train_rows(run).completion_ids).tolist() == [-1, -2, -3, -2]
 
 
 def test_the_pairs_of_a_group_are_taken_over_though_they_are_one_row_now(run: RunFile) -> None:
@@ -233,18 +236,18 @@ def test_the_pairs_of_a_group_are_taken_over_though_they_are_one_row_now(run: Ru
     }
     prepare(run, [group], kind="ranked")
     with pytest.raises(UserError, match="holds the values of 3 of the run's pairs"):
-        check_converted(reference_store(run), [train_rows(run)])
-    assert convert_values(run) == Converted(reference_store(run).address, pairs=3, completions=3, others=0, damaged=0)
-    known = reference_store(run).known(train_rows(run).completion_ids)
+        check_converted(RunValues(run).store(), [train_rows(run)])
+    assert converted(run) == Converted(RunValues(run).store().address, pairs=3, completions=3, others=0, damaged=0)
+    known = RunValues(run).store().known(train_rows(run).completion_ids)
     assert np.array_equal(known, [-1, -2, -3, np.nan], equal_nan=True)
-    check_converted(reference_store(run), [train_rows(run)])
+    check_converted(RunValues(run).store(), [train_rows(run)])
 
 
 def test_a_damaged_old_shard_is_named_and_not_converted(run: RunFile) -> None:
     first, _ = old_store(run)
     content = place_of(run).read(f"{first}.parquet")
     place_of(run).write(f"{first}.parquet", content[:-1])
-    counts = convert_values(run)
+    counts = converted(run)
     assert (counts.pairs, counts.damaged) == (2, 1)
     [problem] = verify_store(str(run.reference.store))[1]
     assert f"{first}.parquet has {len(content) - 1} bytes" in str(problem)
@@ -253,13 +256,13 @@ def test_a_damaged_old_shard_is_named_and_not_converted(run: RunFile) -> None:
 def test_a_lost_key_is_written_again_and_no_value_is_lost_with_it(run: RunFile) -> None:
     old_store(run)
     place_of(run).remove(["key.json"])
-    assert convert_values(run).pairs == 5
-    assert np.array_equal(reference_store(run).lookup(train_rows(run).completion_ids), LOGPS.ravel())
+    assert converted(run).pairs == 5
+    assert np.array_equal(RunValues(run).store().lookup(train_rows(run).completion_ids), LOGPS.ravel())
 
 
 def test_a_store_without_the_old_layout_has_nothing_to_convert(run: RunFile) -> None:
     with pytest.raises(UserError, match="holds no shard of the old layout, so there is nothing to convert"):
-        convert_values(run)
+        converted(run)
 
 
 def test_the_commands_say_what_is_there_and_what_became_of_it(

@@ -18,7 +18,7 @@ from raydpo.data.shards import read_shard
 from raydpo.errors import UserError
 from raydpo.reference.maintenance import KeySummary, export_key, list_keys
 from raydpo.stages.importing import Imported, import_values
-from raydpo.workspace.layout import reference_store
+from raydpo.stages.values import RunValues
 from raydpo.workspace.prepared import prepared_datasets
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
@@ -54,9 +54,13 @@ def as_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     return str(path.with_suffix(".parquet"))
 
 
+def imported(run: RunFile, file: str) -> Imported:
+    return import_values(RunValues(run).rows(), RunValues(run).store(), file)
+
+
 def completions(run: RunFile) -> pa.FixedSizeBinaryArray:
     """Of the train rows, chosen and rejected in turn."""
-    [dataset] = prepared_datasets(run)
+    [dataset] = prepared_datasets(RunValues(run).rows())
     return dataset.completion_ids
 
 
@@ -65,8 +69,8 @@ def test_rows_are_matched_by_content_in_any_order_and_marked_as_unverified(
     write: Callable[[Path, Sequence[dict[str, Any]]], str], run: RunFile, tmp_path: Path
 ) -> None:
     stranger = GIVEN[0] | {"prompt": "Another film"}
-    counts = import_values(run, write(tmp_path / "values", [stranger, *reversed(GIVEN[1:])]))
-    store = reference_store(run)
+    counts = imported(run, write(tmp_path / "values", [stranger, *reversed(GIVEN[1:])]))
+    store = RunValues(run).store()
     assert counts == Imported(imported=8, known=0, unmatched=2, lacking=2, store=store.address)
     ids = completions(run)
     assert store.missing(ids).tolist() == [True] * 2 + [False] * 8
@@ -77,28 +81,28 @@ def test_rows_are_matched_by_content_in_any_order_and_marked_as_unverified(
 
 
 def test_values_that_are_there_are_kept(run: RunFile, tmp_path: Path) -> None:
-    import_values(run, as_jsonl(tmp_path / "first", GIVEN[:2]))
+    imported(run, as_jsonl(tmp_path / "first", GIVEN[:2]))
     doubled = [row | {"ref_chosen_logps": -1.0} for row in GIVEN]
-    counts = import_values(run, as_jsonl(tmp_path / "second", doubled))
+    counts = imported(run, as_jsonl(tmp_path / "second", doubled))
     assert (counts.imported, counts.known, counts.unmatched, counts.lacking) == (6, 4, 0, 0)
-    assert reference_store(run).lookup(completions(run))[::2].tolist() == [-10.5, -11.5, -1, -1, -1]
+    assert RunValues(run).store().lookup(completions(run))[::2].tolist() == [-10.5, -11.5, -1, -1, -1]
 
 
 def test_an_export_can_be_imported_into_another_store(run: RunFile, tmp_path: Path) -> None:
-    import_values(run, as_jsonl(tmp_path / "values", GIVEN))
-    store, file = reference_store(run), tmp_path / "values.parquet"
+    imported(run, as_jsonl(tmp_path / "values", GIVEN))
+    store, file = RunValues(run).store(), tmp_path / "values.parquet"
     assert run.reference.store
     export_key(run.reference.store, store.key.digest, file)
     other = run.model_copy(update={"reference": run.reference.model_copy(update={"store": str(tmp_path / "other")})})
-    assert import_values(other, str(file)).imported == 10
-    assert np.array_equal(reference_store(other).lookup(completions(run)), store.lookup(completions(run)))
+    assert imported(other, str(file)).imported == 10
+    assert np.array_equal(RunValues(other).store().lookup(completions(run)), store.lookup(completions(run)))
 
 
 def test_a_list_of_the_tokens_values_is_summed(run: RunFile, tmp_path: Path) -> None:
     tokens = prepared_tokens(run)
     listed = [GIVEN[0] | {"ref_chosen_logps": [-0.5] * tokens[0]}]
-    import_values(run, as_jsonl(tmp_path / "values", listed))
-    assert reference_store(run).lookup(completions(run)[:1])[0] == -0.5 * tokens[0]
+    imported(run, as_jsonl(tmp_path / "values", listed))
+    assert RunValues(run).store().lookup(completions(run)[:1])[0] == -0.5 * tokens[0]
 
 
 def prepared_tokens(run: RunFile) -> list[int]:
@@ -134,16 +138,16 @@ def test_a_row_without_a_good_value_is_named_and_nothing_is_imported(
     change, says = MISTAKES[mistake]
     rows = [GIVEN[0], GIVEN[1] | change, *GIVEN[2:]]
     with pytest.raises(UserError, match=rf"values.jsonl {says}"):
-        import_values(run, as_jsonl(tmp_path / "values", rows))
-    assert reference_store(run).missing(completions(run)).all()
+        imported(run, as_jsonl(tmp_path / "values", rows))
+    assert RunValues(run).store().missing(completions(run)).all()
 
 
 def test_a_file_without_the_columns_or_of_another_data_set_is_refused(run: RunFile, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="row 1: ref_chosen_logps is None"):
-        import_values(run, as_jsonl(tmp_path / "pairs", PAIRS))
+        imported(run, as_jsonl(tmp_path / "pairs", PAIRS))
     strangers = [row | {"prompt": "Another"} for row in GIVEN]
     with pytest.raises(UserError, match=r"none of the 6 completions of .* is among the run's prepared rows"):
-        import_values(run, as_jsonl(tmp_path / "strangers", strangers))
+        imported(run, as_jsonl(tmp_path / "strangers", strangers))
 
 
 def test_the_command_imports_with_the_run_files_overrides(
@@ -161,11 +165,11 @@ def test_the_command_imports_with_the_run_files_overrides(
 
 
 def test_more_data_asks_only_for_what_is_new_and_a_duplicate_is_asked_for_once(run: RunFile, tmp_path: Path) -> None:
-    import_values(run, as_jsonl(tmp_path / "values", GIVEN))
+    imported(run, as_jsonl(tmp_path / "values", GIVEN))
     new = PAIRS[0] | {"prompt": "A new film"}
     prepare(run, [PAIRS[4], new, PAIRS[0], new, *PAIRS[:4]])
-    datasets = prepared_datasets(run)
-    missing = reference_store(run).missing(datasets[0].completion_ids)
+    datasets = prepared_datasets(RunValues(run).rows())
+    missing = RunValues(run).store().missing(datasets[0].completion_ids)
     [(path, wanted)] = datasets[0].where(np.flatnonzero(missing))
     assert (path, wanted.tolist()) == (datasets[0].shards[0], [2, 3])
 
@@ -174,9 +178,9 @@ def test_a_completion_of_several_rows_has_one_value_and_another_one_is_a_mistake
     bad = {"chosen": " is better", "rejected": " is bad", "ref_chosen_logps": -9.0}
     prepare(run, [PAIRS[0], PAIRS[0] | {"chosen": bad["chosen"]}])
     rounded = GIVEN[0] | bad | {"ref_rejected_logps": VALUES[0]["ref_rejected_logps"] + 0.25}
-    assert import_values(run, as_jsonl(tmp_path / "rounded", [GIVEN[0], rounded])).imported == 3
-    assert reference_store(run).lookup(completions(run)).tolist() == [-10.5, -20.25, -9.0, -20.25]
+    assert imported(run, as_jsonl(tmp_path / "rounded", [GIVEN[0], rounded])).imported == 3
+    assert RunValues(run).store().lookup(completions(run)).tolist() == [-10.5, -20.25, -9.0, -20.25]
     wrong = rounded | {"ref_rejected_logps": -30.0}
     says = r"values.jsonl row 2: ref_rejected_logps is -30, but ref_rejected_logps of row 1 is -20.25 for the same"
     with pytest.raises(UserError, match=says):
-        import_values(run, as_jsonl(tmp_path / "values", [GIVEN[0], wrong]))
+        imported(run, as_jsonl(tmp_path / "values", [GIVEN[0], wrong]))

@@ -14,7 +14,7 @@ from raydpo.config.load import load_run_file
 from raydpo.config.yaml12 import write_yaml
 from raydpo.model import version
 from raydpo.reference.store import Key
-from raydpo.workspace.layout import reference_store
+from raydpo.stages.values import RunValues
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def key_of(directory: Path, model: Path, *overrides: str) -> Key:
         "data": {"train": ["x"]},
     }
     (directory / "run.yaml").write_text(write_yaml(tree))
-    return reference_store(load_run_file(directory / "run.yaml", overrides)).key
+    return RunValues(load_run_file(directory / "run.yaml", overrides)).store().key
 
 
 UNRELATED = [

@@ -13,8 +13,8 @@ from raydpo.config.schema import RunFile
 from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.reference.store import Store
 from raydpo.runtime.cluster import device
-from raydpo.runtime.pools.scorer import ReferenceScorer, ScoringSettings
-from raydpo.workspace.layout import reference_store
+from raydpo.runtime.pools.scorer import ReferenceScorer
+from raydpo.stages.values import RunValues
 from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 from tests.stores import files_of
@@ -48,9 +48,9 @@ def a_cpu_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scorer_of(run: RunFile) -> tuple[ReferenceScorer, Store]:
-    store = reference_store(run)
+    store = RunValues(run).store()
     store.claim()
-    scorer = ReferenceScorer(ScoringSettings.of(run), store)
+    scorer = ReferenceScorer(RunValues(run).scoring(), store)
     scorer.load()
     return scorer, store
 

@@ -49,7 +49,7 @@ def test_the_lowest_rooms_load_nothing_heavy(room: str, forbidden: set[str]) -> 
         ("runtime.feed.readers", {"torch", "transformers", "deepspeed"}),
         ("runtime.prepare", {"torch", "transformers", "deepspeed"}),
         # Drivers. TorchTrainer loads torch.
-        ("runtime.pools.precompute", {"torch", "transformers", "deepspeed"}),
+        ("runtime.pools.pool", {"torch", "transformers", "deepspeed"}),
         ("runtime.trainer.driver", {"transformers", "deepspeed"}),
     ],
 )

@@ -24,7 +24,7 @@ from raydpo.data.tokens import TokenRow, TokenSettings, tokenize_pair, tokenize_
 from raydpo.errors import UserError
 from raydpo.objective import contract
 from raydpo.objective.contract import Objective, ScoredRows
-from raydpo.workspace.inputs import check_inputs
+from raydpo.stages.inputs import check_inputs
 from raydpo.workspace.rows import check_format, given_rows, refuse_ties
 from tests.helpers import row_tokenizer
 from tests.models import save_tiny_model

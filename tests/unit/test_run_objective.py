@@ -14,7 +14,8 @@ from raydpo.data.tokens import TokenRow
 from raydpo.errors import UserError
 from raydpo.evaluate.ranking import ranked_pairs
 from raydpo.runtime.cluster.preflight import bills
-from raydpo.workspace.inputs import check_inputs
+from raydpo.stages.inputs import check_inputs
+from raydpo.stages.values import RunValues
 from raydpo.workspace.objective import needs_reference, objective_terms, preference_objective
 
 pytestmark = pytest.mark.unit
@@ -104,10 +105,10 @@ def test_a_loss_of_tokens_asks_for_a_reference_that_has_them(run_file: Path, key
 def test_the_reference_is_scored_for_those_who_read_it_only(run_file: Path, loss_type: str, needed: bool) -> None:
     run = with_objective(run_file, loss_type=loss_type)
     assert needs_reference(run.train) is needed
-    assert ("precompute" in bills(run, "run")) is needed
-    assert "precompute" in bills(run, "precompute")  # whoever asks for it gets it
+    assert ("precompute" in bills(RunValues(run).processes(), "run")) is needed
+    assert "precompute" in bills(RunValues(run).processes(), "precompute")  # whoever asks for it gets it
     overlapped = load_run_file(run_file, [f"train.objective.loss_type={loss_type}", "train.reference=overlap"])
-    asked = {demand.what for demand in bills(overlapped, "train")["train"]}
+    asked = {demand.what for demand in bills(RunValues(overlapped).processes(), "train")["train"]}
     assert ("reference.pool" in asked) is needed
 
 

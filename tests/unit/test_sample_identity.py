@@ -10,7 +10,7 @@ import pytest
 
 from raydpo.config.schema import RunFile
 from raydpo.runtime.pairing import drawing_of, drawn_from
-from raydpo.workspace.layout import Layout
+from raydpo.stages.values import RunValues
 from tests.models import save_tiny_model
 
 pytestmark = pytest.mark.unit
@@ -34,9 +34,8 @@ def write_prompts(directory: Path, *texts: str) -> None:
 
 def name_of(tree: dict[str, Any]) -> dict[str, Any]:
     run = RunFile.model_validate(tree)
-    layout = Layout(run)
-    assert run.sample
-    return drawn_from(run, drawing_of(run, run.sample, layout), layout)
+    settings = RunValues(run).sampling()
+    return drawn_from(settings, drawing_of(settings))
 
 
 @pytest.mark.parametrize(

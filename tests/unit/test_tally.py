@@ -9,7 +9,7 @@ import pytest
 
 from raydpo.runtime.pools.pool import ScorerPool
 from raydpo.runtime.pools.scorer import Scored
-from raydpo.runtime.pools.tally import Tally
+from raydpo.track.tally import Tally
 
 pytestmark = pytest.mark.unit
 

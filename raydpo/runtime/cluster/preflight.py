@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raydpo.config.schema import Pool, RunFile, Workers
+from raydpo.config.schema import Evaluate, Pool, Sampler, Sft, Train, Workers
 from raydpo.errors import UserError
 from raydpo.workspace.objective import needs_reference
 
@@ -25,28 +25,41 @@ class Demand:
     gpus: float
 
 
-def bills(run: RunFile, stage: str) -> dict[str, list[Demand]]:
+@dataclass(frozen=True)
+class Processes:
+    """What a run file says of the processes of its stages; None for a stage that it has not."""
+
+    sft: Sft | None
+    samples: bool  # whether it has a sample stage
+    scorers: Pool
+    train: Train
+    sampler: Sampler
+    evaluate: Evaluate | None
+
+
+def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
     """What runs at once, at its minimum, in each phase of a stage; "run" has the phases of all."""
-    pool = run.reference.pool
-    sampler = run.sampler
+    pool = asked.scorers
+    sampler = asked.sampler
+    train = asked.train
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
-    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, run.evaluate.gpus)] if run.evaluate else []
-    engines_stay = stage == "run" and (run.sample or run.evaluate)  # from the first sample to the last
+    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus)] if asked.evaluate else []
+    engines_stay = stage == "run" and (asked.samples or asked.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
-    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(run.train))
+    scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(train))
     phases = {
-        "sft": _workers("sft", run.sft.workers) if run.sft else [],
-        "sample": samplers if run.sample else [],
+        "sft": _workers("sft", asked.sft.workers) if asked.sft else [],
+        "sample": samplers if asked.samples else [],
         "precompute": [*scorers, *(samplers if engines_stay else [])] if scored else [],
         "train": [
-            *_workers("train", run.train.workers),
+            *_workers("train", train.workers),
             *beside,
-            *(scorers if run.train.reference == "overlap" and scored else []),
+            *(scorers if train.reference == "overlap" and scored else []),
         ],
         "evaluate": evaluation,
     }
-    return {name: asked for name, asked in phases.items() if asked and stage in (name, "run")}
+    return {name: demands for name, demands in phases.items() if demands and stage in (name, "run")}
 
 
 def _workers(section: str, workers: Workers) -> list[Demand]:
@@ -56,9 +69,9 @@ def _workers(section: str, workers: Workers) -> list[Demand]:
     ]
 
 
-def beside_scorers(run: RunFile) -> list[Demand]:
+def beside_scorers(asked: Processes) -> list[Demand]:
     """What training and evaluation take while scorers work ahead of them."""
-    return [demand for demand in bills(run, "run")["train"] if demand.what != "reference.pool"]
+    return [demand for demand in bills(asked, "run")["train"] if demand.what != "reference.pool"]
 
 
 def room_for_scorers(pool: Pool, beside: Sequence[Demand]) -> int:

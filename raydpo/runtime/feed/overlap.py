@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -20,17 +21,14 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raydpo.config.schema import RunFile
 from raydpo.data.order import Order
 from raydpo.reference.dataset import MANIFEST, Dataset
 from raydpo.reference.index import Asked
 from raydpo.reference.store import Store
-from raydpo.runtime.cluster.preflight import Demand, beside_scorers, room_for_scorers
-from raydpo.runtime.pools.pool import ScorerPool
-from raydpo.runtime.pools.precompute import score_missing
+from raydpo.runtime.cluster.preflight import Demand, room_for_scorers
+from raydpo.runtime.pools.pool import ScorerPool, score_missing
 from raydpo.runtime.pools.scorer import ScoringSettings, Unit
-from raydpo.runtime.pools.tally import Tally
-from raydpo.workspace.layout import Layout
+from raydpo.track.tally import Tally
 
 UNIT_COMPLETIONS = 512
 AHEAD_ROWS = 4096  # of the walk over the data, beyond the step that is being trained
@@ -143,23 +141,31 @@ class Ahead:
     scorers: ActorHandle  # a ScoringAhead
 
 
-def score_ahead(run: RunFile, store: Store, dataset: Dataset, order: Order, num_steps: int) -> Ahead | None:
+@dataclass(frozen=True)
+class ScoringBeside:
+    """What scorers that work ahead of training are given."""
+
+    settings: ScoringSettings
+    demands: Sequence[Demand]  # of all that runs beside them
+    held_out: Path  # tokens, where there are any
+
+
+def score_ahead(scoring: ScoringBeside, store: Store, dataset: Dataset, order: Order, num_steps: int) -> Ahead | None:
     """Have the completions scored that the store lacks, as training comes to need them; None when it lacks none.
 
     Held-out rows are scored before it returns: an evaluation asks for all of them at once.
     """
     store.claim()
-    settings = ScoringSettings.of(run)
-    held_out = Layout(run).held_out_tokens
-    if (held_out / MANIFEST).exists():
-        score_missing(settings, store, [held_out])
+    if (scoring.held_out / MANIFEST).exists():
+        score_missing(scoring.settings, store, [scoring.held_out])
     plan = schedule(dataset, order, num_steps)
     if not plan.units:
         return None
     # On the driver's own node: neither can be lost without the other.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(ScoringAhead)
-    return Ahead(plan.numbers, actor.remote(settings, store, plan, order.global_batch_size, beside_scorers(run)))
+    handle = actor.remote(scoring.settings, store, plan, order.global_batch_size, scoring.demands)
+    return Ahead(plan.numbers, handle)
 
 
 def tell_reached(scorers: ActorHandle, step: int) -> None:

@@ -3,6 +3,9 @@
 A scorer that dies, or is silent for SILENT_S, gives its unit back and is replaced. Only units in flight are ever
 handed out twice. The pool ends by finishing or by an error: work goes on while any scorer works, and stops with a
 reason when none has answered for START_S, or when scorers keep dying and none gets a unit done.
+
+The precompute stage's unit is one token shard. What the store already holds is not scored again, so a killed job loses
+at most the shards in flight. A completion that stands in several rows is scored with the first of them.
 """
 
 from __future__ import annotations
@@ -11,18 +14,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from raydpo.data.lengths import completions_per_row
+from raydpo.data.shards import TokenManifest, read_shard
+from raydpo.reference.dataset import MANIFEST, Dataset, windows
 from raydpo.reference.store import Store
+from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.pools.scorer import ReferenceScorer, Scored, ScoringSettings, Unit
 from raydpo.track.say import say
+from raydpo.track.tally import Tally
 
 START_S = 300.0  # a cluster may take this long to start a first scorer, or to give back what a dead node took along
 SILENT_S = 60.0
 PING_S = 5.0
 LIVES = 3  # scorers that may die one after the other, for each in the pool, without a unit done
+WINDOW_ROWS = 1 << 19  # whose ids the driver holds at a time, at some 300 bytes a pair; the pool starts anew for each
 
 _POLL_S = 0.2
 
@@ -161,3 +172,31 @@ class ScorerPool:
     def _dismiss(self, scorer: _Scorer) -> None:
         self._scorers.remove(scorer)
         ray.kill(scorer.actor)
+
+
+def score_missing(settings: ScoringSettings, store: Store, directories: Sequence[Path]) -> dict[str, float | None]:
+    """Have the pool score what the store lacks of prepared rows. The driver's memory does not grow with them.
+
+    UserError, before anything is scored, where values of the old layout are still to be converted.
+    """
+    check_converted(store, _windows(directories))
+    pool = ScorerPool(settings, store)
+    with Tally("precompute", _completions(directories), pool) as tally:
+        for window in _windows(directories):
+            missing = np.flatnonzero(store.missing(window.completion_ids))
+            tally.skip(len(window.completion_ids) - len(missing))
+            for _, found in pool.score([[piece] for piece in window.where(missing)]):
+                tally.add(found)
+            store.lookup(window.completion_ids)  # 100 % coverage, or an error that names what is missing
+        return tally.result()
+
+
+def _windows(directories: Sequence[Path]) -> Iterator[Dataset]:
+    for directory in directories:
+        yield from windows(directory, WINDOW_ROWS)
+
+
+def _completions(directories: Sequence[Path]) -> int:
+    """Of all rows. Shards are asked, for a manifest counts rows only; no token is read."""
+    paths = [directory / s.path for directory in directories for s in TokenManifest.read(directory / MANIFEST).shards]
+    return sum(int(completions_per_row(read_shard(path)).sum()) for path in paths)

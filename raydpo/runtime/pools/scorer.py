@@ -14,13 +14,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from raydpo.config.schema import Model, Reference, RunFile
+from raydpo.config.schema import Model, Reference
 from raydpo.data.completions import rows_of
 from raydpo.data.shards import read_shard
 from raydpo.data.tokens import completion_id
 from raydpo.reference.store import Store
 from raydpo.track.say import say
-from raydpo.workspace.layout import Layout
 
 # What is scored at once and becomes one shard: token shards, and which of the completions of each are wanted.
 Unit = Sequence[tuple[str, NDArray[np.int32]]]
@@ -44,11 +43,6 @@ class ScoringSettings:
     model: str  # the reference
     form: Model  # its number format
     reference: Reference  # the pool, and what the store keeps
-
-    @classmethod
-    def of(cls, run: RunFile) -> ScoringSettings:
-        """Those of a run file."""
-        return cls(Layout(run).reference_model, run.model, run.reference)
 
 
 class ReferenceScorer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,14 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from raydpo.config.schema import RunFile, Timeouts, Train, Training
+from raydpo.config.schema import Timeouts, Train, Training
 from raydpo.data.order import Order
-from raydpo.objective.contract import REF_LOGPS, REF_TOKEN_LOGPS
+from raydpo.objective.contract import REF_LOGPS, REF_TOKEN_LOGPS, Objective
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.reference.dataset import Dataset, open_dataset
+from raydpo.reference.store import Store
 from raydpo.reference.unconverted import check_converted
-from raydpo.runtime.feed.overlap import score_ahead, tell_reached
+from raydpo.runtime.feed.overlap import ScoringBeside, score_ahead, tell_reached
 from raydpo.runtime.feed.plan import OrderedFeed, Plan
 from raydpo.runtime.trainer.exports import check_room_for_exports, last_export
 from raydpo.runtime.trainer.failures import FailureLog, final_refusal
@@ -40,87 +40,116 @@ from raydpo.workspace.identity import (
     check_resumable,
     identity_of,
     order_of,
-    sft_settings,
     steps_of,
-    train_settings,
     write_identity,
 )
 from raydpo.workspace.job import Job
-from raydpo.workspace.layout import Layout, reference_store
+from raydpo.workspace.layout import Layout, store_of
 from raydpo.workspace.lock import claim
 from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.outcome import Stopped
 from raydpo.workspace.own_files import clear_ray_files
 from raydpo.workspace.prepared import check_budget
-from raydpo.workspace.provenance import check_made_from, check_prepared, token_source
+from raydpo.workspace.provenance import TokenSource, check_made_from, check_prepared
+from raydpo.workspace.rows import RowSettings
 
 if TYPE_CHECKING:
     from raydpo.runtime.evaluation import Evaluator
 
 
-def train_policy(run: RunFile, evaluator: Evaluator | None) -> dict[str, Any]:
-    """Preference training, with evaluation beside it where there is an evaluator."""
-    layout = Layout(run)
-    check_prepared(run)
+def train_policy(
+    rows: RowSettings,
+    evaluations: EvaluationSettings,
+    scoring: ScoringBeside,
+    timeouts: Timeouts,
+    evaluator: Evaluator | None,
+) -> dict[str, Any]:
+    """Preference training, with evaluation beside it where there is an evaluator.
+
+    scoring: asked only where train.reference is overlap.
+    """
+    layout = rows.layout
+    train = rows.train
+    settings = evaluations.training
+    check_prepared(rows)
     dataset = open_dataset(layout.train_tokens)
-    order = order_of(run.train, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    settings = train_settings(run)
+    order = order_of(train, seed=settings.seed, num_rows=len(dataset), digest=dataset.digest)
     identity = identity_of(settings, order)
     check_resumable(layout.train, identity)
-    objective = preference_objective(run.train)
-    store = reference_store(run) if REF_LOGPS in objective.needs else None
-    overlapped = store is not None and run.train.reference == "overlap"
-    imported: list[str] = []
+    objective = preference_objective(train)
+    reads_reference = REF_LOGPS in objective.needs
+    store = store_of(layout, evaluations.model, evaluations.reference.pool) if reads_reference else None
+    overlapped = store is not None and train.reference == "overlap"
     if store:
-        check_converted(store, [dataset])
-        dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
-        if REF_TOKEN_LOGPS in objective.needs:
-            dataset = dataset.with_reference_tokens(store)
-        imported = store.unverified(dataset.completion_ids)
-    plan = _plan(run.train, dataset, order, layout.train)
-    job = _job(
-        settings,
+        dataset = _joined(dataset, store, objective, overlapped=overlapped)
+    plan = _plan(train, dataset, order, layout.train)
+    job = _policy_job(evaluations, plan, identity, store, timeouts, evaluated=evaluator is not None)
+    if store and overlapped and (ahead := score_ahead(scoring, store, dataset, plan.order, plan.num_steps)):
+        job = replace(job, reached=partial(tell_reached, ahead.scorers))
+        plan = replace(plan, ahead=ahead)
+    return _fit_evaluated(job, plan, identity, evaluator)
+
+
+def _joined(dataset: Dataset, store: Store, objective: Objective, *, overlapped: bool) -> Dataset:
+    """The rows with what the objective reads of their reference values; overlapped: as far as the store has them."""
+    check_converted(store, [dataset])
+    dataset = dataset.with_known(store) if overlapped else dataset.with_reference(store)
+    return dataset.with_reference_tokens(store) if REF_TOKEN_LOGPS in objective.needs else dataset
+
+
+def _policy_job(
+    evaluations: EvaluationSettings,
+    plan: Plan,
+    identity: Identity,
+    store: Store | None,
+    timeouts: Timeouts,
+    *,
+    evaluated: bool,
+) -> Job:
+    train = evaluations.train
+    layout = evaluations.layout
+    imported = store.unverified(plan.dataset.completion_ids) if store else []
+    return _job(
+        evaluations.training,
         plan,
         identity,
         claim=claim(layout.root),
-        timeouts=run.timeouts,
-        objective=objective,
-        retention=checkpoint_retention(run.train, EvaluationSettings.of(run)),
+        timeouts=timeouts,
+        objective=preference_objective(train),
+        retention=checkpoint_retention(train, evaluations),
         export=layout.export,
-        evaluated=evaluator is not None,
-        evaluate_every=run.train.evaluate_every,
-        step0_tolerance=run.train.step0_tolerance if store else None,
+        evaluated=evaluated,
+        evaluate_every=train.evaluate_every,
+        step0_tolerance=train.step0_tolerance if store else None,
         confirm_imported=partial(store.mark_verified, imported) if store and imported else None,
     )
-    if store and overlapped and (ahead := score_ahead(run, store, dataset, plan.order, plan.num_steps)):
-        job = replace(job, reached=partial(tell_reached, ahead.scorers))
-        plan = replace(plan, ahead=ahead)
-    validation = None
-    if evaluator:
-        validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs=evaluator.resources)
-    with evaluator.reference_beside() if evaluator else nullcontext():
+
+
+def _fit_evaluated(job: Job, plan: Plan, identity: Identity, evaluator: Evaluator | None) -> dict[str, Any]:
+    if evaluator is None:
+        return _fit(job, plan, identity, None)
+    validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs=evaluator.resources)
+    with evaluator.reference_beside():
         return _fit(job, plan, identity, validation)
 
 
-def train_sft(run: RunFile) -> dict[str, Any]:
-    """Supervised fine-tuning of the starting model on the prepared sft rows."""
-    layout = Layout(run)
-    assert run.sft
-    check_made_from(token_source(run, "sft"), layout.sft_tokens)
+def train_sft(settings: TrainingSettings, source: TokenSource, layout: Layout, timeouts: Timeouts) -> dict[str, Any]:
+    """Supervised fine-tuning of the starting model on the prepared sft rows, which were made from `source`."""
+    training = settings.training
+    check_made_from(source, layout.sft_tokens)
     dataset = open_dataset(layout.sft_tokens)
-    order = order_of(run.sft, seed=run.seed, num_rows=len(dataset), digest=dataset.digest)
-    settings = sft_settings(run)
+    order = order_of(training, seed=settings.seed, num_rows=len(dataset), digest=dataset.digest)
     identity = identity_of(settings, order)
     check_resumable(layout.sft, identity)
-    plan = _plan(run.sft, dataset, order, layout.sft)
+    plan = _plan(training, dataset, order, layout.sft)
     job = _job(
         settings,
         plan,
         identity,
         claim=claim(layout.root),
-        timeouts=run.timeouts,
-        objective=replace(fine_tuning(), observes=tuple(run.sft.metrics)),
-        retention=Retention(run.sft.keep_last, run.sft.keep_every),
+        timeouts=timeouts,
+        objective=replace(fine_tuning(), observes=tuple(training.metrics)),
+        retention=Retention(training.keep_last, training.keep_every),
         export=layout.sft_export_of,
         evaluated=False,
         evaluate_every=None,

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from types import TracebackType
+from typing import Protocol
 
-from raydpo.runtime.pools.pool import ScorerPool
-from raydpo.runtime.pools.scorer import Scored
 from raydpo.track.progress import Progress
+
+
+class Scorers(Protocol):
+    """The pool, as far as its figures go."""
+
+    lost: int  # scorers
+    retried: int  # units that a lost scorer had in flight
+
+    @property
+    def size(self) -> int:
+        """Scorers whose process runs."""
+
+
+class Work(Protocol):
+    """What a scorer says of a unit."""
+
+    @property
+    def sums(self) -> Sized:
+        """One value a completion."""
+
+    @property
+    def tokens(self) -> int:
+        """That were scored; 0 when the values were there already."""
+
+    @property
+    def flops(self) -> float | None:
+        """That the tokens need at least; None where that is not known."""
+
+    @property
+    def seconds(self) -> float:
+        """That the unit took."""
+
+    @property
+    def ceiling(self) -> float:
+        """FLOP/s that the scorer's device can do."""
 
 
 class Tally:
     """Adds up units. MFU is over the time in which scorers had a unit; what is per second, over all of it."""
 
-    def __init__(self, what: str, completions: int, pool: ScorerPool) -> None:
+    def __init__(self, what: str, completions: int, pool: Scorers) -> None:
         self._progress = Progress(what, total=completions, unit="completions")
         self._pool = pool
         self._scored = 0
@@ -27,7 +62,7 @@ class Tally:
         self._found += completions
         self._progress.advance(completions)
 
-    def add(self, found: Scored) -> None:
+    def add(self, found: Work) -> None:
         """Count a unit and show the figures."""
         scored = len(found.sums) if found.tokens else 0
         self._scored += scored

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import Data, RunFile, Sample, Sampler, Train
+from raydpo.config.schema import RunFile, Sampler
 from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.errors import UserError
@@ -19,14 +19,15 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
+from raydpo.stages.values import RunValues
 from raydpo.track.say import say
-from raydpo.workspace.identity import TrainingSettings, check_resumable_now, sft_settings
+from raydpo.workspace.identity import TrainingSettings, check_resumable_now
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import check_tokens_are_kept, preference_objective
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
-from raydpo.workspace.provenance import TokenSource, check_made_from, token_source
-from raydpo.workspace.rows import check_format, given_rows, training_rows
+from raydpo.workspace.provenance import TokenSource, check_made_from
+from raydpo.workspace.rows import RowSettings, check_format, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -40,10 +41,20 @@ def check_inputs(run: RunFile, stage: str) -> None:
 
 def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     """All that must hold of what a stage reads. Each raises UserError, and needs none of the others to have passed."""
-    check_rows = partial(_check_files, Layout(run), run.data.ignore)
+    values = RunValues(run)
+    layout = values.layout
+    check_rows = partial(_check_files, layout, run.data.ignore)
     if stage != "report":  # it starts nothing, loads no model, and may be asked for where there is none any more
         yield check_temporary
-        yield from _model_checks(run, stage)
+        start = run.model.path
+        reference = run.reference.model
+        whole = stage != "prepare"  # which uses the tokenizer alone
+        yield from _model_checks(layout, "model.path", start, whole=whole)
+        yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
+        if reference and reference != str(layout.sft_export):
+            yield from _model_checks(layout, "reference.model", reference, whole=whole)
+        if run.sft and stage not in ("sft", "run"):
+            yield partial(_check_sft_export, str(layout.sft_export), values.token_source("sft"), values.sft_training())
     if stage in ("sft", "run") and run.sft:
         yield partial(check_rows, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
@@ -60,27 +71,38 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
         yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)
-        yield partial(_check_rows_for_loss, run.data, run.sample, run.train)
+        yield partial(_check_rows_for_loss, values.rows())
     if stage in ("precompute", "train"):
-        yield partial(check_pairs, run)
-    if stage == "train" or (stage == "precompute" and "train" in run.model_fields_set):
-        yield partial(check_trainable_pairs, run)
+        yield from _token_checks(values.rows(), trained_on=stage == "train")
 
 
-def _model_checks(run: RunFile, stage: str) -> Iterator[Check]:
-    start = run.model.path
-    reference = run.reference.model
-    layout = Layout(run)
-    export = str(layout.sft_export)
-    check = check_model_files if stage == "prepare" else _check_model  # which uses the tokenizer alone
-    yield partial(refuse_own_output, layout, "model.path", [start])
-    yield partial(check, start)
-    yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
-    if reference and reference != export:
-        yield partial(refuse_own_output, layout, "reference.model", [reference])
-        yield partial(check, reference)
-    if run.sft and stage not in ("sft", "run"):
-        yield partial(_check_sft_export, export, token_source(run, "sft"), sft_settings(run))
+def _token_checks(rows: RowSettings, *, trained_on: bool) -> Iterator[Check]:
+    """Of tokens that prepare has left."""
+    yield partial(check_pairs, rows)
+    if trained_on or rows.train_is_said:
+        yield partial(check_trainable_pairs, rows)
+
+
+def doctor_checks(run: RunFile) -> Iterator[Check]:
+    """All that shows of a run without a cluster. Loads torch and Ray."""
+    from raydpo.model.load import check_loadable
+    from raydpo.runtime.pools.sampling import check_sampling
+
+    yield from input_checks(run, "run")
+    for model in dict.fromkeys((run.model.path, run.reference.model or run.model.path)):
+        yield partial(check_loadable, model)
+    sections = [run.sample, run.evaluate]
+    # With the model that the run starts from, because the sft stage passes its tokenizer on.
+    yield partial(check_sampling, run.model.path, run.data, run.sampler, sections)
+    rows = RunValues(run).rows()
+    if (rows.layout.train_tokens / MANIFEST).exists():
+        yield from _token_checks(rows, trained_on=True)
+
+
+def _model_checks(layout: Layout, key: str, model: str, *, whole: bool) -> Iterator[Check]:
+    """whole: of its weights, too."""
+    yield partial(refuse_own_output, layout, key, [model])
+    yield partial(_check_model if whole else check_model_files, model)
 
 
 def _check_model(path: str) -> None:
@@ -102,8 +124,8 @@ def _check_positions(model: str, sampler: Sampler) -> None:
     check_positions(model, model_config(model), sampler)
 
 
-def _check_rows_for_loss(data: Data, sample: Sample | None, train: Train) -> None:
-    check_format(training_rows(data, sample), preference_objective(train))
+def _check_rows_for_loss(rows: RowSettings) -> None:
+    check_format(training_rows(rows.data, rows.sample), preference_objective(rows.train))
 
 
 def _check_files(
