@@ -38,7 +38,7 @@ def verify_checkpoints(path: Path) -> int:
     checked = {each: _checked(each) for each in _commit_paths(path)}
     for each, (commit, broken) in checked.items():
         if commit and not broken:
-            print(f"{each.name}: intact, {len(commit.hashes)} files, {commit.size:,} bytes")
+            print(f"{each.name}: intact, {len(commit.files)} files, {commit.size:,} bytes")
         else:
             print(f"{each.name}: {each / (broken or MANIFEST)} is missing or does not match its hash")
     return int(any(broken or not commit for commit, broken in checked.values()))
@@ -83,7 +83,7 @@ def _commit_paths(path: Path) -> list[Path]:
 def _checked(path: Path) -> tuple[Commit | None, str | None]:
     """The commit and its first broken file; no commit where the manifest is broken."""
     commit = read_commit(path)
-    return commit, first_broken_file(commit, commit.hashes) if commit else None
+    return commit, first_broken_file(commit, commit.files) if commit else None
 
 
 def _newest(path: Path) -> Commit:

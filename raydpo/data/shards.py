@@ -34,7 +34,9 @@ from raydpo.data.lengths import completion_lengths, prompt_lengths
 from raydpo.data.limits import Extent
 from raydpo.data.tokens import TokenRow, hash_fraction
 from raydpo.errors import UserError
+from raydpo.storage.commit import Folder, Promise, find_flaw
 from raydpo.storage.files import whole_file, write_json
+from raydpo.storage.hashing import sha256_of
 
 COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
     {"rank": pa.int32(), "label": pa.bool_(), "margin": pa.float32(), "mismatched": pa.bool_()}
@@ -72,6 +74,11 @@ class ShardInfo:
     rows: int
     sha256: str  # of the file
     tokens: int  # prompts once and completions
+
+    @property
+    def promise(self) -> Promise:
+        """What the manifest says of the file; its size is not in there."""
+        return Promise(self.sha256)
 
 
 @dataclass(frozen=True)
@@ -140,9 +147,6 @@ def _refuse_earlier_layout(path: Path, content: dict[str, Any]) -> None:
     )
 
 
-_verified: dict[str, tuple[int, int, str]] = {}  # this process's: path -> size, time and hash of what it has read
-
-
 def verify_shards(directory: Path, shards: Sequence[ShardInfo]) -> None:
     """Read the bytes of shards and raise UserError for the first that is missing or not as it was written.
 
@@ -150,23 +154,22 @@ def verify_shards(directory: Path, shards: Sequence[ShardInfo]) -> None:
     slower half of reading, so several files are read at a time.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        for problem in threads.map(lambda shard: _problem(directory / shard.path, shard.sha256), shards):
+        for problem in threads.map(lambda shard: _problem(directory, shard), shards):
             if problem:
                 raise UserError(f"token shard {problem}; run `raydpo prepare` again.")
 
 
-def _problem(path: Path, sha256: str) -> str | None:
+def _problem(directory: Path, shard: ShardInfo) -> str | None:
+    path = directory / shard.path
     try:
-        status = path.stat()
-        known = (status.st_size, status.st_mtime_ns, sha256)
-        if _verified.get(str(path)) == known:
-            return None
-        if _sha256(path) != sha256:
-            return f"{path} differs from what was written"
+        flaw = find_flaw(Folder(directory), shard.path, shard.promise, remember=True)
+    except FileNotFoundError:  # it went since its time was taken
+        return f"{path} is missing"
     except OSError as error:
-        return f"{path} is missing" if isinstance(error, FileNotFoundError) else f"{path} cannot be read ({error})"
-    _verified[str(path)] = known
-    return None
+        return f"{path} cannot be read ({error})"
+    if flaw is None:
+        return None
+    return f"{path} is missing" if flaw.kind == "missing" else f"{path} differs from what was written"
 
 
 def schema(columns: Sequence[str] = ()) -> pa.Schema:
@@ -209,7 +212,7 @@ def write_shard(table: pa.Table, path: Path) -> ShardInfo:
     with whole_file(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
-        sha256 = _sha256(temporary)
+        sha256 = sha256_of(temporary)
     tokens = prompt_lengths(table).sum() + completion_lengths(table).sum()
     return ShardInfo(path.name, table.num_rows, sha256, int(tokens))
 
@@ -233,8 +236,3 @@ def split_held_out(table: pa.Table, fraction: float) -> tuple[pa.Table, pa.Table
         [hash_fraction(np.asarray(ids, dtype="<i4").tobytes()) < fraction for ids in prompts], pa.bool_()
     )
     return table.filter(pc.invert(held_out)), table.filter(held_out)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

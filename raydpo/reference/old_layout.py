@@ -19,6 +19,7 @@ import pyarrow as pa
 from raydpo.reference.directory import KeyDirectory, by_preference, in_threads
 from raydpo.reference.index import Asked, Bools, Ids, as_arrow, as_numpy, first_occurrences
 from raydpo.reference.shard import SCHEMA, Damage, Source, check_file, foreign_to, read_promise
+from raydpo.storage.commit import Promise
 
 OLD_SCHEMA = pa.schema(
     [
@@ -45,6 +46,11 @@ class OldMarker:
     sha256: str
     source: Source
     verified: bool
+
+    @property
+    def promise(self) -> Promise:
+        """What it says of the file."""
+        return Promise(self.sha256, self.bytes)
 
 
 class OldShards:
@@ -127,7 +133,7 @@ class OldShards:
         try:
             if marker.key != self._directory.digest:
                 raise foreign_to(self._place, name, marker.key)
-            check_file(self._place, name, size=marker.bytes, sha256=marker.sha256, schema=OLD_SCHEMA)
+            check_file(self._place, name, marker.promise, OLD_SCHEMA)
         except Damage as damage:
             return damage
         return None

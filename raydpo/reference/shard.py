@@ -1,7 +1,8 @@
 """One shard of the reference store: a parquet file, and the marker beside it that makes it count.
 
-The marker is written last and promises size and sha256 of the file. Whoever finds a shard without a marker, or with
-one that it does not match, treats it as absent.
+The marker is written last and promises size and sha256 of the file, as raydpo.storage.commit has it. Whoever finds a
+shard without a marker, or with one that it does not match, treats it as absent. A marker speaks of one shard alone,
+because many writers add to a directory at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from raydpo.reference.index import as_numpy
 from raydpo.reference.place import Place
+from raydpo.storage.commit import Promise, find_flaw
 
 Source = Literal["computed", "imported"]
 
@@ -36,11 +38,6 @@ TOKENS = ["completion_id", "token_logps"]
 
 _ATTEMPTS = 10
 _PAUSE_S = 0.01  # at most, before the first new attempt; then twice as long each time
-_BLOCK = 1 << 22
-
-# (address, size, time, sha256) of the shards that this process has found whole: hashing reads every byte, tokens
-# included, so it is done once. Only good news is remembered; a shard that was mended is looked at again.
-_FOUND_WHOLE: set[tuple[str, int, int, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,11 @@ class Marker:
     sha256: str
     source: Source
     verified: bool  # False: imported, and no training has compared the values with its policy yet
+
+    @property
+    def promise(self) -> Promise:
+        """What it says of the file."""
+        return Promise(self.sha256, self.bytes)
 
 
 class Damage(Exception):
@@ -110,7 +112,7 @@ def check_shard(place: Place, name: str, *, key: str) -> Marker:
     marker = read_marker(place, name)
     if marker.key != key:
         raise foreign_to(place, name, marker.key)
-    check_file(place, name, size=marker.bytes, sha256=marker.sha256, schema=SCHEMA)
+    check_file(place, name, marker.promise, SCHEMA)
     return marker
 
 
@@ -120,25 +122,27 @@ def foreign_to(place: Place, name: str, key: str) -> Foreign:
     return Foreign(f"{address} belongs to the key {key}: it was copied here from another store")
 
 
-def check_file(place: Place, name: str, *, size: int, sha256: str, schema: pa.Schema) -> None:
-    """Raise Damage where a shard's file is not what its marker promises."""
+def check_file(place: Place, name: str, promise: Promise, schema: pa.Schema) -> None:
+    """Raise Damage where a shard's file is not what its marker promises, or has other columns."""
     file = f"{name}.parquet"
     address = place.address_of(file)
-    info = place.info(file)
-    if not info.is_file:
-        raise Damage(f"{address} is missing, though its marker is there")
-    if info.size != size:
-        raise Damage(f"{address} has {info.size} bytes where its marker promises {size}: truncated or replaced")
-    seen = (address, info.size, info.mtime_ns, sha256)
-    if seen in _FOUND_WHOLE:
+
+    def check_columns() -> None:
+        with place.open(file) as stream:
+            found = pq.read_schema(stream)
+        if not found.equals(schema):
+            raise Foreign(f"{address} has the columns {', '.join(found.names)}: not a shard of a reference store")
+
+    flaw = find_flaw(place, file, promise, remember=True, inspect=check_columns)
+    if flaw is None:
         return
-    if _sha256(place, file) != sha256:
-        raise Damage(f"{address} does not match the sha256 of its marker: its bytes have changed")
-    with place.open(file) as stream:
-        found = pq.read_schema(stream)
-    if not found.equals(schema):
-        raise Foreign(f"{address} has the columns {', '.join(found.names)}: not a shard of a reference store")
-    _FOUND_WHOLE.add(seen)
+    if flaw.kind == "missing":
+        raise Damage(f"{address} is missing, though its marker is there")
+    if flaw.kind == "size":
+        raise Damage(
+            f"{address} has {flaw.size} bytes where its marker promises {promise.bytes}: truncated or replaced"
+        )
+    raise Damage(f"{address} does not match the sha256 of its marker: its bytes have changed")
 
 
 def read_marker(place: Place, name: str) -> Marker:
@@ -173,11 +177,3 @@ def write_marker(place: Place, name: str, marker: Marker) -> None:
 
 def _no_marker(place: Place, name: str) -> Damage:
     return Damage(f"{place.address_of(f'{name}.json')} is not a marker: truncated or changed")
-
-
-def _sha256(place: Place, name: str) -> str:
-    digest = hashlib.sha256()
-    with place.open(name) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

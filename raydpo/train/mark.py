@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raydpo import __version__
 from raydpo.errors import UserError
+from raydpo.storage.commit import Folder, Promise, find_flaw
 from raydpo.storage.files import write_json
 
 MARK = "raydpo.json"
@@ -32,7 +33,11 @@ def mark_export(directory: Path, *, identity: str, step: int) -> None:
 def read_mark(directory: Path) -> Mark | None:
     """The mark of an export that is whole; None of one without a mark, or without one of its files."""
     mark = _mark(directory)
-    return mark if mark and all((directory / name).is_file() for name in mark.files) else None
+    if mark is None:
+        return None
+    folder = Folder(directory)
+    missing = any(find_flaw(folder, name, Promise()) for name in mark.files)
+    return None if missing else mark
 
 
 def check_replaceable(directory: Path) -> None:

@@ -103,8 +103,8 @@ def test_commits_come_by_rising_step_with_what_was_committed(tmp_path: Path) -> 
     [found] = commits.commits(tmp_path)
     assert found.path == path
     assert found.cursor == Cursor(7, "run", 2, 2)
-    assert set(found.hashes) == {"rank-00000.safetensors", "rank-00001.safetensors"}
-    assert found.size == sum((path / name).stat().st_size for name in found.hashes)
+    assert set(found.files) == {"rank-00000.safetensors", "rank-00001.safetensors"}
+    assert found.size == sum((path / name).stat().st_size for name in found.files)
 
 
 def test_nothing_is_committed_while_a_rank_is_missing(tmp_path: Path) -> None:

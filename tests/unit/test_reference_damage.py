@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -12,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.errors import UserError
-from raydpo.reference import shard as shards
 from raydpo.reference.maintenance import verify_store
 from raydpo.reference.place import Place
+from raydpo.storage import commit
 from tests.stores import KEY, LOGPS, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit
@@ -53,7 +54,7 @@ def _with_other_columns(place: Place, name: str) -> None:
     pq.write_table(pa.table({"id": [1], "logp": [-1.0]}), sink)
     content = sink.getvalue().to_pybytes()
     marker = json.loads(place.read(f"{name}.json"))
-    promised = {"bytes": len(content), "sha256": shards.hashlib.sha256(content).hexdigest()}
+    promised = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     place.write(f"{name}.parquet", content)
     place.write(f"{name}.json", json.dumps(marker | promised).encode())
 
@@ -81,7 +82,7 @@ def another_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What a process has found whole it does not look at again; call this to be another one."""
 
     def forget() -> None:
-        monkeypatch.setattr(shards, "_FOUND_WHOLE", set())
+        monkeypatch.setattr(commit, "FOUND_WHOLE", set())
 
     forget()
     return forget

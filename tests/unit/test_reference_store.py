@@ -21,6 +21,7 @@ from raydpo.reference.maintenance import verify_store
 from raydpo.reference.place import Place
 from raydpo.reference.shard import SCHEMA
 from raydpo.reference.store import Key, Store
+from raydpo.storage import commit
 from tests.stores import KEY, LOGPS, NAMES, claimed, files_of, full_store, ids, place_of, table
 
 pytestmark = pytest.mark.unit
@@ -146,7 +147,7 @@ def test_a_shard_is_named_after_its_completions_and_not_after_its_values(root: s
 def test_bytes_are_hashed_once_a_process_and_not_in_every_call(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = full_store(root)
     store.lookup(ids(range(6)))
-    monkeypatch.setattr(shards, "_sha256", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(commit, "sha256", lambda _: pytest.fail("hashed again"))
     Store(root, KEY).lookup(ids(range(6)))
     verify_store(root)
 

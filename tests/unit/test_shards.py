@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.data import shards
 from raydpo.data.completions import completion_ids, pair_ids, rows_of
 from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
@@ -27,6 +27,7 @@ from raydpo.data.shards import (
 from raydpo.data.tokens import TokenRow, TokenSettings, completion_id, row_id
 from raydpo.errors import UserError
 from raydpo.reference.dataset import open_dataset, windows
+from raydpo.storage import commit
 from tests.helpers import row_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -232,8 +233,8 @@ def test_verify_names_the_shard_that_is_missing_or_changed(tmp_path):
 
 def test_a_shard_is_hashed_once_a_process_and_again_when_it_was_touched(tmp_path, monkeypatch):
     made, hashed = manifest(tmp_path, some_tables()), []
-    really = shards._sha256
-    monkeypatch.setattr(shards, "_sha256", lambda path: hashed.append(path.name) or really(path))
+    really = commit.sha256
+    monkeypatch.setattr(commit, "sha256", lambda stream: hashed.append(Path(stream.name).name) or really(stream))
     verify_shards(tmp_path, made.shards)
     verify_shards(tmp_path, made.shards)
     assert sorted(hashed) == ["0.arrow", "1.arrow"]

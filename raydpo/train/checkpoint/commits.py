@@ -2,12 +2,12 @@
 
 Layout: <directory>/step-000100.attempt-1f2e3d4c/{rank-00000.safetensors, ..., model/, parts/, MANIFEST.json, COMMITTED}
 Every rank writes its files and then its part (their hashes); the manifest gathers the parts; the marker comes last and
-holds the manifest's own hash. Without the marker a directory is an orphan, whatever it contains.
+holds the manifest's own hash. Without the marker a directory is an orphan, whatever it contains. It is the protocol of
+raydpo.storage.commit in three tiers, because no rank sees the files of all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from raydpo.storage.commit import Folder, Promise, find_flaw, promise_files
 from raydpo.storage.files import to_disk, write_json, write_text
+from raydpo.storage.hashing import sha256_of
 from raydpo.track.say import say
 
 MANIFEST = "MANIFEST.json"
@@ -39,9 +41,13 @@ class Commit:
 
     path: Path
     cursor: Cursor
-    hashes: dict[str, str]  # sha256 by file name
-    size: int  # bytes of all files
+    files: dict[str, Promise]  # by name, relative to the path
     committed_at: float  # seconds since the epoch
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(promise.bytes or 0 for promise in self.files.values())
 
 
 def commits(directory: Path) -> list[Commit]:
@@ -53,15 +59,13 @@ def commits(directory: Path) -> list[Commit]:
 def read_commit(path: Path) -> Commit | None:
     """The commit at a path with a marker; None when the manifest is not the one that was committed."""
     manifest = path / MANIFEST
-    if not manifest.is_file() or sha256(manifest) != (path / MARKER).read_text():
+    if not manifest.is_file() or sha256_of(manifest) != (path / MARKER).read_text():
         return None
     content = json.loads(manifest.read_text())
-    files = content["files"]
     return Commit(
         path,
         Cursor(**{name: content[name] for name in Cursor.__dataclass_fields__}),
-        hashes={name: file["sha256"] for name, file in files.items()},
-        size=sum(file["bytes"] for file in files.values()),
+        files={name: Promise(file["sha256"], file["bytes"]) for name, file in content["files"].items()},
         committed_at=content["committed_at"],
     )
 
@@ -74,7 +78,7 @@ def latest(directory: Path) -> Commit | None:
 def newest(directory: Path) -> Commit | None:
     """The newest commit that verifies; newer ones that do not are set aside."""
     while found := latest(directory):
-        broken = first_broken_file(found, found.hashes)
+        broken = first_broken_file(found, found.files)
         if broken is None:
             return found
         set_aside(found.path, broken)
@@ -82,12 +86,12 @@ def newest(directory: Path) -> Commit | None:
 
 
 def first_broken_file(commit: Commit, names: Iterable[str]) -> str | None:
-    """The first of these files that is missing or does not match its hash."""
-    for name in names:
-        path = commit.path / name
-        if not path.is_file() or sha256(path) != commit.hashes[name]:
-            return name
-    return None
+    """The first of these files that is missing or does not match its hash.
+
+    What was whole before is read again: a checkpoint is opened seldom, and its disk may have failed in between.
+    """
+    folder = Folder(commit.path)
+    return next((name for name in names if find_flaw(folder, name, commit.files[name])), None)
 
 
 def set_aside(path: Path, broken: str) -> None:
@@ -116,9 +120,7 @@ def remove(commit: Commit) -> None:
 
 def write_part(path: Path, rank: int, files: Collection[Path]) -> None:
     """Tell the committing rank that these files of `rank`, below `path`, are complete, and on the disk."""
-    for place in {*files, *(file.parent for file in files)}:
-        to_disk(place)
-    part = {str(file.relative_to(path)): {"sha256": sha256(file), "bytes": file.stat().st_size} for file in files}
+    part = {name: asdict(promise) for name, promise in promise_files(path, files).items()}
     write_json(path / "parts" / f"{rank:05d}.json", part)
 
 
@@ -141,10 +143,4 @@ def commit_parts(path: Path, cursor: Cursor, *, timeout_s: float, cancelled: Cal
         files.update(json.loads(part.read_text()))
     write_json(path / MANIFEST, {**asdict(cursor), "committed_at": time.time(), "files": files})
     to_disk(path.parent)
-    write_text(path / MARKER, sha256(path / MANIFEST))
-
-
-def sha256(path: Path) -> str:
-    """The hex digest of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    write_text(path / MARKER, sha256_of(path / MANIFEST))

@@ -151,7 +151,7 @@ def resume(policy: Policy, directory: Path) -> Commit | None:
     if policy.rank == 0:
         commits.clear(directory)
     while found := _agree(commits.latest(directory) if policy.rank == 0 else None):
-        mine = sorted(found.hashes)[policy.rank :: policy.world_size]
+        mine = sorted(found.files)[policy.rank :: policy.world_size]
         broken = next(filter(None, _gather(commits.first_broken_file(found, mine))), None)
         if broken is None:
             _load_state(policy, SavedState(found.path))
