@@ -89,26 +89,26 @@ class Order:
         return permutation(self.num_rows, seed=self.seed, epoch=epoch, digest=self.digest)
 
 
-def split_microbatches(tokens: Ints, *, world_size: int, budget: int) -> list[list[Ints]]:
-    """Cut one global batch into micro-batches of at most `budget` tokens, the same number for every rank.
+def split_microbatches(tokens: Ints, *, world_size: int, tokens_per_microbatch: int) -> list[list[Ints]]:
+    """Cut one global batch into micro-batches of at most tokens_per_microbatch tokens, the same number for every rank.
 
     tokens: packed length of each row of the batch, shape [G]. Returns, for each rank, its micro-batches as indices
     into the batch. Rows go largest first into the least loaded bin, bins largest first onto the least loaded rank,
-    with as few bins as the budget allows.
+    as few bins as tokens_per_microbatch allows.
 
-    Any number of ranks up to G will do where the budget is twice the longest row or more; a number that divides G
-    always will. Raises UserError where it will not, and when a row alone exceeds the budget.
+    Any number of ranks up to G will do where tokens_per_microbatch is twice the longest row or more; a number that
+    divides G always will. Raises UserError where it will not, and when a row alone has more tokens.
     """
     size = len(tokens)
-    if tokens.max() > budget:
+    if tokens.max() > tokens_per_microbatch:
         raise UserError(
-            f"a row of {tokens.max()} tokens does not fit tokens_per_microbatch={budget}; "
+            f"a row of {tokens.max()} tokens does not fit tokens_per_microbatch={tokens_per_microbatch}; "
             f"set it to {tokens.max()} or more, or lower data.max_length."
         )
-    per_rank = max(1, -(-int(tokens.sum()) // (world_size * budget)))
+    per_rank = max(1, -(-int(tokens.sum()) // (world_size * tokens_per_microbatch)))
     while world_size * per_rank <= size:
         bins, loads = _largest_first(tokens, world_size * per_rank)
-        if loads.max() <= budget:
+        if loads.max() <= tokens_per_microbatch:
             return [[bins[b] for b in sorted(rank)] for rank in _share_bins(loads, world_size)]
         per_rank += 1  # at size / world_size there is one row a bin, or in some there are two
     raise UserError(

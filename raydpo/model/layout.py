@@ -1,6 +1,6 @@
 """How rows go through a model: packed where that is exact, padded where it is not.
 
-Which one is decided by trial, once, when a model is loaded: both layouts must give the log-probs that the model itself
+A probe decides which, once, when a model is loaded: both layouts must give the log-probs that the model itself
 gives for one completion at a time. So a recurrent layer, an attention that ignores ours or an unknown step between
 hidden states and logits is found before anything is computed from it.
 
@@ -27,7 +27,7 @@ _why_padded: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 
 def packing_obstacle(lm: PreTrainedModel) -> str:
-    """Why a model takes no other attention; empty when it does. A trial shows whether it then computes the same."""
+    """Why a model takes no other attention; empty when it does. The probe shows whether it then computes the same."""
     if not lm._supports_attention_backend:
         return "it takes no attention but its own"
     others = set(getattr(lm.config.get_text_config(), "layer_types", None) or []) - KNOWN_LAYERS

@@ -1,4 +1,4 @@
-"""The trial that every model passes when it is loaded: our log-probs are its own, in training as in evaluation.
+"""The probe that every model passes when it is loaded: our log-probs are its own, in training as in evaluation.
 
 Legend: M completion positions, L tokens of one sequence, V vocabulary.
 """
@@ -30,7 +30,7 @@ from raydpo.model.version import backend_for
 TOLERANCE = {torch.float64: 5e-3, torch.float32: 5e-3, torch.bfloat16: 0.05}
 ROUNDINGS = 4
 
-# How far a position sees, or how many it sees, in the words of the families. The trial's rows are longer than REACH.
+# How far a position sees, or how many it sees, in the words of the families. The probe's rows are longer than REACH.
 REACHES = (
     "sliding_window",
     "attention_window_size",
@@ -53,14 +53,14 @@ def choose_layout(lm: PreTrainedModel, *, name: str) -> PreTrainedModel:
     obstacle = packing_obstacle(lm)
     if not obstacle:
         _set_plain_attention(lm)
-    trial = Trial(_short_sighted(lm), name)
-    trial.check_causality()
+    probe = Probe(_short_sighted(lm), name)
+    probe.check_causality()
     if not obstacle:
         backend = backend_for(lm.device.type)
-        obstacle = trial.fault_of_packed_rows(backend)
+        obstacle = probe.fault_of_packed_rows(backend)
     if not obstacle:
         return use_packed(lm, backend)
-    trial.check_padded_sequences()
+    probe.check_padded_sequences()
     return use_padded(lm, because=obstacle)
 
 
@@ -77,13 +77,13 @@ def _set_plain_attention(lm: PreTrainedModel) -> None:
         lm.set_attn_implementation(loaded)
 
 
-class Trial:
+class Probe:
     """A few rows, and what a model itself says of them."""
 
     def __init__(self, lm: PreTrainedModel, name: str) -> None:
         self._lm = lm
         self._name = name
-        self._batch = _trial_batch(int(lm.config.get_text_config().vocab_size), lm.device)
+        self._batch = _probe_batch(int(lm.config.get_text_config().vocab_size), lm.device)
         try:
             self._own = _own_token_logps(lm, self._batch)
         except Exception as error:  # what a model of any make may raise
@@ -242,7 +242,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _trial_batch(vocab_size: int, device: torch.device) -> Batch:
+def _probe_batch(vocab_size: int, device: torch.device) -> Batch:
     """Rows of random tokens, with prompts and completions of unequal length."""
     rng = np.random.default_rng(0)
 

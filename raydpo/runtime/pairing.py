@@ -138,10 +138,13 @@ class _Work:
         if probed:
             prompts, drawn = zip(*probed, strict=True)
             run = self._run
-            budget = run.reference.tokens_per_batch
+            bound = run.reference.tokens_per_batch
             threads = max(1, int(run.sampler.cpus))
             model = self._drawing.model
-            ray.get(confirm_samples.remote(run.model, model, prompts, drawn, budget=budget, threads=threads))
+            task = confirm_samples.remote(
+                run.model, model, prompts, drawn, tokens_per_microbatch=bound, threads=threads
+            )
+            ray.get(task)
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         kept = self._rated.read(call)

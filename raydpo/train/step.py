@@ -1,4 +1,4 @@
-"""One optimizer step over this rank's share of a global batch."""
+"""One optimizer step over this rank's part of a global batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankBatch:
     """What one rank computes of one step. Every rank has the same number of micro-batches."""
 
     step: int
@@ -34,7 +34,7 @@ class Share:
     num_tokens: int = 0  # trained on with this step, since the run's first; for the record only
 
 
-def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float) -> dict[str, float]:
+def train_step(policy: Policy, rank_batch: RankBatch, objective: Objective, *, lr: float) -> dict[str, float]:
     """Forward, backward, step. Returns metrics of the whole global batch, equal on every rank.
 
     A metric of which the global batch has no instance, such as the reward of wanted completions, is left out.
@@ -46,16 +46,16 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     """
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
-    normaliser = share.totals[objective.mean_over]
+    normaliser = rank_batch.totals[objective.mean_over]
     scale = policy.world_size / normaliser
     coupled = None
     if objective.coupled:
-        coupled = score_together(policy, share.micro_batches, share.row_ids, objective)
+        coupled = score_together(policy, rank_batch.micro_batches, rank_batch.row_ids, objective)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     row_losses: list[Tensor] = []
-    last = len(share.micro_batches) - 1
-    for i, batch in enumerate(share.micro_batches):
+    last = len(rank_batch.micro_batches) - 1
+    for i, batch in enumerate(rank_batch.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
         if coupled is None:
@@ -74,7 +74,7 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
     metrics = {"loss": totals["loss"] / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
-        raise _not_finite(share, row_losses, wrong)
+        raise _not_finite(rank_batch, row_losses, wrong)
     return metrics
 
 
@@ -88,10 +88,10 @@ def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) 
     return losses, objective.metrics(rows) | token_means(rows, objective, figures)
 
 
-def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:
+def _not_finite(rank_batch: RankBatch, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:
     """Why training cannot go on. All ranks have the same sums, so all of them come here and exchange their rows."""
     mine = []
-    for row_ids, losses in zip(share.row_ids, row_losses, strict=False):
+    for row_ids, losses in zip(rank_batch.row_ids, row_losses, strict=False):
         mine += [row_id for row_id, value in zip(row_ids, losses.tolist(), strict=True) if not math.isfinite(value)]
     by_rank: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(by_rank, mine)
@@ -99,8 +99,8 @@ def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, 
     where = f"rows whose loss is not finite: {'; '.join(rows)}" if rows else "the loss of every row is finite"
     figures = ", ".join(f"{name} {value:g}" for name, value in wrong.items())
     return UserError(
-        f"step {share.step + 1} has figures that are not finite: {figures}; {where}. {REMEDY} If it is the first step, "
-        "look at its rows and their reference values."
+        f"step {rank_batch.step + 1} has figures that are not finite: {figures}; {where}. {REMEDY} If it is the first "
+        "step, look at its rows and their reference values."
     )
 
 

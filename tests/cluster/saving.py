@@ -101,8 +101,8 @@ def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
         step = told(lambda: train_one(policy, 1, reference=float("nan") if policy.rank else -50.0))
     with make_saver(policy, directory) as saver:
         if policy.rank:
-            fragment = owned(policy)[-1]
-            fragment.of(fragment.master)[-1] = float("inf")
+            last_slice = owned(policy)[-1]
+            last_slice.of(last_slice.master)[-1] = float("inf")
         commit = told(lambda: saver.copy(2))
     weights_of = {name: parameter.detach() for name, parameter in policy.lm.named_parameters()}
     weights_of["model.norm.weight"][0] = float("nan")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fragment:
+class ParameterSlice:
     """A range of a flattened parameter whose master weights and optimizer state this rank holds."""
 
     name: str
@@ -29,18 +29,18 @@ class Fragment:
         return values.detach().view(-1)[self.offset : self.offset + self.numel]
 
 
-def held(policy: Policy) -> list[Fragment]:
+def held(policy: Policy) -> list[ParameterSlice]:
     """What this rank holds: everything under stage 0, a part under the others."""
     find = {0: _replicated, 1: _partitioned, 2: _partitioned, 3: _sharded}[policy.engine.zero_optimization_stage()]
     return list(find(policy))
 
 
-def owned(policy: Policy) -> list[Fragment]:
+def owned(policy: Policy) -> list[ParameterSlice]:
     """What this rank writes: over all ranks, every element once."""
-    fragments = held(policy)
+    slices = held(policy)
     if policy.engine.zero_optimization_stage():
-        return fragments
-    return [cut for each in fragments if (cut := _cut(each, policy.rank, policy.world_size)).numel]
+        return slices
+    return [cut for each in slices if (cut := _cut(each, policy.rank, policy.world_size)).numel]
 
 
 def torch_optimizer(policy: Policy) -> torch.optim.Optimizer:
@@ -66,12 +66,12 @@ def _trained(policy: Policy) -> Iterator[tuple[str, Any]]:
     return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
 
 
-def _replicated(policy: Policy) -> Iterator[Fragment]:
+def _replicated(policy: Policy) -> Iterator[ParameterSlice]:
     for name, parameter in _trained(policy):
-        yield Fragment(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
+        yield ParameterSlice(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
 
 
-def _partitioned(policy: Policy) -> Iterator[Fragment]:
+def _partitioned(policy: Policy) -> Iterator[ParameterSlice]:
     """DeepSpeed flattens all parameters into one tensor and gives each rank an equal piece, cut anywhere."""
     groups = torch_optimizer(policy).param_groups
     for name, parameter in _trained(policy):
@@ -80,10 +80,10 @@ def _partitioned(policy: Policy) -> Iterator[Fragment]:
         inside = piece.lp_fragment_address
         place = piece.hp_fragment_address
         [master] = groups[piece.param_group_index]["params"]
-        yield Fragment(name, tuple(parameter.shape), inside.start, inside.numel, master, place.start)
+        yield ParameterSlice(name, tuple(parameter.shape), inside.start, inside.numel, master, place.start)
 
 
-def _sharded(policy: Policy) -> Iterator[Fragment]:
+def _sharded(policy: Policy) -> Iterator[ParameterSlice]:
     """DeepSpeed cuts each parameter into equal pieces, the last ones padded."""
     optimizer = policy.engine.optimizer
     for name, parameter in _trained(policy):
@@ -92,9 +92,9 @@ def _sharded(policy: Policy) -> Iterator[Fragment]:
         numel = min(padded, parameter.ds_numel - start)
         if numel > 0:
             master = optimizer.fp32_partitioned_groups_flat[group]
-            yield Fragment(name, tuple(parameter.ds_shape), start, numel, master, offset)
+            yield ParameterSlice(name, tuple(parameter.ds_shape), start, numel, master, offset)
 
 
-def _cut(fragment: Fragment, part: int, parts: int) -> Fragment:
-    first, last = (fragment.numel * p // parts for p in (part, part + 1))
-    return replace(fragment, start=fragment.start + first, numel=last - first, offset=fragment.offset + first)
+def _cut(whole: ParameterSlice, part: int, parts: int) -> ParameterSlice:
+    first, last = (whole.numel * p // parts for p in (part, part + 1))
+    return replace(whole, start=whole.start + first, numel=last - first, offset=whole.offset + first)
