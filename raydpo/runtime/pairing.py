@@ -16,8 +16,7 @@ from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reward.functions import scorer_source
 from raydpo.rollout.engine import Completion
-from raydpo.rollout.pairs import Completion as Rated
-from raydpo.rollout.pairs import PromptGroup, pair_samples
+from raydpo.rollout.pairs import PromptGroup, RatedCompletion, pair_samples
 from raydpo.runtime.pools.probing import confirm_samples
 from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
@@ -113,7 +112,7 @@ class _Work:
             for call, completions in self._completions():
                 rewards = self._rate(call, completions)
                 for prompt, answers, values in zip(asked.members(call), completions, rewards, strict=True):
-                    rated = [Rated(c.ids, c.text, r) for c, r in zip(answers, values, strict=True)]
+                    rated = [RatedCompletion(c.ids, c.text, r) for c, r in zip(answers, values, strict=True)]
                     groups.append(PromptGroup(prompt.ids, prompt.text, rated))
                     progress.advance(asked.n)
         return groups

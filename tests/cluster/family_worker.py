@@ -65,7 +65,7 @@ def _live(life: Life, directory: Path) -> dict[str, Any]:
     with make_saver(policy, directory / "checkpoints") as saver:
         save(saver, STEPS)
     after = policy.engine.module.token_logps(probe)
-    export_policy(policy, tiny_tokenizer(), directory / "export", probe=probe, identity="run", step=STEPS)
+    export_policy(policy, tiny_tokenizer(), directory / "export", compare_on=probe, identity="run", step=STEPS)
     resumed = _policy(life, directory)
     found = resume(resumed, directory / "checkpoints")
     assert found is not None

@@ -53,8 +53,8 @@ def _life_of_a_run(case: Case, directory: Path) -> dict[str, Any]:
     law = {"held": _step_zero(policy, off_by=0.0), "broken": _step_zero(policy, off_by=1.0)}
     for step in range(STEPS):
         _step(policy, case, step)
-    probe = rank_batch(case, 0, policy.rank).micro_batches[0]
-    export_policy(policy, tiny_tokenizer(), directory / "export", probe=probe, identity="gate", step=STEPS)
+    compare_on = rank_batch(case, 0, policy.rank).micro_batches[0]
+    export_policy(policy, tiny_tokenizer(), directory / "export", compare_on=compare_on, identity="gate", step=STEPS)
     return {"weights": _weights(policy), **law}
 
 

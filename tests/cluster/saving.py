@@ -92,8 +92,8 @@ def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
     directory.mkdir(exist_ok=True)
     policy = make_tiny_policy(Problem(), Zero(stage=stage))
     train_one(policy, 0)
-    probe = make_batch(random_rows(2, seed=0))
-    export = partial(export_policy, policy, tiny_tokenizer(), probe=probe, identity="run", step=1)
+    compare_on = make_batch(random_rows(2, seed=0))
+    export = partial(export_policy, policy, tiny_tokenizer(), compare_on=compare_on, identity="run", step=1)
     policy.lm.model.register_buffer("bound", torch.tensor(float("inf")))  # no weight, and of no harm
     export(directory / "bounded")
     with make_saver(policy, directory) as saver:

@@ -1,4 +1,4 @@
-"""Laws of the probe at work: samples of the model that is named pass, samples of another do not."""
+"""Laws of the sampler check at work: samples of the model that is named pass, samples of another do not."""
 
 from __future__ import annotations
 

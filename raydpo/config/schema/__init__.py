@@ -8,7 +8,7 @@ from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Columns, Data, Format
 from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.model import Model
-from raydpo.config.schema.objective import Objective
+from raydpo.config.schema.objective import ObjectiveSettings
 from raydpo.config.schema.reference import Pool, Reference
 from raydpo.config.schema.run import RunFile
 from raydpo.config.schema.sampling import Decoding, Sample, Sampler
@@ -23,7 +23,7 @@ __all__ = [
     "Evaluate",
     "Format",
     "Model",
-    "Objective",
+    "ObjectiveSettings",
     "Optimizer",
     "Pool",
     "Reference",

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from raydpo.config.schema.section import Names, Section
 
 
-class Objective(Section):
+class ObjectiveSettings(Section):
     """The preference loss, in TRL's words; docs/objectives.md has all of them.
 
     Beside the names and weights, every key is an argument of a loss. One that is left out is the loss's own default;
@@ -39,7 +39,7 @@ class Objective(Section):
         return self.model_dump(exclude={"loss_type", "loss_weights", "name"}, exclude_none=True)
 
     @model_validator(mode="after")
-    def _one_name(self) -> Objective:
+    def _one_name(self) -> ObjectiveSettings:
         if self.name and self.loss_type not in (["sigmoid"], ["dpo"]):
             asked = ", ".join(self.loss_type)
             raise ValueError(f"name={self.name} and loss_type={asked} are not the same; remove name")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raydpo.config.schema.objective import Objective
+from raydpo.config.schema.objective import ObjectiveSettings
 from raydpo.config.schema.section import Cpus, Location, NonNegativeInt, PositiveInt, Section
 
 
@@ -86,7 +86,7 @@ class Training(Section):
 class Train(Training):
     """Preference training."""
 
-    objective: Objective = Objective()
+    objective: ObjectiveSettings = ObjectiveSettings()
     reference: Literal["precompute", "overlap"] = "precompute"  # overlap: scored ahead of the steps, while they train
     evaluate_every: PositiveInt | None = None  # steps; the last step is evaluated in any case
     keep_best: Literal["reward", "pair_accuracy"] | None = None  # the checkpoint that evaluated best stays too

@@ -10,7 +10,7 @@ import torch
 from raydpo.config.schema import Model
 from raydpo.data.prompts import Prompt
 from raydpo.data.tokens import TokenRow
-from raydpo.evaluate.probe import check_sampler
+from raydpo.evaluate.sampler_check import check_sampler
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.reference.scoring import score_rows

@@ -152,7 +152,7 @@ class Recorder:
         last = step == job.num_steps
         export = job.exports_at(step)
         if export:
-            self._export(step, probe=rank_batch.micro_batches[0])
+            self._export(step, compare_on=rank_batch.micro_batches[0])
         if notice:
             self._say(f"step {step}: a node is about to be taken away; saving")
         save = last or self._stop or notice or step % job.training.checkpoint_every == 0
@@ -174,11 +174,11 @@ class Recorder:
             if confirm:
                 confirm()
 
-    def _export(self, step: int, *, probe: Batch) -> None:
+    def _export(self, step: int, *, compare_on: Batch) -> None:
         begin = time.perf_counter()
         job = self._job
         directory = export_policy(
-            self._policy, self._tokenizer, job.export(step), probe=probe, identity=job.identity, step=step
+            self._policy, self._tokenizer, job.export(step), compare_on=compare_on, identity=job.identity, step=step
         )
         self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
 
