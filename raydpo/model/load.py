@@ -68,7 +68,10 @@ def _freeze_as_made(lm: PreTrainedModel) -> None:
 
 
 def _switch_off_dropout(config: PreTrainedConfig) -> None:
-    """In the configuration, because some modules keep the number that they find there. The probe looks for the rest."""
+    """Set every dropout in the configuration to 0, where some modules read it when they are made.
+
+    What is left, the probe finds (raydpo.model.probe).
+    """
     for part in (config, config.get_text_config()):
         for name, value in part.to_dict().items():
             if "drop" in name and isinstance(value, float):  # hidden_dropout_prob, attn_pdrop, layerdrop

@@ -91,11 +91,12 @@ class Probe:
             raise self._refusal(reason) from error
         if not self._own.isfinite().all():
             raise self._refusal(f"its log-probs are not finite; {_weights_not_finite(lm)}. Export it again.")
+        # Two patterns of rounding: what one of them happens to leave in place, the other moves.
         moved = torch.maximum(*(self._moved_by_rounding(every) for every in (1, 2)))
         self._limits = (ROUNDINGS * moved).clamp_min(TOLERANCE[lm.dtype])
 
     def check_causality(self) -> None:
-        """UserError when later tokens move earlier log-probs."""
+        """Raise UserError when later tokens move earlier log-probs."""
         ids = self._batch.input_ids[:, : SIZES[0][0] + SIZES[0][1]]
         seen = ids.shape[1] // 2
         ends = torch.cat((ids[:, :seen], ids[:, seen:].flip(1)), dim=1)
@@ -119,7 +120,7 @@ class Probe:
         return f"its log-probs in packed rows are off by {gap:.3g} nats" if gap else ""
 
     def check_padded_sequences(self) -> None:
-        """UserError when they are not the model's own function either, or another one in training."""
+        """Raise UserError when padded sequences do not give the model's own log-probs, or give others in training."""
         try:
             gap = self._gap()
         except Exception as error:
@@ -188,7 +189,7 @@ def _short_sighted(lm: PreTrainedModel) -> PreTrainedModel:
 
 
 def switch_off_dropout(lm: PreTrainedModel) -> PreTrainedModel:
-    """Also where its probability is not from the configuration."""
+    """Switch off every dropout module, also one whose probability is not from the configuration."""
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -212,13 +213,13 @@ def _rounded_again(lm: PreTrainedModel, every: int) -> Iterator[None]:
 
 @torch.no_grad()
 def _own_logps(lm: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[1, L] -> [L, V], from the model's own forward pass."""
+    """Log-probs [L, V] of every next token of a text [1, L], from the model's own forward pass."""
     logits = lm(input_ids=ids, use_cache=False).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
 
 
 def _own_token_logps(lm: PreTrainedModel, batch: Batch) -> Tensor:
-    """[M], one sequence at a time."""
+    """The model's own log-probs of the completion tokens, [M], from one sequence at a time."""
     pieces = []
     for start, *marks in batch.bounds:
         prompt = batch.input_ids[:, start : marks[0]]

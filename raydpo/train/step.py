@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,42 +44,64 @@ def train_step(policy: Policy, rank_batch: RankBatch, objective: Objective, *, l
 
     Raises UserError, on every rank alike, when the loss, the gradient norm or any other metric is not finite.
     """
+    # The rate is a function of the step, so it is set anew at each: there is no scheduler whose state could be lost.
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
     normaliser = rank_batch.totals[objective.mean_over]
-    scale = policy.world_size / normaliser
+    sums = _backward_all(policy, rank_batch, objective, policy.world_size / normaliser)
+    grad_norm = policy.step()
+    totals = reduce_sums(sums.totals)
+    counts = reduce_sums(sums.counts)
+    means = {name: totals[name] / count for name, count in counts.items() if count}
+    metrics = {"loss": totals["loss"] / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
+    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if wrong:
+        raise _not_finite(rank_batch, sums.row_losses, wrong)
+    return metrics
+
+
+def _zeros() -> defaultdict[str, Tensor]:
+    # Float64, because float32 would lose the last digits of a sum over all tokens of a large batch.
+    return defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What the micro-batches of one rank add up to, on the CPU."""
+
+    totals: defaultdict[str, Tensor] = field(default_factory=_zeros)  # of the loss and of every metric
+    counts: defaultdict[str, Tensor] = field(default_factory=_zeros)  # of the values that a metric is the mean of
+    row_losses: list[Tensor] = field(default_factory=list)  # [B] for each micro-batch
+
+    def add(self, losses: Tensor, metrics: Mapping[str, Mean]) -> None:
+        """Add a micro-batch: the losses of its rows, [B], and its metrics."""
+        self.row_losses.append(losses)
+        self.totals["loss"] += losses.sum().cpu()
+        for name, mean in metrics.items():
+            self.totals[name] += mean.total.sum().cpu()
+            self.counts[name] += mean.count.sum().cpu()
+
+
+def _backward_all(policy: Policy, rank_batch: RankBatch, objective: Objective, scale: float) -> _Sums:
+    """Forward and backward of every micro-batch. The engine adds their gradients up, each times scale."""
     coupled = None
     if objective.coupled:
         coupled = score_together(policy, rank_batch.micro_batches, rank_batch.row_ids, objective)
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    row_losses: list[Tensor] = []
+    sums = _Sums()
     last = len(rank_batch.micro_batches) - 1
     for i, batch in enumerate(rank_batch.micro_batches):
         # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
         policy.engine.set_gradient_accumulation_boundary(i == last)
         if coupled is None:
-            losses, found = _backward(policy, batch, objective, scale)
+            losses, metrics = _backward(policy, batch, objective, scale)
         else:
-            losses, found = backward_coupled(policy, batch, coupled[i], objective, scale)
-        row_losses.append(losses)
-        sums["loss"] += losses.sum().cpu()
-        for name, mean in found.items():
-            sums[name] += mean.total.sum().cpu()
-            counts[name] += mean.count.sum().cpu()
-    grad_norm = policy.step()
-    totals = reduce_sums(sums)
-    of_all = reduce_sums(counts)
-    means = {name: totals[name] / count for name, count in of_all.items() if count}
-    metrics = {"loss": totals["loss"] / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
-    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-    if wrong:
-        raise _not_finite(rank_batch, row_losses, wrong)
-    return metrics
+            losses, metrics = backward_coupled(policy, batch, coupled[i], objective, scale)
+        sums.add(losses, metrics)
+    return sums
 
 
 def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
-    """One micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
+    """Add one micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
     total, losses, token_logps, *figures = policy.engine(
         batch, objective.loss, objective.statistics, objective.observes
     )
@@ -89,7 +111,10 @@ def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) 
 
 
 def _not_finite(rank_batch: RankBatch, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:
-    """Why training cannot go on. All ranks have the same sums, so all of them come here and exchange their rows."""
+    """The error that ends training, with the rows whose loss is not finite.
+
+    All ranks have the same sums, so all of them come here and can exchange their rows.
+    """
     mine = []
     for row_ids, losses in zip(rank_batch.row_ids, row_losses, strict=False):
         mine += [row_id for row_id, value in zip(row_ids, losses.tolist(), strict=True) if not math.isfinite(value)]
@@ -106,7 +131,7 @@ def _not_finite(rank_batch: RankBatch, row_losses: Sequence[Tensor], wrong: Mapp
 
 def reduce_sums(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Add named scalars over all ranks; every rank must hold the same names."""
-    names = sorted(sums)
+    names = sorted(sums)  # ranks may have met the names in another order, and are added up by place
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     stacked = torch.stack([sums[name].double() for name in names]).to(device)
     torch.distributed.all_reduce(stacked)

@@ -51,7 +51,8 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> RunFile:
-        train, data = self.train, self.data
+        train = self.train
+        data = self.data
         if train.keep_best is None:
             return self
         if self.evaluate is None:

@@ -68,12 +68,14 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _batch_divides_by_workers(self) -> Training:
-        size, count = self.global_batch_size, self.workers.count
+        size = self.global_batch_size
+        count = self.workers.count
         if self.workers.min_count:
             if size < count:
                 raise ValueError(f"global_batch_size={size} is less than workers.count={count}; lower workers.count")
         elif size % count:
-            below, above = size - size % count, size + count - size % count
+            below = size - size % count
+            above = below + count
             nearest = f"{below} or {above}" if below else f"{above}"
             fitting = ", ".join(str(workers) for workers in range(1, size + 1) if size % workers == 0)
             raise ValueError(

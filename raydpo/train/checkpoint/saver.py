@@ -111,7 +111,10 @@ class Saver:
             self._thread.shutdown(wait=False)
 
     def _wait(self) -> None:
-        """Until the commit that is under way stands. The parts first: where one is missing, rank 0 waits in vain."""
+        """Wait until the commit that is under way stands.
+
+        Every rank's part is asked for first: where one could not be written, rank 0 would wait for it in vain.
+        """
         if not self._running:
             return
         problem = next(filter(None, _gather(_problem(self._running[0]))), None)
@@ -198,6 +201,7 @@ def _load_state(policy: Policy, saved: SavedState) -> None:
     for each in held(policy):
         state: dict[str, Tensor] = optimizer.state[each.master]
         for kind in saved.kinds:
+            # An optimizer makes its state at its first step, which a process that resumes has not done.
             if kind != WEIGHT and kind not in state:
                 state[kind] = torch.zeros_like(each.master, requires_grad=False)
             values = saved.read(kind, each.name, each.start, each.start + each.numel)
@@ -208,7 +212,7 @@ def _load_state(policy: Policy, saved: SavedState) -> None:
 
 
 def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
-    """What the weights need to become a model again: configuration and tokenizer."""
+    """Write what the weights need to become a model again: configuration and tokenizer."""
     policy.lm.config.save_pretrained(directory)
     if policy.lm.generation_config is not None:
         policy.lm.generation_config.save_pretrained(directory)
@@ -217,7 +221,7 @@ def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizer
 
 
 def _problem(work: Future[None]) -> str | None:
-    """What the user has to be told of finished work, which this waits for."""
+    """Wait for the work and return what the user has to be told of it: the message of its UserError, or None."""
     try:
         work.result()
     except UserError as error:

@@ -30,16 +30,17 @@ class ParameterSlice:
 
 
 def held(policy: Policy) -> list[ParameterSlice]:
-    """What this rank holds: everything under stage 0, a part under the others."""
+    """The slices that this rank holds: whole parameters under stage 0, its part of them under the others."""
     find = {0: _replicated, 1: _partitioned, 2: _partitioned, 3: _sharded}[policy.engine.zero_optimization_stage()]
     return list(find(policy))
 
 
 def owned(policy: Policy) -> list[ParameterSlice]:
-    """What this rank writes: over all ranks, every element once."""
+    """The slices that this rank writes. Over all ranks they hold every element once."""
     slices = held(policy)
     if policy.engine.zero_optimization_stage():
         return slices
+    # Under stage 0 every rank holds everything, so each writes a part, and all write at once.
     return [cut for each in slices if (cut := _cut(each, policy.rank, policy.world_size)).numel]
 
 
@@ -67,6 +68,7 @@ def _trained(policy: Policy) -> Iterator[tuple[str, Any]]:
 
 
 def _replicated(policy: Policy) -> Iterator[ParameterSlice]:
+    """Without sharding the parameter itself is what the optimizer steps."""
     for name, parameter in _trained(policy):
         yield ParameterSlice(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
 
@@ -76,7 +78,7 @@ def _partitioned(policy: Policy) -> Iterator[ParameterSlice]:
     groups = torch_optimizer(policy).param_groups
     for name, parameter in _trained(policy):
         if (piece := parameter._hp_mapping) is None:
-            continue
+            continue  # all of it lies with other ranks
         inside = piece.lp_fragment_address
         place = piece.hp_fragment_address
         [master] = groups[piece.param_group_index]["params"]
@@ -96,5 +98,6 @@ def _sharded(policy: Policy) -> Iterator[ParameterSlice]:
 
 
 def _cut(whole: ParameterSlice, part: int, parts: int) -> ParameterSlice:
+    """Part `part`, counted from 0, of a slice in `parts` parts that differ by one element at most."""
     first, last = (whole.numel * p // parts for p in (part, part + 1))
     return replace(whole, start=whole.start + first, numel=last - first, offset=whole.offset + first)

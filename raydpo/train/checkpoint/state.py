@@ -35,7 +35,7 @@ class SavedSlice:
 
     @property
     def size(self) -> int:
-        """Bytes of all kinds."""
+        """Bytes of the values of all kinds."""
         return sum(values.nbytes for values in self.values.values())
 
     def first_not_finite(self) -> str | None:
