@@ -59,9 +59,10 @@ def equal_rows(count: int, ranks: int) -> Shares:
     return np.split(np.arange(count), ranks)
 
 
-def planned(tokens: Ints, ranks: int, *, budget: int) -> Shares:
+def planned(tokens: Ints, ranks: int, *, tokens_per_microbatch: int) -> Shares:
     """What raydpo gives every rank."""
-    return [np.concatenate(batches) for batches in split_microbatches(tokens, world_size=ranks, budget=budget)]
+    by_rank = split_microbatches(tokens, world_size=ranks, tokens_per_microbatch=tokens_per_microbatch)
+    return [np.concatenate(batches) for batches in by_rank]
 
 
 def waiting(work: Sequence[NDArray[np.float64]], shares: Sequence[Shares]) -> float:
@@ -97,7 +98,7 @@ def main() -> None:
         work_of = [work[k * size : (k + 1) * size] for k in steps]
         for ranks in RANKS:
             rows = [equal_rows(size, ranks) for _ in steps]
-            ours = [planned(step, ranks, budget=options.budget) for step in tokens_of]
+            ours = [planned(step, ranks, tokens_per_microbatch=options.budget) for step in tokens_of]
             ratios = [waiting(of, shares) for shares in (rows, ours) for of in (tokens_of, work_of)]
             print(f"| {title} | {ranks} | {' | '.join(f'{ratio:.3f}' for ratio in ratios)} |")
 

@@ -52,11 +52,12 @@ class Contender:
 
     def reference(self) -> None:
         """Score every completion of the rows, and lay out the batches of the step with the sums."""
-        scored, _ = score_rows(self._model, self._rows, budget=TOKENS_PER_MICROBATCH, device=torch.device(DEVICE))
+        device = torch.device(DEVICE)
+        scored, _ = score_rows(self._model, self._rows, tokens_per_microbatch=TOKENS_PER_MICROBATCH, device=device)
         sums = [[float(values.sum()) for values in of_row] for of_row in scored]
         lengths = np.asarray([real_tokens([row]) for row in self._rows])
-        budget = max(TOKENS_PER_MICROBATCH, int(lengths.max()))
-        [micro_batches] = split_microbatches(lengths, world_size=1, budget=budget)
+        bound = max(TOKENS_PER_MICROBATCH, int(lengths.max()))
+        [micro_batches] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
         self._batches = [self._batch(members.tolist(), sums) for members in micro_batches]
 
     def _batch(self, members: Sequence[int], sums: Sequence[Sequence[float]]) -> Batch:

@@ -44,7 +44,8 @@ class Packed:
         self._model = ScoringModel(self.lm)
         ref = np.zeros((len(rows), 2), dtype=np.float32) if ref_logps is None else ref_logps
         lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
-        [self._members] = split_microbatches(lengths, world_size=1, budget=max(TOKENS_PER_MICROBATCH, lengths.max()))
+        bound = max(TOKENS_PER_MICROBATCH, lengths.max())
+        [self._members] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
         self._batches = [
             Batch.from_pack(pack_rows([rows[i] for i in members]), _reference(ref[members]), device=DEVICE)
             for members in self._members

@@ -127,7 +127,7 @@ class Job:
         begin = time.perf_counter()
         for path in self._pooled:
             rows = to_rows(read_shard(path))
-            score_rows(model, rows, budget=4096, device=torch.device("cpu"))
+            score_rows(model, rows, tokens_per_microbatch=4096, device=torch.device("cpu"))
         return self.tokens / (time.perf_counter() - begin)
 
     def pooled(self, actors: int) -> list[Stint]:

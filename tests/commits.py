@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from raydpo.train.checkpoint import commits
 from raydpo.train.checkpoint.commits import Commit, Cursor
-from raydpo.train.checkpoint.state import WEIGHT, Stretch, write_state
+from raydpo.train.checkpoint.state import WEIGHT, SavedSlice, write_state
 from raydpo.train.checkpoint.untrained import copy_untrained
 from tests.helpers import tiny_tokenizer
 
@@ -20,7 +20,7 @@ def save(directory: Path, step: int, world_size: int = 2, identity: str = "run")
     for rank in range(world_size):
         file = path / f"rank-{rank:05d}.safetensors"
         values = np.full(4, step, np.float32)
-        write_state(file, [Stretch("w", (4 * world_size,), 4 * rank, {WEIGHT: values})], {"step": float(step)})
+        write_state(file, [SavedSlice("w", (4 * world_size,), 4 * rank, {WEIGHT: values})], {"step": float(step)})
         commits.write_part(path, rank, [file])
     cursor = Cursor(step, identity, world_size, zero_stage=2)
     commits.commit_parts(path, cursor, timeout_s=5, cancelled=lambda: False)
@@ -32,12 +32,12 @@ def save(directory: Path, step: int, world_size: int = 2, identity: str = "run")
 def save_model(directory: Path, lm: PreTrainedModel) -> Commit:
     """Commit a model as one rank would after the first step, without state of an optimizer."""
     path = directory / "step-000001.attempt-1"
-    stretches = [
-        Stretch(name, tuple(each.shape), 0, {WEIGHT: each.detach().float().flatten().numpy()})
+    slices = [
+        SavedSlice(name, tuple(each.shape), 0, {WEIGHT: each.detach().float().flatten().numpy()})
         for name, each in lm.named_parameters()
         if each.requires_grad
     ]
-    write_state(path / "rank-00000.safetensors", stretches, {}, copy_untrained(lm))
+    write_state(path / "rank-00000.safetensors", slices, {}, copy_untrained(lm))
     lm.config.save_pretrained(path / "model")
     tiny_tokenizer().save_pretrained(path / "model")
     commits.write_part(path, 0, [file for file in path.rglob("*") if file.is_file()])

@@ -1,6 +1,6 @@
 """One tiny model, with random weights, of every architecture that raydpo answers for.
 
-Windows are longer than the trial's rows and shorter than those of the tests. Every factor of the logits, and what
+Windows are longer than the probe's rows and shorter than those of the tests. Every factor of the logits, and what
 training would add as noise, has another value than the one at which it does nothing.
 """
 

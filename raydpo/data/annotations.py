@@ -38,7 +38,7 @@ def numbers(value: Any, place: str) -> list[float]:
     return [float(each) for each in value]
 
 
-def order_of(completions: int, ranks: list[int] | None, scores: list[float] | None, place: str) -> list[int]:
+def ranks_of(completions: int, ranks: list[int] | None, scores: list[float] | None, place: str) -> list[int]:
     """The rank of every completion of a row: 0, 1, ... without gaps; 0 is the best, equal ones are ties.
 
     ranks: the lower the better; scores: the higher the better. One of them is enough. Raises UserError where there is

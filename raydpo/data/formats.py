@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo.data.annotations import flag, number, numbers, order_of, whole_numbers
+from raydpo.data.annotations import flag, number, numbers, ranks_of, whole_numbers
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
 from raydpo.data.messages import Value, check_completion, check_prompt_is_not_repeated, short, text_or_messages
@@ -164,7 +164,7 @@ def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, igno
         _require_column(field, list(raw), place)
         row[field.name] = _READ[field.holds](field, raw, place, ignore)
     if "completions" in row:
-        row["ranks"] = order_of(len(row["completions"]), row["ranks"], row.pop("scores"), place)
+        row["ranks"] = ranks_of(len(row["completions"]), row["ranks"], row.pop("scores"), place)
     read = {column for field in fields for column in (field.column, field.ids_column)}
     refuse_lost_columns(raw, read, {field.name for field in fields}, ignore, place)
     _check_completions(row, fields, place)

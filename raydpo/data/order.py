@@ -89,27 +89,28 @@ class Order:
         return permutation(self.num_rows, seed=self.seed, epoch=epoch, digest=self.digest)
 
 
-def split_microbatches(tokens: Ints, *, world_size: int, budget: int) -> list[list[Ints]]:
-    """Cut one global batch into micro-batches of at most `budget` tokens, the same number for every rank.
+def split_microbatches(tokens: Ints, *, world_size: int, tokens_per_microbatch: int) -> list[list[Ints]]:
+    """Cut one global batch into micro-batches of at most tokens_per_microbatch tokens, the same number for every rank.
 
     tokens: packed length of each row of the batch, shape [G]. Returns, for each rank, its micro-batches as indices
     into the batch. Rows go largest first into the least loaded bin, bins largest first onto the least loaded rank,
-    with as few bins as the budget allows.
+    as few bins as tokens_per_microbatch allows.
 
-    Any number of ranks up to G will do where the budget is twice the longest row or more; a number that divides G
-    always will. Raises UserError where it will not, and when a row alone exceeds the budget.
+    Any number of ranks up to G will do where tokens_per_microbatch is twice the longest row or more; a number that
+    divides G always will. Raises UserError where it will not, and when a row alone has more tokens.
     """
     size = len(tokens)
-    if tokens.max() > budget:
+    if tokens.max() > tokens_per_microbatch:
         raise UserError(
-            f"a row of {tokens.max()} tokens does not fit tokens_per_microbatch={budget}; "
+            f"a row of {tokens.max()} tokens does not fit tokens_per_microbatch={tokens_per_microbatch}; "
             f"set it to {tokens.max()} or more, or lower data.max_length."
         )
-    per_rank = max(1, -(-int(tokens.sum()) // (world_size * budget)))
+    # The fewest that could do if rows could be cut; whole rows may need more.
+    per_rank = max(1, -(-int(tokens.sum()) // (world_size * tokens_per_microbatch)))
     while world_size * per_rank <= size:
         bins, loads = _largest_first(tokens, world_size * per_rank)
-        if loads.max() <= budget:
-            return [[bins[b] for b in sorted(rank)] for rank in _share_bins(loads, world_size)]
+        if loads.max() <= tokens_per_microbatch:
+            return [[bins[b] for b in sorted(rank)] for rank in _deal_bins(loads, world_size)]
         per_rank += 1  # at size / world_size there is one row a bin, or in some there are two
     raise UserError(
         f"global_batch_size={size} does not go onto {world_size} workers; numbers that work: {_divisors(size)}, and "
@@ -122,6 +123,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _largest_first(tokens: Ints, num_bins: int) -> tuple[list[Ints], Ints]:
+    """Rows into bins, the largest first, each into the least loaded bin. Returns the bins' rows and their tokens."""
     heap = [(0, b) for b in range(num_bins)]
     members: list[list[int]] = [[] for _ in range(num_bins)]
     for row in np.argsort(-tokens, kind="stable"):
@@ -131,17 +133,18 @@ def _largest_first(tokens: Ints, num_bins: int) -> tuple[list[Ints], Ints]:
     loads = np.zeros(num_bins, dtype=np.int64)
     for load, b in heap:
         loads[b] = load
+    # Sorted, so that rows keep the order of the batch within their micro-batch.
     return [np.asarray(sorted(m), dtype=np.int64) for m in members], loads
 
 
-def _share_bins(loads: Ints, world_size: int) -> list[list[int]]:
-    """Bins largest first onto the least loaded rank that still has a place."""
+def _deal_bins(loads: Ints, world_size: int) -> list[list[int]]:
+    """Deal the bins out, the largest first, each to the least loaded rank that still has a place."""
     places = len(loads) // world_size
     heap = [(0, rank) for rank in range(world_size)]
-    shares: list[list[int]] = [[] for _ in range(world_size)]
+    bins_of: list[list[int]] = [[] for _ in range(world_size)]
     for b in np.argsort(-loads, kind="stable"):
         load, rank = heapq.heappop(heap)
-        shares[rank].append(int(b))
-        if len(shares[rank]) < places:
+        bins_of[rank].append(int(b))
+        if len(bins_of[rank]) < places:
             heapq.heappush(heap, (load + int(loads[b]), rank))
-    return shares
+    return bins_of

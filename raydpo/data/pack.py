@@ -44,12 +44,12 @@ class Pack:
 
     @property
     def num_rows(self) -> int:
-        """B."""
+        """The number of rows, B."""
         return len(self.bounds)
 
     @property
     def lengths(self) -> Ints:
-        """Tokens of each completion, [C]."""
+        """The number of tokens of each completion, [C]."""
         return np.bincount(self.owner, minlength=len(self.completion_row))
 
 

@@ -68,6 +68,8 @@ def segment_attention(
         k = key[:, :, own]
         v = value[:, :, own]
         if prompt.stop > prompt.start:
+            # Every further completion has a copy of its prompt's keys: that grows with the rows, a mask with the pack's
+            # square.
             k = torch.cat((key[:, :, prompt], k), dim=2)
             v = torch.cat((value[:, :, prompt], v), dim=2)
         pieces.append(_attend(query[:, :, own], k, v, scale, sliding_window, softcap))
@@ -81,8 +83,9 @@ def refuse_mask_and_dropout(attention_mask: Tensor | None, dropout: float) -> No
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
-    """Causal, the last query at the last key."""
+    """Attention of one segment. It is causal, and the last query stands at the last key."""
     shape = q.shape[2], k.shape[2]
+    # A window as wide as the keys hides nothing, and without a mask PyTorch chooses among faster kernels.
     window = window if window is not None and window < shape[1] else None
     if softcap is not None:
         return _attend_capped(q, k, v, scale, _mask(*shape, window, q.device), softcap)

@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
-        """B."""
+        """The number of rows, B."""
         return len(self.bounds)
 
     def scored(self, token_logps: Tensor, rows: slice = ALL, positions: slice = ALL) -> ScoredRows:
@@ -55,7 +55,7 @@ class Batch:
         )
 
     def _completions(self, rows: slice) -> slice:
-        """Where the completions of some rows stand among all completions."""
+        """The places of the completions of some rows among those of all rows."""
         counts = [len(bounds) - 2 for bounds in self.bounds]  # but the prompt's start and the end, bounds are starts
         first = list(accumulate(counts, initial=0))
         last_row = len(counts) if rows.stop is None else rows.stop

@@ -58,7 +58,7 @@ def _chunks(policy: Tensor, ref: Tensor) -> zip[tuple[Tensor, Tensor]]:
 
 
 def _token_kl(policy: CompletionHead, ref: CompletionHead, policy_states: Tensor, ref_states: Tensor) -> Tensor:
-    """[m, D] twice -> [m]; clamped at 0, below which only rounding leads."""
+    """The KL at every position, [m], from the hidden states [m, D] of both; clamped at 0, as only rounding is below."""
     log_p, log_q = (
         head.logits(states.to(head.weight.device)).log_softmax(dim=1)
         for head, states in ((policy, policy_states), (ref, ref_states))

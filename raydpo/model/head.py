@@ -48,27 +48,29 @@ class _Form:
     fp32: bool
 
     def dtype(self, weight: Tensor) -> torch.dtype:
-        """What the product with the vocabulary matrix is made in."""
+        """The dtype of the product with the vocabulary matrix."""
         return _summing(weight.dtype) if self.fp32 else weight.dtype
 
     def scaled(self, hidden: Tensor) -> Tensor:
-        """What is multiplied by the vocabulary matrix: there are fewer hidden numbers to scale than logits."""
+        """The states that the vocabulary matrix is multiplied by. Scaling them is cheaper than scaling their logits."""
         return hidden if self.scale == 1 else hidden * self.scale
 
 
 @dataclass(frozen=True)
 class _Chunk:
+    """Whole rows of a batch that stand together, and their completion positions."""
+
     rows: slice
-    positions: slice
+    positions: slice  # among the M of the batch
 
     @property
     def size(self) -> int:
-        """m."""
+        """The number of completion positions, m."""
         return int(self.positions.stop - self.positions.start)
 
 
 def _chunks(token_counts: tuple[int, ...], limit: int) -> Iterator[_Chunk]:
-    """Whole rows, as many as fit `limit` positions, at least one."""
+    """Cut a batch into chunks of whole rows, as many as fit into `limit` positions and at least one."""
     row = position = 0
     while row < len(token_counts):
         last = row + 1
@@ -82,7 +84,7 @@ def _chunks(token_counts: tuple[int, ...], limit: int) -> Iterator[_Chunk]:
 
 
 def _summing(dtype: torch.dtype) -> torch.dtype:
-    """What sums over the vocabulary, the tokens and the chunks are made in."""
+    """The dtype of sums over the vocabulary, the tokens and the chunks: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -161,7 +163,8 @@ class _Sweep:
 
     def score(self, chunk: _Chunk, observed: _Observed | None = None) -> Tensor:
         """Log-probs [m] of the targets of a chunk; what is observed of its logits is written down."""
-        h, self.residual = self.hidden[chunk.positions], self.buffer[: chunk.size]
+        h = self.hidden[chunk.positions]
+        self.residual = self.buffer[: chunk.size]
         if self.bias is None:
             torch.mm(h, self.weight.t(), out=self.residual)
         else:

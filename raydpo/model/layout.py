@@ -1,6 +1,6 @@
 """How rows go through a model: packed where that is exact, padded where it is not.
 
-Which one is decided by trial, once, when a model is loaded: both layouts must give the log-probs that the model itself
+A probe decides which, once, when a model is loaded: both layouts must give the log-probs that the model itself
 gives for one completion at a time. So a recurrent layer, an attention that ignores ours or an unknown step between
 hidden states and logits is found before anything is computed from it.
 
@@ -27,7 +27,7 @@ _why_padded: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 
 def packing_obstacle(lm: PreTrainedModel) -> str:
-    """Why a model takes no other attention; empty when it does. A trial shows whether it then computes the same."""
+    """Why a model takes no other attention; empty when it does. The probe shows whether it then computes the same."""
     if not lm._supports_attention_backend:
         return "it takes no attention but its own"
     others = set(getattr(lm.config.get_text_config(), "layer_types", None) or []) - KNOWN_LAYERS
@@ -41,7 +41,7 @@ def use_packed(lm: PreTrainedModel, backend: str) -> PreTrainedModel:
 
 
 def use_padded(lm: PreTrainedModel, *, because: str) -> PreTrainedModel:
-    """Leave the model its own attention; the reason is for layout_name."""
+    """Have rows go through the model as padded sequences, under its own attention. layout_name tells the reason."""
     _why_padded[lm] = because
     return lm
 
@@ -57,7 +57,7 @@ def is_packed(lm: PreTrainedModel) -> bool:
 
 
 def layout_name(lm: PreTrainedModel) -> str:
-    """For the log: how rows go through this model, and why not faster."""
+    """How rows go through this model, and why not faster: a phrase for the log."""
     own = attention_of(lm)
     if is_packed(lm):
         return f"packed rows ({own})"
@@ -84,7 +84,10 @@ def packed_states(backbone: nn.Module, batch: Batch) -> Tensor:
 
 
 def padded_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """The same [M, D] from R sequences padded to [R, L]: any causal model can do this, with more work."""
+    """Hidden states [M, D] as packed_states gives them, from R sequences padded to [R, L].
+
+    Any causal model can do this. It is more work: a prompt is read once for each of its completions.
+    """
     sequences, sources = _sequences(batch.bounds)
     device = batch.input_ids.device
     lengths = torch.tensor([len(each) for each in sequences], device=device)
@@ -107,4 +110,5 @@ def _sequences(bounds: attention.Bounds) -> tuple[list[Tensor], list[range]]:
 
 
 def _flat(sources: list[range], *, width: int) -> Tensor:
+    """Where the predictors of the completion tokens stand among the R * L positions of all sequences, [M]."""
     return torch.cat([torch.arange(each.start, each.stop) + i * width for i, each in enumerate(sources)])

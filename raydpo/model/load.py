@@ -31,7 +31,7 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
 
     Dropout is off because policy and reference must be the same function at step 0. Raises UserError when no model can
     be made of the directory, when weights are missing from the checkpoint or have other shapes (they would be random),
-    when a pickled one is not finite, and for what the trial finds (raydpo.model.probe).
+    when a pickled one is not finite, and for what the probe finds (raydpo.model.probe).
     """
     model_directory(path)
     config = _read_config(path)
@@ -68,7 +68,10 @@ def _freeze_as_made(lm: PreTrainedModel) -> None:
 
 
 def _switch_off_dropout(config: PreTrainedConfig) -> None:
-    """In the configuration, because some modules keep the number that they find there. The trial looks for the rest."""
+    """Set every dropout in the configuration to 0, where some modules read it when they are made.
+
+    What is left, the probe finds (raydpo.model.probe).
+    """
     for part in (config, config.get_text_config()):
         for name, value in part.to_dict().items():
             if "drop" in name and isinstance(value, float):  # hidden_dropout_prob, attn_pdrop, layerdrop

@@ -1,4 +1,4 @@
-"""The trial that every model passes when it is loaded: our log-probs are its own, in training as in evaluation.
+"""The probe that every model passes when it is loaded: our log-probs are its own, in training as in evaluation.
 
 Legend: M completion positions, L tokens of one sequence, V vocabulary.
 """
@@ -30,7 +30,7 @@ from raydpo.model.version import backend_for
 TOLERANCE = {torch.float64: 5e-3, torch.float32: 5e-3, torch.bfloat16: 0.05}
 ROUNDINGS = 4
 
-# How far a position sees, or how many it sees, in the words of the families. The trial's rows are longer than REACH.
+# How far a position sees, or how many it sees, in the words of the families. The probe's rows are longer than REACH.
 REACHES = (
     "sliding_window",
     "attention_window_size",
@@ -53,14 +53,14 @@ def choose_layout(lm: PreTrainedModel, *, name: str) -> PreTrainedModel:
     obstacle = packing_obstacle(lm)
     if not obstacle:
         _set_plain_attention(lm)
-    trial = Trial(_short_sighted(lm), name)
-    trial.check_causality()
+    probe = Probe(_short_sighted(lm), name)
+    probe.check_causality()
     if not obstacle:
         backend = backend_for(lm.device.type)
-        obstacle = trial.fault_of_packed_rows(backend)
+        obstacle = probe.fault_of_packed_rows(backend)
     if not obstacle:
         return use_packed(lm, backend)
-    trial.check_padded_sequences()
+    probe.check_padded_sequences()
     return use_padded(lm, because=obstacle)
 
 
@@ -77,13 +77,13 @@ def _set_plain_attention(lm: PreTrainedModel) -> None:
         lm.set_attn_implementation(loaded)
 
 
-class Trial:
+class Probe:
     """A few rows, and what a model itself says of them."""
 
     def __init__(self, lm: PreTrainedModel, name: str) -> None:
         self._lm = lm
         self._name = name
-        self._batch = _trial_batch(int(lm.config.get_text_config().vocab_size), lm.device)
+        self._batch = _probe_batch(int(lm.config.get_text_config().vocab_size), lm.device)
         try:
             self._own = _own_token_logps(lm, self._batch)
         except Exception as error:  # what a model of any make may raise
@@ -91,11 +91,12 @@ class Trial:
             raise self._refusal(reason) from error
         if not self._own.isfinite().all():
             raise self._refusal(f"its log-probs are not finite; {_weights_not_finite(lm)}. Export it again.")
+        # Two patterns of rounding: what one of them happens to leave in place, the other moves.
         moved = torch.maximum(*(self._moved_by_rounding(every) for every in (1, 2)))
         self._limits = (ROUNDINGS * moved).clamp_min(TOLERANCE[lm.dtype])
 
     def check_causality(self) -> None:
-        """UserError when later tokens move earlier log-probs."""
+        """Raise UserError when later tokens move earlier log-probs."""
         ids = self._batch.input_ids[:, : SIZES[0][0] + SIZES[0][1]]
         seen = ids.shape[1] // 2
         ends = torch.cat((ids[:, :seen], ids[:, seen:].flip(1)), dim=1)
@@ -119,7 +120,7 @@ class Trial:
         return f"its log-probs in packed rows are off by {gap:.3g} nats" if gap else ""
 
     def check_padded_sequences(self) -> None:
-        """UserError when they are not the model's own function either, or another one in training."""
+        """Raise UserError when padded sequences do not give the model's own log-probs, or give others in training."""
         try:
             gap = self._gap()
         except Exception as error:
@@ -188,7 +189,7 @@ def _short_sighted(lm: PreTrainedModel) -> PreTrainedModel:
 
 
 def switch_off_dropout(lm: PreTrainedModel) -> PreTrainedModel:
-    """Also where its probability is not from the configuration."""
+    """Switch off every dropout module, also one whose probability is not from the configuration."""
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -212,13 +213,13 @@ def _rounded_again(lm: PreTrainedModel, every: int) -> Iterator[None]:
 
 @torch.no_grad()
 def _own_logps(lm: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[1, L] -> [L, V], from the model's own forward pass."""
+    """Log-probs [L, V] of every next token of a text [1, L], from the model's own forward pass."""
     logits = lm(input_ids=ids, use_cache=False).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
 
 
 def _own_token_logps(lm: PreTrainedModel, batch: Batch) -> Tensor:
-    """[M], one sequence at a time."""
+    """The model's own log-probs of the completion tokens, [M], from one sequence at a time."""
     pieces = []
     for start, *marks in batch.bounds:
         prompt = batch.input_ids[:, start : marks[0]]
@@ -242,7 +243,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _trial_batch(vocab_size: int, device: torch.device) -> Batch:
+def _probe_batch(vocab_size: int, device: torch.device) -> Batch:
     """Rows of random tokens, with prompts and completions of unequal length."""
     rng = np.random.default_rng(0)
 

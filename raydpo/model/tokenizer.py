@@ -24,7 +24,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_row_tokenizer(path: str, day: date | None = None) -> RowTokenizer:
-    """The same, as rows and prompts are tokenised with it. `day`: see RowTokenizer."""
+    """Load a tokenizer as load_tokenizer does, as rows and prompts are tokenised with it. `day`: see RowTokenizer."""
     tokenizer = load_tokenizer(path)
     try:
         return RowTokenizer(tokenizer, stop_ids=stop_ids(path), day=day)

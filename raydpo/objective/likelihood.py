@@ -20,7 +20,7 @@ def fine_tuning() -> Objective:
     )
 
 
-def sft(rows: ScoredRows) -> Tensor:
+def chosen_nll(rows: ScoredRows) -> Tensor:
     """Negative log-likelihood of the chosen completion, averaged over its tokens, [P].
 
     −1/|y_w| log π(y_w|x), the term that Iterative RPO (Pang et al. 2024) and ORPO add to a preference loss. TRL takes

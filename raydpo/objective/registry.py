@@ -30,7 +30,7 @@ from raydpo.objective.contract import (
     ScoredRows,
     Values,
 )
-from raydpo.objective.likelihood import preferred_ft, sft, unlikelihood
+from raydpo.objective.likelihood import chosen_nll, preferred_ft, unlikelihood
 from raydpo.objective.preference import coupled, dpo, pairwise, ranked, reference_free, unpaired
 
 LossUnit = Literal["pairs", "completions", "rows"]
@@ -109,7 +109,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "simpo": Loss(reference_free.simpo, ScoredRows.average_logps),
         "cpo": Loss(reference_free.cpo, ScoredRows.logps),
         "orpo": Loss(reference_free.orpo, ScoredRows.average_logps),
-        "sft": Loss(sft, ScoredRows.average_logps),
+        "sft": Loss(chosen_nll, ScoredRows.average_logps),
         "preferred_ft": Loss(preferred_ft, ScoredRows.logps),
         "unlikelihood": Loss(unlikelihood, ScoredRows.logps),
     }

@@ -41,9 +41,9 @@ class ReferenceModel:
         self.layout = layout_name(self._lm)
         self.ceiling = matmul_ceiling(getattr(torch, settings.dtype), device)  # FLOP/s
 
-    def score(self, rows: Sequence[TokenRow], *, budget: int, keep_token_logps: bool) -> Scores:
+    def score(self, rows: Sequence[TokenRow], *, tokens_per_microbatch: int, keep_token_logps: bool) -> Scores:
         """Sum and token count of every completion, and its values by token if they are to be kept."""
-        values, bounds = score_rows(self._model, rows, budget=budget, device=self._device)
+        values, bounds = score_rows(self._model, rows, tokens_per_microbatch=tokens_per_microbatch, device=self._device)
         return Scores(
             table=_as_table(rows, values, keep=keep_token_logps),
             tokens=sum(row[-1] - row[0] for row in bounds),
@@ -52,7 +52,7 @@ class ReferenceModel:
 
 
 def score_rows(
-    model: ScoringModel, rows: Sequence[TokenRow], *, budget: int, device: torch.device
+    model: ScoringModel, rows: Sequence[TokenRow], *, tokens_per_microbatch: int, device: torch.device
 ) -> tuple[list[list[np.ndarray]], Bounds]:
     """Per-token log-probs of every completion of every row, in the order of the rows; and the bounds of all packs.
 
@@ -62,7 +62,9 @@ def score_rows(
     results: list[list[np.ndarray]] = [[] for _ in rows]
     bounds: list[tuple[int, ...]] = []
     lengths = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
-    [micro_batches] = split_microbatches(lengths, world_size=1, budget=max(budget, int(lengths.max())))
+    # A row is never cut, so the longest one sets the least that a micro-batch must hold.
+    bound = max(tokens_per_microbatch, int(lengths.max()))
+    [micro_batches] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
     for members in micro_batches:
         batch = Batch.from_pack(pack_rows([rows[i] for i in members]), device=device)
         values = model.token_logps(batch).cpu().numpy()

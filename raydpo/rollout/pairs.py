@@ -11,7 +11,7 @@ Rule = Literal["all", "best_worst"]
 
 
 @dataclass(frozen=True)
-class Completion:
+class RatedCompletion:
     """One sampled completion: its token ids, their text and its reward."""
 
     ids: list[int]
@@ -25,7 +25,7 @@ class PromptGroup:
 
     prompt_ids: list[int]
     prompt: str
-    completions: list[Completion]
+    completions: list[RatedCompletion]
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,24 @@ def pair_samples(prompt_groups: Iterable[PromptGroup], rule: Rule) -> tuple[list
     return rows, counts
 
 
-def _distinct(completions: list[Completion]) -> list[Completion]:
-    first: dict[tuple[int, ...], Completion] = {}
+def _distinct(completions: list[RatedCompletion]) -> list[RatedCompletion]:
+    first: dict[tuple[int, ...], RatedCompletion] = {}
     for completion in completions:
         first.setdefault(tuple(completion.ids), completion)
     return list(first.values())
 
 
-def _compared(completions: list[Completion], rule: Rule) -> list[tuple[Completion, Completion]]:
+def _compared(completions: list[RatedCompletion], rule: Rule) -> list[tuple[RatedCompletion, RatedCompletion]]:
     if rule == "all" or len(completions) < 2:
         return list(combinations(completions, 2))
     return [(max(completions, key=_reward), min(completions, key=_reward))]
 
 
-def _reward(completion: Completion) -> float:
+def _reward(completion: RatedCompletion) -> float:
     return completion.reward
 
 
-def _ranked(group: PromptGroup, completions: list[Completion]) -> dict[str, Any]:
+def _ranked(group: PromptGroup, completions: list[RatedCompletion]) -> dict[str, Any]:
     return {
         "prompt_ids": group.prompt_ids,
         "completions_ids": [completion.ids for completion in completions],
@@ -96,7 +96,7 @@ def _ranked(group: PromptGroup, completions: list[Completion]) -> dict[str, Any]
     }
 
 
-def _pair(group: PromptGroup, chosen: Completion, rejected: Completion) -> dict[str, Any]:
+def _pair(group: PromptGroup, chosen: RatedCompletion, rejected: RatedCompletion) -> dict[str, Any]:
     return {
         "prompt_ids": group.prompt_ids,
         "chosen_ids": chosen.ids,

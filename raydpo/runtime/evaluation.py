@@ -116,9 +116,9 @@ def _confirmed_and_ranked(
     """
     assert settings.evaluate
     device = granted_device()
-    budget = settings.evaluate.tokens_per_batch
+    bound = settings.evaluate.tokens_per_batch
     policy = _load(settings.model, model, device)
-    confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=settings.model.dtype)
+    confirm_sampler(policy, model, prompts, drawn, tokens_per_microbatch=bound, dtype=settings.model.dtype)
     layout = settings.layout
     directory = layout.held_out_tokens
     if step == 0 or not (directory / MANIFEST).exists():
@@ -132,7 +132,7 @@ def _confirmed_and_ranked(
     if REF_LOGPS in objective.needs:
         dataset = dataset.with_reference(store_of(layout, settings.model, settings.reference.pool))
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
-    scored, _ = score_rows(policy, rows, budget=budget, device=device)
+    scored, _ = score_rows(policy, rows, tokens_per_microbatch=bound, device=device)
     return ranked_pairs(rows, scored, dataset.ref_logps, objective.compares)
 
 
@@ -148,8 +148,8 @@ def _summed_kl(
     device = granted_device()
     rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
     lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
-    budget = max(settings.evaluate.tokens_per_batch, int(lengths.max()))
-    [members] = split_microbatches(lengths, world_size=1, budget=budget)
+    bound = max(settings.evaluate.tokens_per_batch, int(lengths.max()))
+    [members] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
     batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=device) for some in members]
     both = (model, settings.layout.reference_model)
     policy, ref = (predict(_load(settings.model, path, device).float(), batches) for path in both)

@@ -16,8 +16,7 @@ from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reward.functions import scorer_source
 from raydpo.rollout.engine import Completion
-from raydpo.rollout.pairs import Completion as Rated
-from raydpo.rollout.pairs import PromptGroup, pair_samples
+from raydpo.rollout.pairs import PromptGroup, RatedCompletion, pair_samples
 from raydpo.runtime.pools.probing import confirm_samples
 from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
@@ -132,7 +131,7 @@ class _Work:
             for call, completions in self._completions():
                 rewards = self._rate(call, completions)
                 for prompt, answers, values in zip(asked.members(call), completions, rewards, strict=True):
-                    rated = [Rated(c.ids, c.text, r) for c, r in zip(answers, values, strict=True)]
+                    rated = [RatedCompletion(c.ids, c.text, r) for c, r in zip(answers, values, strict=True)]
                     groups.append(PromptGroup(prompt.ids, prompt.text, rated))
                     progress.advance(asked.n)
         return groups
@@ -157,10 +156,13 @@ class _Work:
         if probed:
             prompts, drawn = zip(*probed, strict=True)
             settings = self._settings
-            budget = settings.probe_tokens
+            bound = settings.probe_tokens
             threads = max(1, int(settings.sampler.cpus))
             model = self._drawing.model
-            ray.get(confirm_samples.remote(settings.model, model, prompts, drawn, budget=budget, threads=threads))
+            task = confirm_samples.remote(
+                settings.model, model, prompts, drawn, tokens_per_microbatch=bound, threads=threads
+            )
+            ray.get(task)
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         kept = self._rated.read(call)

@@ -35,6 +35,7 @@ def score_together(
         mine.append(Part(_in_host_memory(batch.scored(token_logps)), names))
     by_rank: list[list[Part]] = [[] for _ in range(policy.world_size)]
     torch.distributed.all_gather_object(by_rank, mine)
+    # The batch of all ranks stands in rank order, so this rank's part begins behind that of the lower ranks.
     before = sum(len(parts) for parts in by_rank[: policy.rank])
     everything = couple(objective, [part for parts in by_rank for part in parts])
     return everything[before : before + len(mine)]
@@ -43,7 +44,7 @@ def score_together(
 def backward_coupled(
     policy: Policy, batch: Batch, coupled: Coupled, objective: Objective, scale: float
 ) -> tuple[Tensor, dict[str, Mean]]:
-    """The second pass over one micro-batch: its part of the gradient, times scale. Returns its losses and metrics."""
+    """The second pass over one micro-batch: adds its part of the gradient, times scale. Returns losses and metrics."""
     slopes = coupled.slopes.to(batch.owner.device, torch.float32)
     total, _, token_logps, *figures = policy.engine(
         replace(batch, token_columns={SLOPE: slopes}), linear, NOTHING, objective.observes
@@ -53,7 +54,7 @@ def backward_coupled(
 
 
 def _in_host_memory(rows: ScoredRows) -> ScoredRows:
-    """Every rank computes the same from it, whatever its device."""
+    """The rows with all tensors on the CPU, so that every rank computes the same from them, whatever its device."""
     return replace(
         rows,
         token_logps=rows.token_logps.cpu(),

@@ -1,4 +1,4 @@
-"""Training that has left the finite numbers, in the user's terms."""
+"""The error for training whose numbers are no longer finite, and what a user can do about it."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ REMEDY = (
 
 
 def diverged(step: int, tensor: str) -> UserError:
-    """For a state, after so many steps, in which a tensor holds a NaN or an infinity."""
+    """The error for a state after `step` steps in which a tensor holds a NaN or an infinity."""
     return UserError(f"step {step} has left numbers that are not finite in {tensor}. {REMEDY}")

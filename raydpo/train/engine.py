@@ -35,7 +35,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """The device that batches are moved to."""
         return torch.device(self.engine.device)
 
     def step(self) -> float:
@@ -88,6 +88,7 @@ def make_policy(
     if activation_checkpointing:
         # Reentrant checkpointing runs hooks twice, which breaks ZeRO-2 and 3.
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Dropout is off, so training mode changes no number; gradient checkpointing works in no other.
     lm.train()
     if zero.stage == 3 and not is_packed(lm):
         _gather_whole_layers(lm)

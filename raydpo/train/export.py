@@ -28,11 +28,11 @@ def export_policy(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     *,
-    probe: Batch,
+    compare_on: Batch,
     identity: str,
     step: int,
 ) -> Path:
-    """Write the policy to `directory`, reload it and compare its log-probs on `probe`; all ranks call it.
+    """Write the policy to `directory`, reload it and compare its log-probs on `compare_on`; all ranks call it.
 
     identity and step, the run's and the steps done, go into the export's mark. The directory appears under its name
     only when the comparison has passed, and replaces an earlier export. Raises RuntimeError when it fails, and
@@ -40,7 +40,7 @@ def export_policy(
     is no export.
     """
     weights = _gather(policy)
-    expected = policy.engine.module.token_logps(probe)
+    expected = policy.engine.module.token_logps(compare_on)
     if policy.rank == 0:
         # Buffers are not looked at: they may be infinite, as bounds that nothing reaches.
         if broken := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
@@ -54,7 +54,7 @@ def export_policy(
             tokenizer.save_pretrained(temporary)
             mark_export(temporary, identity=identity, step=step)
             tree_to_disk(temporary)
-        _compare(temporary, expected, probe, policy)
+        _compare(temporary, expected, compare_on, policy)
         remove_export(directory)
         temporary.rename(directory)
     torch.distributed.barrier()
@@ -71,11 +71,11 @@ def _gather(policy: Policy) -> dict[str, Tensor]:
     return whole
 
 
-def _compare(path: Path, expected: Tensor, probe: Batch, policy: Policy) -> None:
+def _compare(path: Path, expected: Tensor, compare_on: Batch, policy: Policy) -> None:
     dtype = policy.lm.dtype
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
     lm = load_model(str(path), dtype=name, device=expected.device)
     reloaded = ScoringModel(lm, fp32_head=policy.engine.module.head.form.fp32)
-    gap = float((reloaded.token_logps(probe) - expected).abs().max())
+    gap = float((reloaded.token_logps(compare_on) - expected).abs().max())
     if not gap <= TOLERANCE[dtype]:
         raise RuntimeError(f"the export at {path} differs from the policy by {gap:.4g} nats per token.")

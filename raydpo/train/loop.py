@@ -12,7 +12,7 @@ from raydpo.model.batch import Batch
 from raydpo.model.score import sequence_logps
 from raydpo.objective.contract import REF_LOGPS, Objective
 from raydpo.train.engine import Policy
-from raydpo.train.step import Share, train_step
+from raydpo.train.step import RankBatch, train_step
 
 Metrics = dict[str, float]
 
@@ -24,28 +24,28 @@ _IMPORTED = (
 
 def train_loop(
     policy: Policy,
-    shares: Iterable[Share],
+    batches: Iterable[RankBatch],
     objective: Objective,
     *,
     lr: Callable[[int], float],
-    after_step: Callable[[Share, Metrics], None],
+    after_step: Callable[[RankBatch, Metrics], None],
 ) -> None:
-    """Train on the shares in the order they come. after_step(share, metrics) saves and reports.
+    """Train on the batches in the order they come. after_step(rank_batch, metrics) saves and reports.
 
     Metrics carry `seconds` of the step, `cpu_seconds` of this rank's threads in it, and `data_seconds` spent waiting
-    for its share.
+    for its rows.
     """
     mark = time.perf_counter()
-    for share in shares:
+    for rank_batch in batches:
         arrived = time.perf_counter()
         cpu = time.process_time()
-        metrics = train_step(policy, share, objective, lr=lr(share.step))
+        metrics = train_step(policy, rank_batch, objective, lr=lr(rank_batch.step))
         spent = {
             "seconds": time.perf_counter() - arrived,
             "cpu_seconds": time.process_time() - cpu,
             "data_seconds": arrived - mark,
         }
-        after_step(share, {**metrics, **spent})
+        after_step(rank_batch, {**metrics, **spent})
         mark = time.perf_counter()
 
 

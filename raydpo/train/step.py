@@ -1,11 +1,11 @@
-"""One optimizer step over this rank's share of a global batch."""
+"""One optimizer step over this rank's part of a global batch."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankBatch:
     """What one rank computes of one step. Every rank has the same number of micro-batches."""
 
     step: int
@@ -34,7 +34,7 @@ class Share:
     num_tokens: int = 0  # trained on with this step, since the run's first; for the record only
 
 
-def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float) -> dict[str, float]:
+def train_step(policy: Policy, rank_batch: RankBatch, objective: Objective, *, lr: float) -> dict[str, float]:
     """Forward, backward, step. Returns metrics of the whole global batch, equal on every rank.
 
     A metric of which the global batch has no instance, such as the reward of wanted completions, is left out.
@@ -44,42 +44,64 @@ def train_step(policy: Policy, share: Share, objective: Objective, *, lr: float)
 
     Raises UserError, on every rank alike, when the loss, the gradient norm or any other metric is not finite.
     """
+    # The rate is a function of the step, so it is set anew at each: there is no scheduler whose state could be lost.
     for group in policy.engine.optimizer.param_groups:
         group["lr"] = lr
-    normaliser = share.totals[objective.mean_over]
-    scale = policy.world_size / normaliser
-    coupled = None
-    if objective.coupled:
-        coupled = score_together(policy, share.micro_batches, share.row_ids, objective)
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    row_losses: list[Tensor] = []
-    last = len(share.micro_batches) - 1
-    for i, batch in enumerate(share.micro_batches):
-        # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
-        policy.engine.set_gradient_accumulation_boundary(i == last)
-        if coupled is None:
-            losses, found = _backward(policy, batch, objective, scale)
-        else:
-            losses, found = backward_coupled(policy, batch, coupled[i], objective, scale)
-        row_losses.append(losses)
-        sums["loss"] += losses.sum().cpu()
-        for name, mean in found.items():
-            sums[name] += mean.total.sum().cpu()
-            counts[name] += mean.count.sum().cpu()
+    normaliser = rank_batch.totals[objective.mean_over]
+    sums = _backward_all(policy, rank_batch, objective, policy.world_size / normaliser)
     grad_norm = policy.step()
-    totals = reduce_sums(sums)
-    of_all = reduce_sums(counts)
-    means = {name: totals[name] / count for name, count in of_all.items() if count}
+    totals = reduce_sums(sums.totals)
+    counts = reduce_sums(sums.counts)
+    means = {name: totals[name] / count for name, count in counts.items() if count}
     metrics = {"loss": totals["loss"] / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
-        raise _not_finite(share, row_losses, wrong)
+        raise _not_finite(rank_batch, sums.row_losses, wrong)
     return metrics
 
 
+def _zeros() -> defaultdict[str, Tensor]:
+    # Float64, because float32 would lose the last digits of a sum over all tokens of a large batch.
+    return defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What the micro-batches of one rank add up to, on the CPU."""
+
+    totals: defaultdict[str, Tensor] = field(default_factory=_zeros)  # of the loss and of every metric
+    counts: defaultdict[str, Tensor] = field(default_factory=_zeros)  # of the values that a metric is the mean of
+    row_losses: list[Tensor] = field(default_factory=list)  # [B] for each micro-batch
+
+    def add(self, losses: Tensor, metrics: Mapping[str, Mean]) -> None:
+        """Add a micro-batch: the losses of its rows, [B], and its metrics."""
+        self.row_losses.append(losses)
+        self.totals["loss"] += losses.sum().cpu()
+        for name, mean in metrics.items():
+            self.totals[name] += mean.total.sum().cpu()
+            self.counts[name] += mean.count.sum().cpu()
+
+
+def _backward_all(policy: Policy, rank_batch: RankBatch, objective: Objective, scale: float) -> _Sums:
+    """Forward and backward of every micro-batch. The engine adds their gradients up, each times scale."""
+    coupled = None
+    if objective.coupled:
+        coupled = score_together(policy, rank_batch.micro_batches, rank_batch.row_ids, objective)
+    sums = _Sums()
+    last = len(rank_batch.micro_batches) - 1
+    for i, batch in enumerate(rank_batch.micro_batches):
+        # Without this flag ZeRO-1 and 2 would take each backward for a whole step and lose the others' gradients.
+        policy.engine.set_gradient_accumulation_boundary(i == last)
+        if coupled is None:
+            losses, metrics = _backward(policy, batch, objective, scale)
+        else:
+            losses, metrics = backward_coupled(policy, batch, coupled[i], objective, scale)
+        sums.add(losses, metrics)
+    return sums
+
+
 def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
-    """One micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
+    """Add one micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
     total, losses, token_logps, *figures = policy.engine(
         batch, objective.loss, objective.statistics, objective.observes
     )
@@ -88,10 +110,13 @@ def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) 
     return losses, objective.metrics(rows) | token_means(rows, objective, figures)
 
 
-def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:
-    """Why training cannot go on. All ranks have the same sums, so all of them come here and exchange their rows."""
+def _not_finite(rank_batch: RankBatch, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:
+    """The error that ends training, with the rows whose loss is not finite.
+
+    All ranks have the same sums, so all of them come here and can exchange their rows.
+    """
     mine = []
-    for row_ids, losses in zip(share.row_ids, row_losses, strict=False):
+    for row_ids, losses in zip(rank_batch.row_ids, row_losses, strict=False):
         mine += [row_id for row_id, value in zip(row_ids, losses.tolist(), strict=True) if not math.isfinite(value)]
     by_rank: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(by_rank, mine)
@@ -99,14 +124,14 @@ def _not_finite(share: Share, row_losses: Sequence[Tensor], wrong: Mapping[str, 
     where = f"rows whose loss is not finite: {'; '.join(rows)}" if rows else "the loss of every row is finite"
     figures = ", ".join(f"{name} {value:g}" for name, value in wrong.items())
     return UserError(
-        f"step {share.step + 1} has figures that are not finite: {figures}; {where}. {REMEDY} If it is the first step, "
-        "look at its rows and their reference values."
+        f"step {rank_batch.step + 1} has figures that are not finite: {figures}; {where}. {REMEDY} If it is the first "
+        "step, look at its rows and their reference values."
     )
 
 
 def reduce_sums(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Add named scalars over all ranks; every rank must hold the same names."""
-    names = sorted(sums)
+    names = sorted(sums)  # ranks may have met the names in another order, and are added up by place
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     stacked = torch.stack([sums[name].double() for name in names]).to(device)
     torch.distributed.all_reduce(stacked)

@@ -58,10 +58,10 @@ def check_order(train: Train, tokens: TokenManifest) -> None:
 def check_trainable(tokens: TokenManifest, training: Training, section: str) -> None:
     """Raise UserError for too few rows to fill a step, or one that is too long for a micro-batch."""
     order_of(training, seed=0, num_rows=tokens.rows, digest=tokens.digest)
-    check_budget(tokens.extent.packed, training, section)
+    check_longest_row(tokens.extent.packed, training, section)
 
 
-def check_budget(longest: int, training: Training, section: str) -> None:
+def check_longest_row(longest: int, training: Training, section: str) -> None:
     """Raise UserError where the longest row, prompt once and all completions, fits no micro-batch."""
     elastic = training.workers.min_count is not None
     need = 2 * longest if elastic else longest  # twice, so that any number of workers will do

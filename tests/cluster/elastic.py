@@ -25,7 +25,7 @@ from raydpo.objective.registry import make_objective, resolve
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.train.checkpoint.saver import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, make_policy
-from raydpo.train.step import Share, train_step
+from raydpo.train.step import RankBatch, train_step
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows, tiny_llama
 
@@ -97,18 +97,18 @@ def save(saver: Saver, step: int) -> None:
 
 
 def train_one(policy: Policy, step: int, *, reference: float = -50.0) -> dict[str, Any]:
-    """One step over this rank's share of a fixed global batch; its metrics and row ids.
+    """One step over this rank's part of a fixed global batch; its metrics and row ids.
 
     reference: the log-prob of every completion of this rank under the reference.
     """
     rows = _rows()[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]
     tokens = np.asarray([len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows])
-    mine = split_microbatches(tokens, world_size=policy.world_size, budget=160)[policy.rank]
+    mine = split_microbatches(tokens, world_size=policy.world_size, tokens_per_microbatch=160)[policy.rank]
     ref = torch.full((len(rows), 2), reference)
     batches = [make_batch([rows[i] for i in micro], ref[micro]) for micro in mine]
     row_ids = [[rows[i].row_id.hex() for i in micro] for micro in mine]
-    share = Share(step, batches, totals={"pairs": GLOBAL_BATCH}, row_ids=row_ids)
-    metrics = train_step(policy, share, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
+    rank_batch = RankBatch(step, batches, totals={"pairs": GLOBAL_BATCH}, row_ids=row_ids)
+    metrics = train_step(policy, rank_batch, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
     return {**metrics, "rows": sorted(rows[i].row_id for micro in mine for i in micro)}
 
 

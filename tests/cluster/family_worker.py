@@ -23,7 +23,7 @@ from raydpo.train.checkpoint.untrained import untrained_tensors
 from raydpo.train.engine import Policy, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
-from raydpo.train.step import Share, train_step
+from raydpo.train.step import RankBatch, train_step
 from tests.cluster.elastic import join, make_saver, save
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows
@@ -65,7 +65,7 @@ def _live(life: Life, directory: Path) -> dict[str, Any]:
     with make_saver(policy, directory / "checkpoints") as saver:
         save(saver, STEPS)
     after = policy.engine.module.token_logps(probe)
-    export_policy(policy, tiny_tokenizer(), directory / "export", probe=probe, identity="run", step=STEPS)
+    export_policy(policy, tiny_tokenizer(), directory / "export", compare_on=probe, identity="run", step=STEPS)
     resumed = _policy(life, directory)
     found = resume(resumed, directory / "checkpoints")
     assert found is not None
@@ -93,8 +93,8 @@ def _batch(policy: Policy, step: int, ref: Tensor | None = None) -> Batch:
 
 
 def _train_one(policy: Policy, step: int) -> dict[str, float]:
-    share = Share(step, [_batch(policy, step)], totals={"pairs": WORLD * ROWS})
-    return train_step(policy, share, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
+    rank_batch = RankBatch(step, [_batch(policy, step)], totals={"pairs": WORLD * ROWS})
+    return train_step(policy, rank_batch, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
 
 
 def _change_buffers(policy: Policy) -> None:

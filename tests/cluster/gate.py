@@ -21,7 +21,7 @@ from raydpo.data.tokens import TokenRow
 from raydpo.objective.contract import LABEL, MISMATCHED, REF_LOGPS, Objective, Unit
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.registry import make_objective, resolve
-from raydpo.train.step import Share
+from raydpo.train.step import RankBatch
 from tests.models import exact_logps, make_batch, random_rows, tiny_llama
 
 STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
@@ -177,19 +177,19 @@ def split(case: Case, step: int) -> list[list[list[int]]]:
     data = rows(case.problem)
     tokens = np.asarray([len(data[i].prompt_ids) + sum(map(len, data[i].completions)) for i in global_batch(step)])
     for budget in range(int(tokens.sum()), int(tokens.max()) - 1, -1):
-        shares = split_microbatches(tokens, world_size=case.world, budget=budget)
-        if len(shares[0]) == case.micro_batches:
-            return [[[global_batch(step)[i] for i in micro] for micro in rank] for rank in shares]
+        by_rank = split_microbatches(tokens, world_size=case.world, tokens_per_microbatch=budget)
+        if len(by_rank[0]) == case.micro_batches:
+            return [[[global_batch(step)[i] for i in micro] for micro in rank] for rank in by_rank]
     raise AssertionError(f"no budget cuts step {step} into {case.micro_batches} micro-batches")
 
 
-def share(case: Case, step: int, rank: int) -> Share:
+def rank_batch(case: Case, step: int, rank: int) -> RankBatch:
     """What one rank computes of one step."""
     data = rows(case.problem)
     mine = split(case, step)[rank]
     batches = [make_batch([data[i] for i in micro], **columns(case.problem, micro)) for micro in mine]
     names = [[data[i].row_id.hex() for i in micro] for micro in mine]
-    return Share(step, batches, totals=totals(case.problem, step), row_ids=names)
+    return RankBatch(step, batches, totals=totals(case.problem, step), row_ids=names)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
 from raydpo.train.step import train_step
-from tests.cluster.gate import LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, cases_of, share
+from tests.cluster.gate import LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, cases_of, rank_batch
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, random_rows, tiny_llama
 
@@ -53,8 +53,8 @@ def _life_of_a_run(case: Case, directory: Path) -> dict[str, Any]:
     law = {"held": _step_zero(policy, off_by=0.0), "broken": _step_zero(policy, off_by=1.0)}
     for step in range(STEPS):
         _step(policy, case, step)
-    probe = share(case, 0, policy.rank).micro_batches[0]
-    export_policy(policy, tiny_tokenizer(), directory / "export", probe=probe, identity="gate", step=STEPS)
+    compare_on = rank_batch(case, 0, policy.rank).micro_batches[0]
+    export_policy(policy, tiny_tokenizer(), directory / "export", compare_on=compare_on, identity="gate", step=STEPS)
     return {"weights": _weights(policy), **law}
 
 
@@ -67,7 +67,7 @@ def _step(policy: Policy, case: Case, step: int) -> dict[str, float]:
     objective = OBJECTIVES[case.problem.objective]
     if case.by_tokens:
         policy = replace(policy, engine=_ByTokens(policy.engine))
-    return train_step(policy, share(case, step, policy.rank), objective, lr=LR)
+    return train_step(policy, rank_batch(case, step, policy.rank), objective, lr=LR)
 
 
 class _ByTokens:

@@ -92,8 +92,8 @@ def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
     directory.mkdir(exist_ok=True)
     policy = make_tiny_policy(Problem(), Zero(stage=stage))
     train_one(policy, 0)
-    probe = make_batch(random_rows(2, seed=0))
-    export = partial(export_policy, policy, tiny_tokenizer(), probe=probe, identity="run", step=1)
+    compare_on = make_batch(random_rows(2, seed=0))
+    export = partial(export_policy, policy, tiny_tokenizer(), compare_on=compare_on, identity="run", step=1)
     policy.lm.model.register_buffer("bound", torch.tensor(float("inf")))  # no weight, and of no harm
     export(directory / "bounded")
     with make_saver(policy, directory) as saver:
@@ -101,8 +101,8 @@ def diverging(directory: Path, stage: Stage) -> dict[str, Any]:
         step = told(lambda: train_one(policy, 1, reference=float("nan") if policy.rank else -50.0))
     with make_saver(policy, directory) as saver:
         if policy.rank:
-            fragment = owned(policy)[-1]
-            fragment.of(fragment.master)[-1] = float("inf")
+            last_slice = owned(policy)[-1]
+            last_slice.of(last_slice.master)[-1] = float("inf")
         commit = told(lambda: saver.copy(2))
     weights_of = {name: parameter.detach() for name, parameter in policy.lm.named_parameters()}
     weights_of["model.norm.weight"][0] = float("nan")

@@ -188,6 +188,6 @@ def test_nobody_waits_when_all_rows_are_alike(ranks: int) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_plan_shares_tokens_to_three_percent_and_better_than_equal_rows(name: str, ranks: int) -> None:
     steps = [draw_lengths(SHAPES[name], 64, seed=seed).sum(axis=1) for seed in range(5)]
-    ours = waiting(steps, [planned(step, ranks, budget=4096) for step in steps])
+    ours = waiting(steps, [planned(step, ranks, tokens_per_microbatch=4096) for step in steps])
     assert ours <= 1.03
     assert ours < waiting(steps, [equal_rows(64, ranks)] * len(steps))

@@ -1,4 +1,4 @@
-"""The training state in files: whoever wrote them, any stretch is read back as it was."""
+"""The training state in files: whoever wrote them, any slice is read back as it was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.train.checkpoint.state import WEIGHT, SavedState, Stretch, Untrained, largest_differences, write_state
+from raydpo.train.checkpoint.state import WEIGHT, SavedSlice, SavedState, Untrained, largest_differences, write_state
 
 pytestmark = pytest.mark.unit
 
@@ -23,13 +23,13 @@ def write(directory: Path, cuts: list[int], whole: dict[str, np.ndarray] = WHOLE
     """The parameter "w" in as many files as there are pieces."""
     directory.mkdir()
     for rank, (start, stop) in enumerate(pairwise(cuts)):
-        stretch = Stretch("w", SHAPE, start, {kind: values[start:stop] for kind, values in whole.items()})
-        write_state(directory / f"rank-{rank:05d}.safetensors", [stretch], {"step": 4.0})
+        saved = SavedSlice("w", SHAPE, start, {kind: values[start:stop] for kind, values in whole.items()})
+        write_state(directory / f"rank-{rank:05d}.safetensors", [saved], {"step": 4.0})
     return SavedState(directory)
 
 
 @given(CUTS, CUTS)
-def test_any_stretch_is_read_back_however_it_was_cut(
+def test_any_slice_is_read_back_however_it_was_cut(
     tmp_path_factory: pytest.TempPathFactory, written: list[int], wanted: list[int]
 ) -> None:
     saved = write(tmp_path_factory.mktemp("state") / "step", written)
@@ -40,13 +40,13 @@ def test_any_stretch_is_read_back_however_it_was_cut(
         assert np.array_equal(saved.whole(kind, "w"), values.reshape(SHAPE))
 
 
-def test_a_stretch_that_no_file_holds_is_an_error(tmp_path: Path) -> None:
+def test_a_slice_that_no_file_holds_is_an_error(tmp_path: Path) -> None:
     saved = write(tmp_path / "step", [0, 9])
     with pytest.raises(RuntimeError, match="lacks 3 of the elements 7 to 12 of weight of w"):
         saved.read(WEIGHT, "w", 7, 12)
 
 
-def test_a_rank_without_any_stretch_writes_a_file_that_reads_as_nothing(tmp_path: Path) -> None:
+def test_a_rank_without_any_slice_writes_a_file_that_reads_as_nothing(tmp_path: Path) -> None:
     saved = write(tmp_path / "step", [0, 21])
     write_state(tmp_path / "step/rank-00001.safetensors", [], {})
     with_empty = SavedState(tmp_path / "step")
@@ -76,5 +76,5 @@ def test_what_is_not_trained_comes_back_as_it_was_and_counts_as_differences(tmp_
 
 def beside(directory: Path, tensors: list[Untrained]) -> SavedState:
     """The parameter "w" whole in the file of rank 0, beside these."""
-    write_state(directory / "rank-00000.safetensors", [Stretch("w", (2,), 0, {WEIGHT: np.ones(2)})], {}, tensors)
+    write_state(directory / "rank-00000.safetensors", [SavedSlice("w", (2,), 0, {WEIGHT: np.ones(2)})], {}, tensors)
     return SavedState(directory)

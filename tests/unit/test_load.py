@@ -153,7 +153,7 @@ def test_a_pickled_weight_that_is_not_finite_is_named(model: Path, value: float)
     (model / "model.safetensors").unlink()
     torch.save(weights, model / "pytorch_model.bin")
     load_model(str(model), dtype="float32")
-    weights["model.embed_tokens.weight"][-1, 0] = value  # of a token that no trial meets
+    weights["model.embed_tokens.weight"][-1, 0] = value  # of a token that no probe meets
     torch.save(weights, model / "pytorch_model.bin")
     with pytest.raises(UserError, match=f"{model}.*: the weight model.embed_tokens.weight holds .* not finite"):
         load_model(str(model), dtype="float32")

@@ -195,13 +195,13 @@ def test_names_that_are_answered_are_no_losses() -> None:
 
 
 def test_the_run_file_knows_the_arguments_of_the_losses_and_no_others() -> None:
-    words = set(schema.Objective.model_fields) - {"loss_type", "loss_weights", "name"}
+    words = set(schema.ObjectiveSettings.model_fields) - {"loss_type", "loss_weights", "name"}
     assert words == set().union(*(loss.defaults for loss in LOSSES.values()))
-    offered = schema.Objective.model_fields["f_divergence_type"].annotation
+    offered = schema.ObjectiveSettings.model_fields["f_divergence_type"].annotation
     assert get_args(get_args(offered)[0]) == get_args(FDivergence)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_defaults_of_a_loss_are_values_that_the_run_file_allows(name: str) -> None:
-    settings = schema.Objective(loss_type=[name], **LOSSES[name].defaults)
+    settings = schema.ObjectiveSettings(loss_type=[name], **LOSSES[name].defaults)
     assert resolve(settings.loss_type, settings.loss_weights, **settings.arguments) == resolve([name])

@@ -71,7 +71,7 @@ def journeys(draw: st.DrawFn) -> tuple[Order, Ints, list[Leg]]:
 def rows_of(step: int, order: Order, tokens: Ints, world_size: int) -> list[int]:
     """Every row that some rank reads in a step."""
     positions = order.batch(step)
-    ranks = split_microbatches(tokens[positions], world_size=world_size, budget=200)
+    ranks = split_microbatches(tokens[positions], world_size=world_size, tokens_per_microbatch=200)
     return [int(row) for rank in ranks for micro_batch in rank for row in positions[micro_batch]]
 
 
@@ -202,7 +202,7 @@ def test_a_global_batch_that_the_data_cannot_fill_is_refused_with_the_largest_th
 @given(global_batches())
 def test_every_row_is_in_exactly_one_microbatch(case: tuple[Ints, int, int]) -> None:
     tokens, world_size, budget = case
-    ranks = split_microbatches(tokens, world_size=world_size, budget=budget)
+    ranks = split_microbatches(tokens, world_size=world_size, tokens_per_microbatch=budget)
     rows = [int(row) for rank in ranks for micro_batch in rank for row in micro_batch]
     assert sorted(rows) == list(range(len(tokens)))
 
@@ -210,7 +210,7 @@ def test_every_row_is_in_exactly_one_microbatch(case: tuple[Ints, int, int]) -> 
 @given(global_batches())
 def test_every_rank_has_as_many_microbatches_none_empty_and_none_over_budget(case: tuple[Ints, int, int]) -> None:
     tokens, world_size, budget = case
-    ranks = split_microbatches(tokens, world_size=world_size, budget=budget)
+    ranks = split_microbatches(tokens, world_size=world_size, tokens_per_microbatch=budget)
     assert len(ranks) == world_size
     assert len({len(rank) for rank in ranks}) == 1
     assert all(len(micro_batch) for rank in ranks for micro_batch in rank)
@@ -220,7 +220,7 @@ def test_every_rank_has_as_many_microbatches_none_empty_and_none_over_budget(cas
 @given(global_batches())
 def test_a_budget_for_everything_gives_one_microbatch_a_rank(case: tuple[Ints, int, int]) -> None:
     tokens, world_size, _ = case
-    ranks = split_microbatches(tokens, world_size=world_size, budget=int(tokens.sum()))
+    ranks = split_microbatches(tokens, world_size=world_size, tokens_per_microbatch=int(tokens.sum()))
     assert [len(rank) for rank in ranks] == [1] * world_size
 
 
@@ -228,7 +228,8 @@ def test_a_budget_for_everything_gives_one_microbatch_a_rank(case: tuple[Ints, i
 def test_a_larger_budget_never_needs_more_microbatches(case: tuple[Ints, int, int]) -> None:
     tokens, world_size, budget = case
     budgets = [budget, budget + 50, budget + 200]
-    needed = [len(split_microbatches(tokens, world_size=world_size, budget=each)[0]) for each in budgets]
+    cuts = [split_microbatches(tokens, world_size=world_size, tokens_per_microbatch=each) for each in budgets]
+    needed = [len(ranks[0]) for ranks in cuts]
     assert all(later <= earlier for earlier, later in pairwise(needed))
 
 
@@ -236,7 +237,7 @@ def test_a_larger_budget_never_needs_more_microbatches(case: tuple[Ints, int, in
 @pytest.mark.parametrize("seed", range(10))
 def test_the_ranks_share_the_tokens_evenly(world_size: int, seed: int) -> None:
     tokens = np.random.default_rng(seed).lognormal(5.5, 0.6, size=64).clip(16, 1024).astype(np.int64)
-    ranks = split_microbatches(tokens, world_size=world_size, budget=2048)
+    ranks = split_microbatches(tokens, world_size=world_size, tokens_per_microbatch=2048)
     loads = [tokens[np.concatenate(rank)].sum() for rank in ranks]
     assert max(loads) / np.mean(loads) <= 1.03
 
@@ -244,9 +245,9 @@ def test_the_ranks_share_the_tokens_evenly(world_size: int, seed: int) -> None:
 @pytest.mark.parametrize(("world_size", "budget"), [(4, 19), (7, 100)])
 def test_workers_that_the_batch_does_not_go_onto_are_told_the_numbers_that_do(world_size: int, budget: int) -> None:
     with pytest.raises(UserError, match=rf"global_batch_size=6 .*{world_size} workers.*\[1, 2, 3, 6\].* up to 6 with"):
-        split_microbatches(np.full(6, 10), world_size=world_size, budget=budget)
+        split_microbatches(np.full(6, 10), world_size=world_size, tokens_per_microbatch=budget)
 
 
 def test_a_row_over_the_budget_is_told_the_budget_it_needs() -> None:
     with pytest.raises(UserError, match=r"tokens_per_microbatch=100.*120 or more.*max_length"):
-        split_microbatches(np.asarray([10, 120]), world_size=1, budget=100)
+        split_microbatches(np.asarray([10, 120]), world_size=1, tokens_per_microbatch=100)

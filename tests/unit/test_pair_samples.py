@@ -12,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.data.formats import canonical_row, row_format
-from raydpo.rollout.pairs import Completion, PairCounts, PromptGroup, Rule, pair_samples
+from raydpo.rollout.pairs import PairCounts, PromptGroup, RatedCompletion, Rule, pair_samples
 
 pytestmark = pytest.mark.unit
 
 # Few tokens and few rewards, so that repeats and ties are common.
 COMPLETIONS = st.lists(
     st.builds(
-        Completion, st.lists(st.integers(0, 2), min_size=1, max_size=2), st.just("text"), st.sampled_from([-1, 0, 1])
+        RatedCompletion,
+        st.lists(st.integers(0, 2), min_size=1, max_size=2),
+        st.just("text"),
+        st.sampled_from([-1, 0, 1]),
     ),
     max_size=6,
 )
@@ -28,7 +31,7 @@ RULES = st.sampled_from(["all", "best_worst"])
 
 
 def group(*rewards: float) -> PromptGroup:
-    completions = [Completion([index], f"text {index}", reward) for index, reward in enumerate(rewards)]
+    completions = [RatedCompletion([index], f"text {index}", reward) for index, reward in enumerate(rewards)]
     return PromptGroup([7, 8], "prompt", completions)
 
 
@@ -53,8 +56,8 @@ def test_a_ranked_row_has_every_completion_of_its_prompt_once_and_their_rewards(
         assert list(zip(row["completions_ids"], row["scores"], strict=True)) == expected
 
 
-def _first_of_each(group: PromptGroup) -> list[Completion]:
-    seen: list[Completion] = []
+def _first_of_each(group: PromptGroup) -> list[RatedCompletion]:
+    seen: list[RatedCompletion] = []
     for completion in group.completions:
         if all(completion.ids != earlier.ids for earlier in seen):
             seen.append(completion)
@@ -91,7 +94,7 @@ def test_no_sample_and_no_prompt_is_lost_from_the_counts(groups: list[PromptGrou
 
 
 @given(COMPLETIONS)
-def test_best_worst_has_the_widest_gap_of_all_pairs(completions: list[Completion]) -> None:
+def test_best_worst_has_the_widest_gap_of_all_pairs(completions: list[RatedCompletion]) -> None:
     one = [PromptGroup([7], "prompt", completions)]
     widest = [max(row["scores"]) - min(row["scores"]) for row in pair_samples(one, "all")[0]]
     assert [row["chosen_reward"] - row["rejected_reward"] for row in pair_samples(one, "best_worst")[0]] == widest

@@ -40,7 +40,7 @@ def plan_of(tail: Literal["carry", "drop"]) -> Plan:
         ref_logps=np.stack((-tokens, -2.0 * tokens), axis=1).astype(np.float32).ravel(),
     )
     order = Order(NUM_PAIRS, GLOBAL_BATCH, EPOCHS, seed=0, digest="d", tail=tail)
-    return Plan(dataset, order, budget=60, num_steps=order.num_steps, checkpoints=Path("absent"))
+    return Plan(dataset, order, tokens_per_microbatch=60, num_steps=order.num_steps, checkpoints=Path("absent"))
 
 
 def planned(plan: Plan, start: int, world_size: int) -> list[pa.Table]:
@@ -80,7 +80,7 @@ def test_every_rank_has_as_many_microbatches_as_the_others_and_none_over_the_bud
         load: Counter[tuple[int, int]] = Counter()
         for row in table.to_pylist():
             load[row["step"], row["micro"]] += lengths[row["expected_id"]]
-        assert max(load.values()) <= plan.budget
+        assert max(load.values()) <= plan.tokens_per_microbatch
         microbatches.append(sorted(load))
     assert all(of_rank == microbatches[0] for of_rank in microbatches)
 

@@ -1,4 +1,4 @@
-"""Laws of the probe at work: samples of the model that is named pass, samples of another do not."""
+"""Laws of the sampler check at work: samples of the model that is named pass, samples of another do not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sampled_by(path: Path) -> list[Completion]:
 
 
 def confirm(policy: ScoringModel, model: str, drawn: Sequence[Completion]) -> float:
-    return confirm_sampler(policy, model, PROMPTS, drawn, budget=64, dtype="float32")
+    return confirm_sampler(policy, model, PROMPTS, drawn, tokens_per_microbatch=64, dtype="float32")
 
 
 def test_only_samples_of_the_named_weights_pass(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows of every kind on their way from tokens to the loss: shard, index, plan, reader, share, batch, objective."""
+"""Rows of every kind from tokens to the loss: shard, index, plan, reader, rank batch, micro-batch, objective."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from raydpo.objective.contract import ScoredRows
 from raydpo.objective.registry import make_objective, resolve
 from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.runtime.feed.plan import Plan
-from raydpo.runtime.feed.rank_batches import shares
+from raydpo.runtime.feed.rank_batches import rank_batches
 from raydpo.runtime.feed.readers import read_rows
-from raydpo.train.step import Share
+from raydpo.train.step import RankBatch
 from tests.helpers import row_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -57,20 +57,20 @@ def prepared(kind: Kind, directory: Path, *, others: bool) -> Dataset:
     return replace(dataset, ref_logps=np.zeros(len(dataset.completion_ids), dtype=np.float32))
 
 
-def shares_of(dataset: Dataset, world_size: int) -> list[Share]:
-    """Every rank's share of the only step."""
+def rank_batches_of(dataset: Dataset, world_size: int) -> list[RankBatch]:
+    """Every rank's batch of the only step."""
     order = Order(len(dataset), len(dataset), 1, seed=0, digest=dataset.digest)
-    plan = Plan(dataset, order, budget=20, num_steps=1, checkpoints=Path("absent"))
+    plan = Plan(dataset, order, tokens_per_microbatch=20, num_steps=1, checkpoints=Path("absent"))
     found = []
     for blocks in plan.tables(0, world_size):
         feed: Any = Feed(read_rows(pa.concat_tables(blocks), shards=dataset.shards, scorers=None))
-        found += shares(feed, steps=range(1), device=torch.device("cpu"))
+        found += rank_batches(feed, steps=range(1), device=torch.device("cpu"))
     return found
 
 
-def as_sure_as_the_reference(share: Share) -> list[ScoredRows]:
+def as_sure_as_the_reference(rank_batch: RankBatch) -> list[ScoredRows]:
     """What the objective sees of every micro-batch while policy and reference are the same."""
-    return [batch.scored(torch.zeros(len(batch.owner))) for batch in share.micro_batches]
+    return [batch.scored(torch.zeros(len(batch.owner))) for batch in rank_batch.micro_batches]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -90,20 +90,20 @@ def test_the_mean_over_a_step_is_over_the_units_of_the_whole_batch(
 ) -> None:
     objective = make_objective(resolve([loss_type]))
     dataset = prepared(kind, tmp_path, others="mismatched" in objective.needs)
-    found = shares_of(dataset, world_size)
-    [totals] = {tuple(sorted(share.totals.items())) for share in found}
+    found = rank_batches_of(dataset, world_size)
+    [totals] = {tuple(sorted(each.totals.items())) for each in found}
     per_row = len(ROWS[kind][0].get("completions", [1] * (2 if kind == "pair" else 1)))
     assert dict(totals)["rows"] == len(ROWS[kind])
     assert dict(totals)["completions"] == per_row * len(ROWS[kind])
     assert dict(totals)["pairs"] == PAIRS[kind] * len(ROWS[kind])
-    loss = sum(float(objective.loss(rows).sum()) for share in found for rows in as_sure_as_the_reference(share))
+    loss = sum(float(objective.loss(rows).sum()) for each in found for rows in as_sure_as_the_reference(each))
     assert loss / dict(totals)[objective.mean_over] == pytest.approx(at_reference, rel=1e-6)
 
 
 def test_labels_come_with_their_completions(tmp_path: Path) -> None:
-    [share] = shares_of(prepared("unpaired", tmp_path, others=True), 1)
+    [rank_batch] = rank_batches_of(prepared("unpaired", tmp_path, others=True), 1)
     labels: dict[int, bool] = {}
-    for batch in share.micro_batches:
+    for batch in rank_batch.micro_batches:
         prompts = [int(batch.input_ids[0, bounds[0]]) for bounds in batch.bounds]
         of_rows = batch.columns["label"][~batch.columns["mismatched"]].tolist()
         labels |= dict(zip(prompts, of_rows, strict=True))

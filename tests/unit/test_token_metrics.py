@@ -22,7 +22,7 @@ from raydpo.objective.contract import RowLoss, TokenMetric
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.registry import make_objective, resolve
 from raydpo.objective.token_metrics import observe, token_means
-from raydpo.train.step import Share, train_step
+from raydpo.train.step import RankBatch, train_step
 from tests.models import VOCAB_SIZE, make_batch, random_rows, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -163,8 +163,10 @@ def test_a_step_reports_what_is_asked_for_however_it_is_cut(tmp_path: Path) -> N
     cuts = [[rows], [rows[:1], rows[1:]]]
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
-        whole, parts = (train_step(policy, _share(cut), replace(objective, observes=EVERY), lr=0.0) for cut in cuts)
-        silent = train_step(policy, _share(cuts[0]), objective, lr=0.0)
+        whole, parts = (
+            train_step(policy, _rank_batch(cut), replace(objective, observes=EVERY), lr=0.0) for cut in cuts
+        )
+        silent = train_step(policy, _rank_batch(cuts[0]), objective, lr=0.0)
     finally:
         torch.distributed.destroy_process_group()
     asked = {"entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected"}
@@ -172,9 +174,9 @@ def test_a_step_reports_what_is_asked_for_however_it_is_cut(tmp_path: Path) -> N
     assert {name: parts[name] for name in asked} == pytest.approx({name: whole[name] for name in asked}, rel=1e-4)
 
 
-def _share(cut: list[list[TokenRow]]) -> Share:
+def _rank_batch(cut: list[list[TokenRow]]) -> RankBatch:
     batches = [make_batch(rows, torch.full((2 * len(rows),), -20.0)) for rows in cut]
-    return Share(0, batches, totals={"pairs": 6, "rows": 6, "completions": 12})
+    return RankBatch(0, batches, totals={"pairs": 6, "rows": 6, "completions": 12})
 
 
 def test_of_rows_that_are_all_ties_there_is_nothing_chosen_to_tell_of() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydpo.objective.contract import ScoredRows
-from raydpo.objective.likelihood import sft
+from raydpo.objective.likelihood import chosen_nll
 from raydpo.objective.preference.margins import margins, smoothed_logistic
 
 
@@ -29,7 +29,7 @@ def cpo(rows: ScoredRows, *, beta: float = 0.1, cpo_alpha: float = 1.0, label_sm
     Xu et al. 2024, eq. 3 and its likelihood term, which here is a mean over the tokens of a row; TRL's is one over all
     chosen tokens of a micro-batch.
     """
-    return smoothed_logistic(beta * margins(rows, rows.logps()), label_smoothing) + cpo_alpha * sft(rows)
+    return smoothed_logistic(beta * margins(rows, rows.logps()), label_smoothing) + cpo_alpha * chosen_nll(rows)
 
 
 def orpo(rows: ScoredRows, *, beta: float = 0.1) -> Tensor:
@@ -42,4 +42,4 @@ def orpo(rows: ScoredRows, *, beta: float = 0.1) -> Tensor:
     # A completion that is all but certain has odds without end; its log-prob rounds to 0.
     below_zero = average.clamp(max=-torch.finfo(average.dtype).eps)
     log_odds = below_zero - (-below_zero.expm1()).log()
-    return sft(rows) - beta * F.logsigmoid(margins(rows, log_odds))
+    return chosen_nll(rows) - beta * F.logsigmoid(margins(rows, log_odds))

@@ -36,7 +36,7 @@ class Plan:
 
     dataset: Dataset
     order: Order
-    budget: int  # tokens per micro-batch
+    tokens_per_microbatch: int  # packed, at most
     num_steps: int
     checkpoints: Path  # the latest commit there says where to start
     ahead: Ahead | None = None  # scores references while training runs; None: the dataset has all of them
@@ -78,7 +78,9 @@ class Plan:
         data = self.dataset
         positions = self.order.batch(step)
         totals = self._totals(positions)
-        for micro_batches in split_microbatches(data.tokens[positions], world_size=world_size, budget=self.budget):
+        lengths = data.tokens[positions]
+        bound = self.tokens_per_microbatch
+        for micro_batches in split_microbatches(lengths, world_size=world_size, tokens_per_microbatch=bound):
             mine = positions[np.concatenate(micro_batches)]
             columns: dict[str, Any] = {
                 "step": np.full(len(mine), step),

@@ -1,4 +1,4 @@
-"""What a worker makes of the rows that the feed brings: its share of every step, row for row as planned."""
+"""What a worker makes of the rows that the feed brings: its part of every step, row for row as planned."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from raydpo.data.shards import to_row
 from raydpo.data.tokens import row_id
 from raydpo.model.batch import Batch
 from raydpo.objective.contract import COLUMNS, TOKEN_COLUMNS, Unit
-from raydpo.train.step import Share
+from raydpo.train.step import RankBatch
 
 
-def shares(rows: ray.data.DataIterator, *, steps: range, device: torch.device) -> Iterator[Share]:
+def rank_batches(rows: ray.data.DataIterator, *, steps: range, device: torch.device) -> Iterator[RankBatch]:
     """This rank's part of step after step; steps count from 0.
 
     RuntimeError when a row is not the one that the plan names, or does not come.
@@ -34,10 +34,10 @@ def shares(rows: ray.data.DataIterator, *, steps: range, device: torch.device) -
         step, of_step = found
         if step != due:
             raise RuntimeError(f"the data feed delivered step {step + 1} where step {due + 1} was due.")
-        yield _share(list(of_step), device)
+        yield _rank_batch(list(of_step), device)
 
 
-def _share(rows: list[dict[str, Any]], device: torch.device) -> Share:
+def _rank_batch(rows: list[dict[str, Any]], device: torch.device) -> RankBatch:
     step = rows[0]["step"]
     for row in rows:
         # Hashed again, because an id that was stored beside other tokens says nothing of them.
@@ -51,7 +51,7 @@ def _share(rows: list[dict[str, Any]], device: torch.device) -> Share:
     if len(rows) != planned:
         raise RuntimeError(f"step {step + 1}: {len(rows)} rows came to this rank, and {planned} were planned.")
     micro_batches = [list(group) for _, group in groupby(rows, key=itemgetter("micro"))]
-    return Share(
+    return RankBatch(
         step,
         [to_batch(members, device) for members in micro_batches],
         totals={unit: rows[0][f"step_{unit}"] for unit in get_args(Unit)},

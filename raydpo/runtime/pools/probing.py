@@ -10,7 +10,7 @@ import torch
 from raydpo.config.schema import Model
 from raydpo.data.prompts import Prompt
 from raydpo.data.tokens import TokenRow
-from raydpo.evaluate.probe import check_sampler
+from raydpo.evaluate.sampler_check import check_sampler
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.reference.scoring import score_rows
@@ -23,19 +23,20 @@ def confirm_sampler(
     prompts: Sequence[Prompt],
     drawn: Sequence[Completion],
     *,
-    budget: int,
+    tokens_per_microbatch: int,
     dtype: str,
 ) -> float:
     """Compare every completion that came with log-probs, prompt by prompt; raises UserError as check_sampler does.
 
-    policy holds the weights of `model`; budget bounds the tokens that it reads at once. Returns the mean |Δ log-prob|
-    a token in nats.
+    policy holds the weights of `model`, and reads so many tokens at once. Returns the mean |Δ log-prob| a token, in
+    nats.
     """
     probed = [(p, c) for p, c in zip(prompts, drawn, strict=True) if c.logps]
     if not probed:
         raise RuntimeError(f"no sample of {model} came with log-probs, so nothing shows which weights drew them")
     rows = [TokenRow(b"", prompt.ids, (completion.ids,)) for prompt, completion in probed]
-    scored, _ = score_rows(policy, rows, budget=budget, device=policy.head.weight.device)
+    device = policy.head.weight.device
+    scored, _ = score_rows(policy, rows, tokens_per_microbatch=tokens_per_microbatch, device=device)
     own = [values for [values] in scored]
     return check_sampler([c.logps for _, c in probed], own, model=model, dtype=dtype)
 
@@ -47,7 +48,7 @@ def confirm_samples(
     prompts: Sequence[Prompt],
     drawn: Sequence[Completion],
     *,
-    budget: int,
+    tokens_per_microbatch: int,
     threads: int,
 ) -> float:
     """The same in a task that loads the model itself, on the CPU: a task without a GPU must not take one.
@@ -56,4 +57,4 @@ def confirm_samples(
     """
     torch.set_num_threads(threads)
     policy = ScoringModel(load_model(model, dtype=form.dtype), fp32_head=form.fp32_head)
-    return confirm_sampler(policy, model, prompts, drawn, budget=budget, dtype=form.dtype)
+    return confirm_sampler(policy, model, prompts, drawn, tokens_per_microbatch=tokens_per_microbatch, dtype=form.dtype)

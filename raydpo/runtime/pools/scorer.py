@@ -77,7 +77,7 @@ class ReferenceScorer:
         flops: float | None = 0.0
         if shard is None:
             found = self._model.score(
-                rows, budget=settings.tokens_per_batch, keep_token_logps=settings.keep_token_logps
+                rows, tokens_per_microbatch=settings.tokens_per_batch, keep_token_logps=settings.keep_token_logps
             )
             shard = self._store.commit(found.table)
             tokens = found.tokens

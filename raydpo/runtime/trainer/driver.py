@@ -49,7 +49,7 @@ from raydpo.workspace.lock import claim
 from raydpo.workspace.objective import preference_objective
 from raydpo.workspace.outcome import Stopped
 from raydpo.workspace.own_files import clear_ray_files
-from raydpo.workspace.prepared import check_budget
+from raydpo.workspace.prepared import check_longest_row
 from raydpo.workspace.provenance import TokenSource, check_made_from, check_prepared
 from raydpo.workspace.rows import RowSettings
 
@@ -193,7 +193,7 @@ def _scores(asked: OriginsToday, metric: str) -> dict[int, float]:
 def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig | None) -> dict[str, Any]:
     """Run the worker group to the end; UserError when a worker refused the run."""
     workers = job.training.workers
-    check_budget(int(plan.dataset.tokens.max()), job.training, job.directory.name)
+    check_longest_row(int(plan.dataset.tokens.max()), job.training, job.directory.name)
     if finished := _finished(plan):
         say(f"{job.directory.name}: all {finished.cursor.step} steps are done already")
         return _outcome(job, plan, finished)

@@ -20,7 +20,7 @@ from raydpo.model.layout import layout_name
 from raydpo.model.load import load_model
 from raydpo.model.tokenizer import load_tokenizer
 from raydpo.runtime.cluster.connection import quieten_ray_data, user_errors
-from raydpo.runtime.feed.rank_batches import shares
+from raydpo.runtime.feed.rank_batches import rank_batches
 from raydpo.runtime.trainer.stopping import Requests
 from raydpo.runtime.trainer.train_private import LOGGER_OF_WORKERS
 from raydpo.storage.files import whole_lines, write_json, write_text
@@ -33,7 +33,7 @@ from raydpo.train.export import export_policy
 from raydpo.train.loop import Metrics, check_step_zero, train_loop
 from raydpo.train.patience import Whereabouts, named, within
 from raydpo.train.schedule import learning_rate
-from raydpo.train.step import Share, reduce_sums
+from raydpo.train.step import RankBatch, reduce_sums
 from raydpo.workspace.job import Job
 from raydpo.workspace.lock import hold
 
@@ -75,11 +75,11 @@ def _train(job: Job, place: Whereabouts) -> None:
     found = resume(policy, checkpoints)
     start = found.cursor.step if found else 0
     with Saver(policy, tokenizer, checkpoints, identity=job.identity, retention=job.retention) as saver:
-        desk = Desk(job, policy, saver, start=start, ceiling=ceiling, tokenizer=tokenizer)
+        recorder = Recorder(job, policy, saver, start=start, ceiling=ceiling, tokenizer=tokenizer)
         place.at = f"waiting for the rows of step {start + 1}"
         train_loop(
             policy,
-            desk.until_stopped(within(_fed(job, policy, start), job.timeouts.data, place), place),
+            recorder.until_stopped(within(_fed(job, policy, start), job.timeouts.data, place), place),
             job.objective,
             lr=lambda step: learning_rate(
                 step,
@@ -88,17 +88,17 @@ def _train(job: Job, place: Whereabouts) -> None:
                 num_steps=job.num_steps,
                 schedule=training.optimizer.schedule,
             ),
-            after_step=desk.after_step,
+            after_step=recorder.after_step,
         )
 
 
-def _fed(job: Job, policy: Policy, start: int) -> Iterator[Share]:
-    """This rank's shares. To be begun after resume: the feed starts at the commit that it has left as the latest."""
+def _fed(job: Job, policy: Policy, start: int) -> Iterator[RankBatch]:
+    """This rank's batches. To be begun after resume: the feed starts at the commit that it has left as the latest."""
     rows = ray.train.get_dataset_shard("rows")
-    yield from shares(rows, steps=range(start, job.num_steps), device=policy.device)
+    yield from rank_batches(rows, steps=range(start, job.num_steps), device=policy.device)
 
 
-class Desk:
+class Recorder:
     """What happens around the steps on one rank: metrics, checkpoints, exports, reports to Ray."""
 
     def __init__(
@@ -129,30 +129,30 @@ class Desk:
                 say(f"{job.directory.name}: goes on after step {start}, {again} steps are done again")
             self._progress = Progress(job.directory.name, total=job.num_steps, unit="steps", done=start)
 
-    def until_stopped(self, shares: Iterator[Share], place: Whereabouts) -> Iterator[Share]:
-        """The shares as they come, with `place` kept true, until a stop is asked for."""
-        for share in shares:
-            place.at = f"step {share.step + 1}"
-            if share.step == 0 and self._job.step0_tolerance is not None:
-                self._check_first(share, self._job.step0_tolerance)
-            yield share
+    def until_stopped(self, batches: Iterator[RankBatch], place: Whereabouts) -> Iterator[RankBatch]:
+        """The batches as they come, with `place` kept true, until a stop is asked for."""
+        for rank_batch in batches:
+            place.at = f"step {rank_batch.step + 1}"
+            if rank_batch.step == 0 and self._job.step0_tolerance is not None:
+                self._check_first(rank_batch, self._job.step0_tolerance)
+            yield rank_batch
             if self._stop:
                 return
-            place.at = f"waiting for the rows of step {share.step + 2}"
+            place.at = f"waiting for the rows of step {rank_batch.step + 2}"
 
-    def after_step(self, share: Share, metrics: Metrics) -> None:
+    def after_step(self, rank_batch: RankBatch, metrics: Metrics) -> None:
         """Record, and save or export where it is due or asked for."""
         job = self._job
-        step = share.step + 1
-        totals = self._totals(share)
+        step = rank_batch.step + 1
+        totals = self._totals(rank_batch)
         self._stop = totals["stop"] > 0
         notice = totals["notice"] > 0
-        walked = {"epoch": share.epoch, "num_tokens": share.num_tokens}
-        line: Line = {"step": step, **walked, **metrics, **_speed(totals, share, metrics["seconds"])}
+        walked = {"epoch": rank_batch.epoch, "num_tokens": rank_batch.num_tokens}
+        line: Line = {"step": step, **walked, **metrics, **_speed(totals, rank_batch, metrics["seconds"])}
         last = step == job.num_steps
         export = job.exports_at(step)
         if export:
-            self._export(step, probe=share.micro_batches[0])
+            self._export(step, compare_on=rank_batch.micro_batches[0])
         if notice:
             self._say(f"step {step}: a node is about to be taken away; saving")
         save = last or self._stop or notice or step % job.training.checkpoint_every == 0
@@ -164,29 +164,29 @@ class Desk:
         if export:
             self._report(line, step)
 
-    def _check_first(self, share: Share, tolerance: float) -> None:
-        """The run's very first share must satisfy the step-0 law."""
+    def _check_first(self, rank_batch: RankBatch, tolerance: float) -> None:
+        """The run's very first batch must satisfy the step-0 law."""
         confirm = self._job.confirm_imported
-        gap = check_step_zero(self._policy, share.micro_batches, tolerance=tolerance, imported=confirm is not None)
+        gap = check_step_zero(self._policy, rank_batch.micro_batches, tolerance=tolerance, imported=confirm is not None)
         self._say(f"step-0 law holds: max |Δ logp| {gap:.2e} nats per sequence")
         if self._policy.rank == 0:
             write_json(self._job.directory / "step0.json", {"max_abs_delta_logp": gap})
             if confirm:
                 confirm()
 
-    def _export(self, step: int, *, probe: Batch) -> None:
+    def _export(self, step: int, *, compare_on: Batch) -> None:
         begin = time.perf_counter()
         job = self._job
         directory = export_policy(
-            self._policy, self._tokenizer, job.export(step), probe=probe, identity=job.identity, step=step
+            self._policy, self._tokenizer, job.export(step), compare_on=compare_on, identity=job.identity, step=step
         )
         self._say(f"step {step}: exported to {directory} in {time.perf_counter() - begin:.1f} s")
 
-    def _totals(self, share: Share) -> Metrics:
+    def _totals(self, rank_batch: RankBatch) -> Metrics:
         """Of the whole group: the step's tokens and FLOPs, all ranks' ceilings, and what rank 0 is asked to do."""
-        tokens = sum(batch.input_ids.numel() for batch in share.micro_batches)
+        tokens = sum(batch.input_ids.numel() for batch in rank_batch.micro_batches)
         mine = {"tokens": tokens, "ceiling": self._ceiling, **self._requests.poll()}
-        bounds = tuple(row for batch in share.micro_batches for row in batch.bounds)
+        bounds = tuple(row for batch in rank_batch.micro_batches for row in batch.bounds)
         forward = forward_flops(self._policy.lm, bounds)
         if forward is not None:  # all ranks have the same model, so they agree
             mine["flops"] = 3 * forward
@@ -218,10 +218,10 @@ class Desk:
             say(text)
 
 
-def _speed(totals: Metrics, share: Share, seconds: float) -> Line:
+def _speed(totals: Metrics, rank_batch: RankBatch, seconds: float) -> Line:
     """Tokens and rows per second of the whole group, and its use of its own matmul ceiling where that is known."""
     return {
         "tokens_per_second": totals["tokens"] / seconds,
-        "rows_per_second": share.totals["rows"] / seconds,
+        "rows_per_second": rank_batch.totals["rows"] / seconds,
         "mfu": totals["flops"] / seconds / totals["ceiling"] if "flops" in totals else None,
     }

@@ -28,7 +28,7 @@ from raydpo.train.checkpoint import commits
 from raydpo.train.checkpoint.commits import Commit, Cursor
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.train.checkpoint.slices import held, owned, spread_masters, torch_optimizer
-from raydpo.train.checkpoint.state import WEIGHT, SavedState, Stretch, Untrained, write_state
+from raydpo.train.checkpoint.state import WEIGHT, SavedSlice, SavedState, Untrained, write_state
 from raydpo.train.checkpoint.untrained import copy_untrained, load_buffers
 from raydpo.train.diverged import diverged
 from raydpo.train.engine import COLLECTIVE_TIMEOUT, Policy
@@ -42,14 +42,14 @@ class Snapshot:
 
     path: Path
     cursor: Cursor
-    stretches: list[Stretch]
+    slices: list[SavedSlice]
     scalars: dict[str, float]
     untrained: list[Untrained]  # rank 0's alone
 
     @property
     def size(self) -> int:
         """Bytes of the rank's file, but for its header."""
-        return sum(stretch.size for stretch in self.stretches) + sum(each.values.nbytes for each in self.untrained)
+        return sum(each.size for each in self.slices) + sum(each.values.nbytes for each in self.untrained)
 
 
 class Saver:
@@ -83,11 +83,11 @@ class Saver:
         begin = perf_counter()
         self._wait()
         policy = self._policy
-        stretches, scalars = _copy_state(policy)
-        _refuse_not_finite(step, stretches)
+        slices, scalars = _copy_state(policy)
+        _refuse_not_finite(step, slices)
         cursor = Cursor(step, self._identity, policy.world_size, policy.engine.zero_optimization_stage())
         path = self._directory / f"step-{step:06d}.attempt-{self._attempt}"
-        self._copied = Snapshot(path, cursor, stretches, scalars, _copy_untrained(policy))
+        self._copied = Snapshot(path, cursor, slices, scalars, _copy_untrained(policy))
         return perf_counter() - begin
 
     def commit(self) -> None:
@@ -111,7 +111,10 @@ class Saver:
             self._thread.shutdown(wait=False)
 
     def _wait(self) -> None:
-        """Until the commit that is under way stands. The parts first: where one is missing, rank 0 waits in vain."""
+        """Wait until the commit that is under way stands.
+
+        Every rank's part is asked for first: where one could not be written, rank 0 would wait for it in vain.
+        """
         if not self._running:
             return
         problem = next(filter(None, _gather(_problem(self._running[0]))), None)
@@ -126,7 +129,7 @@ class Saver:
         rank = self._policy.rank
         with room_for(snapshot.size, path):
             files = [path / f"rank-{rank:05d}.safetensors"]
-            write_state(files[0], snapshot.stretches, snapshot.scalars, snapshot.untrained)
+            write_state(files[0], snapshot.slices, snapshot.scalars, snapshot.untrained)
             if rank == 0:
                 files += _write_model(path / "model", self._policy, self._tokenizer)
             commits.write_part(path, rank, files)
@@ -161,22 +164,22 @@ def resume(policy: Policy, directory: Path) -> Commit | None:
     return None
 
 
-def _copy_state(policy: Policy) -> tuple[list[Stretch], dict[str, float]]:
+def _copy_state(policy: Policy) -> tuple[list[SavedSlice], dict[str, float]]:
     """This rank's part of the state in host memory, and the scalars that all parameters share."""
     state = torch_optimizer(policy).state
-    stretches: list[Stretch] = []
+    slices: list[SavedSlice] = []
     scalars: dict[str, float] = {}
     for each in owned(policy):
         tensors = {kind: t for kind, t in state[each.master].items() if t.dim()}
         scalars |= {kind: float(t) for kind, t in state[each.master].items() if kind not in tensors}
         copies = {kind: each.of(t).to("cpu", copy=True).numpy() for kind, t in {WEIGHT: each.master, **tensors}.items()}
-        stretches.append(Stretch(each.name, each.shape, each.start, copies))
-    return stretches, scalars
+        slices.append(SavedSlice(each.name, each.shape, each.start, copies))
+    return slices, scalars
 
 
-def _refuse_not_finite(step: int, stretches: Sequence[Stretch]) -> None:
+def _refuse_not_finite(step: int, slices: Sequence[SavedSlice]) -> None:
     """UserError, on every rank alike, where any rank's part of the state holds a NaN or an infinity."""
-    mine = next((found for stretch in stretches if (found := stretch.first_not_finite())), None)
+    mine = next((found for each in slices if (found := each.first_not_finite())), None)
     if name := next(filter(None, _gather(mine)), None):
         raise diverged(step, name)
 
@@ -198,6 +201,7 @@ def _load_state(policy: Policy, saved: SavedState) -> None:
     for each in held(policy):
         state: dict[str, Tensor] = optimizer.state[each.master]
         for kind in saved.kinds:
+            # An optimizer makes its state at its first step, which a process that resumes has not done.
             if kind != WEIGHT and kind not in state:
                 state[kind] = torch.zeros_like(each.master, requires_grad=False)
             values = saved.read(kind, each.name, each.start, each.start + each.numel)
@@ -208,7 +212,7 @@ def _load_state(policy: Policy, saved: SavedState) -> None:
 
 
 def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
-    """What the weights need to become a model again: configuration and tokenizer."""
+    """Write what the weights need to become a model again: configuration and tokenizer."""
     policy.lm.config.save_pretrained(directory)
     if policy.lm.generation_config is not None:
         policy.lm.generation_config.save_pretrained(directory)
@@ -217,7 +221,7 @@ def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizer
 
 
 def _problem(work: Future[None]) -> str | None:
-    """What the user has to be told of finished work, which this waits for."""
+    """Wait for the work and return what the user has to be told of it: the message of its UserError, or None."""
     try:
         work.result()
     except UserError as error:

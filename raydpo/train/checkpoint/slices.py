@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fragment:
+class ParameterSlice:
     """A range of a flattened parameter whose master weights and optimizer state this rank holds."""
 
     name: str
@@ -29,18 +29,19 @@ class Fragment:
         return values.detach().view(-1)[self.offset : self.offset + self.numel]
 
 
-def held(policy: Policy) -> list[Fragment]:
-    """What this rank holds: everything under stage 0, a part under the others."""
+def held(policy: Policy) -> list[ParameterSlice]:
+    """The slices that this rank holds: whole parameters under stage 0, its part of them under the others."""
     find = {0: _replicated, 1: _partitioned, 2: _partitioned, 3: _sharded}[policy.engine.zero_optimization_stage()]
     return list(find(policy))
 
 
-def owned(policy: Policy) -> list[Fragment]:
-    """What this rank writes: over all ranks, every element once."""
-    fragments = held(policy)
+def owned(policy: Policy) -> list[ParameterSlice]:
+    """The slices that this rank writes. Over all ranks they hold every element once."""
+    slices = held(policy)
     if policy.engine.zero_optimization_stage():
-        return fragments
-    return [cut for each in fragments if (cut := _cut(each, policy.rank, policy.world_size)).numel]
+        return slices
+    # Under stage 0 every rank holds everything, so each writes a part, and all write at once.
+    return [cut for each in slices if (cut := _cut(each, policy.rank, policy.world_size)).numel]
 
 
 def torch_optimizer(policy: Policy) -> torch.optim.Optimizer:
@@ -66,24 +67,25 @@ def _trained(policy: Policy) -> Iterator[tuple[str, Any]]:
     return ((name, parameter) for name, parameter in policy.lm.named_parameters() if parameter.requires_grad)
 
 
-def _replicated(policy: Policy) -> Iterator[Fragment]:
+def _replicated(policy: Policy) -> Iterator[ParameterSlice]:
+    """Without sharding the parameter itself is what the optimizer steps."""
     for name, parameter in _trained(policy):
-        yield Fragment(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
+        yield ParameterSlice(name, tuple(parameter.shape), 0, parameter.numel(), parameter, 0)
 
 
-def _partitioned(policy: Policy) -> Iterator[Fragment]:
+def _partitioned(policy: Policy) -> Iterator[ParameterSlice]:
     """DeepSpeed flattens all parameters into one tensor and gives each rank an equal piece, cut anywhere."""
     groups = torch_optimizer(policy).param_groups
     for name, parameter in _trained(policy):
         if (piece := parameter._hp_mapping) is None:
-            continue
+            continue  # all of it lies with other ranks
         inside = piece.lp_fragment_address
         place = piece.hp_fragment_address
         [master] = groups[piece.param_group_index]["params"]
-        yield Fragment(name, tuple(parameter.shape), inside.start, inside.numel, master, place.start)
+        yield ParameterSlice(name, tuple(parameter.shape), inside.start, inside.numel, master, place.start)
 
 
-def _sharded(policy: Policy) -> Iterator[Fragment]:
+def _sharded(policy: Policy) -> Iterator[ParameterSlice]:
     """DeepSpeed cuts each parameter into equal pieces, the last ones padded."""
     optimizer = policy.engine.optimizer
     for name, parameter in _trained(policy):
@@ -92,9 +94,10 @@ def _sharded(policy: Policy) -> Iterator[Fragment]:
         numel = min(padded, parameter.ds_numel - start)
         if numel > 0:
             master = optimizer.fp32_partitioned_groups_flat[group]
-            yield Fragment(name, tuple(parameter.ds_shape), start, numel, master, offset)
+            yield ParameterSlice(name, tuple(parameter.ds_shape), start, numel, master, offset)
 
 
-def _cut(fragment: Fragment, part: int, parts: int) -> Fragment:
-    first, last = (fragment.numel * p // parts for p in (part, part + 1))
-    return replace(fragment, start=fragment.start + first, numel=last - first, offset=fragment.offset + first)
+def _cut(whole: ParameterSlice, part: int, parts: int) -> ParameterSlice:
+    """Part `part`, counted from 0, of a slice in `parts` parts that differ by one element at most."""
+    first, last = (whole.numel * p // parts for p in (part, part + 1))
+    return replace(whole, start=whole.start + first, numel=last - first, offset=whole.offset + first)

@@ -1,7 +1,7 @@
-"""The training state in files: each rank writes the stretches it holds, and any stretch can be read back.
+"""The training state in files: each rank writes the slices it holds, and any slice can be read back.
 
-A stretch is a range of a flattened parameter: its float32 master weights ("weight") and the optimizer's tensors under
-their own names ("square_avg", ...). One rank's stretches are one safetensors file, whose tensors are called
+A slice is a range of a flattened parameter: its float32 master weights ("weight") and the optimizer's tensors under
+their own names ("square_avg", ...). One rank's slices are one safetensors file, whose tensors are called
 `<kind>/<parameter>`; rank 0's also holds what is not trained, whole, as `untrained/<name>`. The files say nothing of
 how the optimizer lays its memory out, so every number of ranks and every ZeRO stage reads those of every other; and a
 reader never needs more than what it asks for.
@@ -25,7 +25,7 @@ UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SavedSlice:
     """A range of one flattened parameter, in float32."""
 
     name: str
@@ -35,7 +35,7 @@ class Stretch:
 
     @property
     def size(self) -> int:
-        """Bytes of all kinds."""
+        """Bytes of the values of all kinds."""
         return sum(values.nbytes for values in self.values.values())
 
     def first_not_finite(self) -> str | None:
@@ -57,13 +57,13 @@ class Untrained:
 
 
 def write_state(
-    path: Path, stretches: Sequence[Stretch], scalars: dict[str, float], untrained: Sequence[Untrained] = ()
+    path: Path, slices: Sequence[SavedSlice], scalars: dict[str, float], untrained: Sequence[Untrained] = ()
 ) -> None:
     """Write one rank's file, whole or not at all. Scalars are state that all parameters share, as `step`."""
-    tensors = {f"{kind}/{each.name}": values for each in stretches for kind, values in each.values.items()}
+    tensors = {f"{kind}/{each.name}": values for each in slices for kind, values in each.values.items()}
     tensors |= {f"{UNTRAINED}/{each.name}": each.values for each in untrained}
-    places = {each.name: {"start": each.start, "shape": each.shape} for each in stretches}
-    kinds = sorted({kind for each in stretches for kind in each.values})
+    places = {each.name: {"start": each.start, "shape": each.shape} for each in slices}
+    kinds = sorted({kind for each in slices for kind in each.values})
     about = {
         "places": places,
         "kinds": kinds,

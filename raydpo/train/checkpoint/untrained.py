@@ -14,13 +14,16 @@ from raydpo.train.checkpoint.state import SavedState, Untrained
 
 
 def untrained_tensors(lm: PreTrainedModel) -> dict[str, Tensor]:
-    """By name; not those buffers that a model makes anew from its configuration. Under ZeRO-3 the caller gathers."""
+    """Buffers and frozen parameters by name, without the buffers that a model makes anew from its configuration.
+
+    Under ZeRO-3 the caller gathers the frozen parameters first.
+    """
     trained = {name for name, each in lm.named_parameters(remove_duplicate=False) if each.requires_grad}
     return {name: tensor for name, tensor in lm.state_dict().items() if name not in trained}
 
 
 def copy_untrained(lm: PreTrainedModel) -> list[Untrained]:
-    """Their values in host memory."""
+    """Copy a model's untrained tensors to host memory."""
     return [
         Untrained(name, str(tensor.dtype).removeprefix("torch."), _exact(tensor).to("cpu", copy=True).numpy())
         for name, tensor in untrained_tensors(lm).items()
@@ -40,10 +43,10 @@ def load_buffers(lm: PreTrainedModel, saved: SavedState) -> None:
 
 
 def as_tensor(untrained: Untrained) -> Tensor:
-    """In the dtype that the model has it in."""
+    """The tensor in the dtype that it has in the model."""
     return torch.from_numpy(untrained.values).to(getattr(torch, untrained.dtype))
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In a dtype that numpy has too: it knows no bfloat16."""
+    """The tensor in a dtype that numpy has too; float32 holds every bfloat16 exactly."""
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor

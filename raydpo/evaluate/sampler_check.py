@@ -1,4 +1,4 @@
-"""Whether what samples is what was trained: the sampler's log-probs of its own completions beside the policy's."""
+"""The sampler check: the sampler's log-probs of its own completions are held against the policy's."""
 
 from __future__ import annotations
 

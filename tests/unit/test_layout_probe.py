@@ -1,4 +1,4 @@
-"""Laws of the trial at loading: what it finds, what it lets pass, and that it leaves the model as it was."""
+"""Laws of the probe at loading: what it finds, what it lets pass, and that it leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from raydpo.errors import UserError
-from raydpo.model import probe as trial
+from raydpo.model import probe
 from raydpo.model.layout import is_packed, layout_name
 from raydpo.model.load import load_model
 from raydpo.model.probe import choose_layout
@@ -65,12 +65,12 @@ def test_the_log_says_why_rows_are_padded(name: str, reason: str, tmp_path: Path
     assert reason in layout_name(lm)
 
 
-def test_the_trials_twin_shares_the_weights_and_leaves_the_model_alone(tmp_path: Path) -> None:
+def test_the_probes_twin_shares_the_weights_and_leaves_the_model_alone(tmp_path: Path) -> None:
     lm = _family("gemma3_text", tmp_path)
     before = lm.config.to_dict()
-    twin = trial._short_sighted(lm)
+    twin = probe._short_sighted(lm)
     assert twin is not lm
-    assert twin.config.sliding_window == trial.REACH
+    assert twin.config.sliding_window == probe.REACH
     shared = dict(twin.named_parameters())
     assert all(shared[name].data_ptr() == weight.data_ptr() for name, weight in lm.named_parameters())
     choose_layout(lm, name="gemma3_text")

@@ -1,4 +1,4 @@
-"""Laws of a worker's shares: every row of the plan comes, in its place and with its own tokens, or training ends."""
+"""Laws of a rank's batches: every row of the plan comes, in its place and with its own tokens, or training ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydpo.runtime.feed.rank_batches import shares
-from raydpo.train.step import Share
+from raydpo.runtime.feed.rank_batches import rank_batches
+from raydpo.train.step import RankBatch
 from tests.models import random_rows
 
 pytestmark = pytest.mark.unit
@@ -53,22 +53,22 @@ def planned() -> list[dict[str, Any]]:
     ]
 
 
-def delivered(rows: Sequence[dict[str, Any]], first: int = 0) -> list[Share]:
+def delivered(rows: Sequence[dict[str, Any]], first: int = 0) -> list[RankBatch]:
     feed: Any = Feed(rows)
-    return list(shares(feed, steps=range(first, STEPS), device=torch.device("cpu")))
+    return list(rank_batches(feed, steps=range(first, STEPS), device=torch.device("cpu")))
 
 
-def test_a_share_holds_the_planned_rows_of_its_step() -> None:
+def test_a_rank_batch_holds_the_planned_rows_of_its_step() -> None:
     rows = planned()
     found = delivered(rows)
-    assert [share.step for share in found] == [0, 1, 2]
-    ids = [[row_id for micro in share.row_ids for row_id in micro] for share in found]
+    assert [rank_batch.step for rank_batch in found] == [0, 1, 2]
+    ids = [[row_id for micro in rank_batch.row_ids for row_id in micro] for rank_batch in found]
     assert ids == [[row["row_id"].hex() for row in rows[i : i + ROWS]] for i in range(0, len(rows), ROWS)]
     totals = {"rows": ROWS, "pairs": ROWS, "completions": 2 * ROWS, "tokens": 9}
-    assert all(share.totals == totals for share in found)
-    for batch in (batch for share in found for batch in share.micro_batches):
+    assert all(rank_batch.totals == totals for rank_batch in found)
+    for batch in (batch for rank_batch in found for batch in rank_batch.micro_batches):
         assert batch.columns["ref_logps"].tolist() == [-1.0, -2.0] * batch.num_rows
-    assert [(share.epoch, share.num_tokens) for share in found] == [(1 / 3, 30), (2 / 3, 60), (1.0, 90)]
+    assert [(rank_batch.epoch, rank_batch.num_tokens) for rank_batch in found] == [(1 / 3, 30), (2 / 3, 60), (1.0, 90)]
     assert delivered([], first=STEPS) == [], "nothing is left to do"
 
 

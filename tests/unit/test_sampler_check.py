@@ -1,4 +1,4 @@
-"""Laws of the probe: rounding passes, other weights do not, and a number that is none never passes."""
+"""Laws of the sampler check: rounding passes, other weights do not, and a number that is none never passes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raydpo.errors import UserError
-from raydpo.evaluate.probe import TOLERANCE, check_sampler
+from raydpo.evaluate.sampler_check import TOLERANCE, check_sampler
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,40 @@
+"""The run file: one strict schema, one file a section, no heavy import.
+
+Every section is a frozen pydantic model that refuses unknown keys; bounds live on the fields, relations between
+fields in validators. Units are in the names or the comments: lengths in tokens, batch sizes in rows.
+"""
+
+from raydpo.config.schema.cluster import Cluster, Timeouts
+from raydpo.config.schema.data import Columns, Data, Format
+from raydpo.config.schema.evaluate import Evaluate
+from raydpo.config.schema.model import Model
+from raydpo.config.schema.objective import ObjectiveSettings
+from raydpo.config.schema.reference import Pool, Reference
+from raydpo.config.schema.run import RunFile
+from raydpo.config.schema.sampling import Decoding, Sample, Sampler
+from raydpo.config.schema.section import Section
+from raydpo.config.schema.training import Optimizer, Sft, Train, Training, Workers, Zero
+
+__all__ = [
+    "Cluster",
+    "Columns",
+    "Data",
+    "Decoding",
+    "Evaluate",
+    "Format",
+    "Model",
+    "ObjectiveSettings",
+    "Optimizer",
+    "Pool",
+    "Reference",
+    "RunFile",
+    "Sample",
+    "Sampler",
+    "Section",
+    "Sft",
+    "Timeouts",
+    "Train",
+    "Training",
+    "Workers",
+    "Zero",
+]

@@ -1,0 +1,77 @@
+"""The section `data`: preference data and how it becomes tokens."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raydpo.config.schema.section import Location, PositiveInt, Section
+
+
+class Columns(Section):
+    """What the input files call their columns; data.format says which of them are read."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    margin: str | None = None  # of pairs, where they have one: how far apart the completions are
+    completion: str = "completion"
+    label: str = "label"  # true or false: whether the completion is wanted
+    completions: str = "completions"
+    ranks: str = "ranks"  # one whole number a completion, 1 is the best, equal ones are ties
+    scores: str = "scores"  # or one number a completion, the higher the better
+
+    def read_by(self, rows: str) -> list[str]:
+        """Keys of the columns that rows of a format have, by data.format."""
+        return ["prompt", *_COLUMNS_OF[rows]]
+
+
+_COLUMNS_OF = {
+    "pairs": ("chosen", "rejected", "margin"),
+    "unpaired": ("completion", "label"),
+    "ranked": ("completions", "ranks", "scores"),
+}
+Format = Literal["pairs", "unpaired", "ranked"]
+
+
+class Data(Section):
+    """Preference data and how it becomes tokens."""
+
+    train: list[Location] = []  # .jsonl, .jsonl.gz, .parquet, or globs; empty when the sample stage makes the rows
+    held_out: list[Location] = []  # rows never trained on, for pair accuracy
+    held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
+    format: Format = "pairs"  # what a row of these files is: two completions, one with a label, or several in order
+    columns: Columns = Columns()
+    ignore: list[str] = []  # columns, and keys of chat messages, that mean something and are left out knowingly
+    max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
+    truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
+    append_eos: bool = True
+    date: datetime.date | None = None  # for chat templates that print today's date, which are refused without it
+    rows_per_shard: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _one_held_out_rule(self) -> Data:
+        if self.held_out and self.held_out_fraction:
+            raise ValueError("held_out and held_out_fraction exclude each other; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_that_is_read_is_ignored(self) -> Data:
+        read = {getattr(self.columns, key) for key in self.columns.read_by(self.format)} | {"role", "content"}
+        both = sorted(read.intersection(self.ignore))
+        if both:
+            raise ValueError(f"data.ignore names {', '.join(both)}, which is read; take it out of the list")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_that_are_named_are_read(self) -> Data:
+        named = {key for key, value in self.columns if value != getattr(Columns(), key)}
+        unread = sorted(named.difference(self.columns.read_by(self.format)))
+        if unread:
+            raise ValueError(
+                f"data.columns.{unread[0]} is set, and rows of data.format={self.format} have no such column; remove "
+                "it, or set the format that has it"
+            )
+        return self

@@ -1,0 +1,50 @@
+"""The sections `sampler` and `sample`: the engines that draw completions, and the rows made from what they draw."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raydpo.config.schema.section import Cpus, Location, PositiveInt, Section
+
+
+class Decoding(Section):
+    """How completions are sampled."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: PositiveInt = 64
+
+
+class Sampler(Section):
+    """The vLLM engines that sample; they stay up and swap weights."""
+
+    actors: PositiveInt = 1
+    cpus: Cpus = 1  # per actor
+    gpus: float = Field(0, ge=0)
+    max_model_len: PositiveInt = 512
+    max_num_seqs: PositiveInt = 128
+    kv_cache_gib: float = Field(1.0, gt=0)  # CPU only
+    gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)  # GPU only
+
+
+class Sample(Section):
+    """Sample completions from the reference, score them and compare them."""
+
+    prompts: list[Location]
+    column: str = "prompt"
+    limit: PositiveInt | None = None  # prompts
+    completions_per_prompt: int = Field(4, ge=2)
+    pairs: Literal["all", "best_worst"] = "all"  # every two of a prompt, as one ranked row; or one pair a prompt
+    decoding: Decoding = Decoding()
+    scorer: str = "vader"  # a name of raydpo.reward.functions, or package.module:function
+
+    @model_validator(mode="after")
+    def _completions_differ(self) -> Sample:
+        if self.decoding.temperature == 0:
+            raise ValueError(
+                f"sample.decoding.temperature=0 gives the same completion {self.completions_per_prompt} times; set a "
+                "temperature above 0"
+            )
+        return self
