@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,10 +111,11 @@ def report(run: RunFile) -> Result:
 def doctor(run: RunFile) -> Result:
     """Versions, devices, cluster resources, what will run where and what will not fit."""
     from raydpo.runtime.doctor import examine
-    from raydpo.stages.inputs import doctor_checks
+    from raydpo.stages.inputs import doctor_checks, input_checks
 
     values = RunValues(run)
-    return examine(doctor_checks(run), values.processes(), run.cluster, values.layout.root)
+    checks = chain(input_checks(run, "run"), doctor_checks(values.rows(), values.evaluations()))
+    return examine(checks, values.processes(), run.cluster, values.layout.root)
 
 
 def run(run: RunFile) -> Result:

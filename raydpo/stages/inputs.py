@@ -21,6 +21,7 @@ from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
 from raydpo.stages.values import RunValues
 from raydpo.track.say import say
+from raydpo.workspace.asked import EvaluationSettings
 from raydpo.workspace.identity import TrainingSettings, check_resumable_now
 from raydpo.workspace.layout import Layout
 from raydpo.workspace.objective import check_tokens_are_kept, preference_objective
@@ -83,18 +84,17 @@ def _token_checks(rows: RowSettings, *, trained_on: bool) -> Iterator[Check]:
         yield partial(check_trainable_pairs, rows)
 
 
-def doctor_checks(run: RunFile) -> Iterator[Check]:
-    """All that shows of a run without a cluster. Loads torch and Ray."""
+def doctor_checks(rows: RowSettings, evaluations: EvaluationSettings) -> Iterator[Check]:
+    """What else shows of a run without a cluster. Loads torch and Ray."""
     from raydpo.model.load import check_loadable
     from raydpo.runtime.pools.sampling import check_sampling
 
-    yield from input_checks(run, "run")
-    for model in dict.fromkeys((run.model.path, run.reference.model or run.model.path)):
+    start = evaluations.model.path
+    for model in dict.fromkeys((start, evaluations.reference.model or start)):
         yield partial(check_loadable, model)
-    sections = [run.sample, run.evaluate]
+    sections = [rows.sample, evaluations.evaluate]
     # With the model that the run starts from, because the sft stage passes its tokenizer on.
-    yield partial(check_sampling, run.model.path, run.data, run.sampler, sections)
-    rows = RunValues(run).rows()
+    yield partial(check_sampling, start, rows.data, evaluations.sampler, sections)
     if (rows.layout.train_tokens / MANIFEST).exists():
         yield from _token_checks(rows, trained_on=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,23 @@ def test_whoever_only_passes_work_on_loads_nothing_that_only_the_work_needs(modu
     loaded = set(answer.stdout.split())
     assert f"raydpo.{module}" in loaded
     assert not loaded & forbidden
+
+
+def parameters_of(tree: ast.AST) -> Iterator[ast.arg]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            yield from (*node.posonlyargs, *node.args, *node.kwonlyargs)
+
+
+def test_the_run_file_is_handed_to_stages_and_to_nobody_below_them() -> None:
+    takers = {
+        path.relative_to(CHECKOUT / "raydpo").parts[0]
+        for path in (CHECKOUT / "raydpo").rglob("*.py")
+        for parameter in parameters_of(ast.parse(path.read_text(encoding="utf-8")))
+        if parameter.annotation and "RunFile" in ast.unparse(parameter.annotation)
+    }
+    assert "stages" in takers
+    assert takers <= {"stages", "config", "report"}, "config writes it out, and a report is of the whole"
 
 
 def test_a_room_imports_only_what_stands_below_it() -> None:
