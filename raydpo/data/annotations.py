@@ -26,6 +26,7 @@ def number(value: Any, place: str) -> float:
 
 def whole_numbers(value: Any, place: str) -> list[int]:
     """Ranks. UserError for everything but a list of whole numbers."""
+    # Not isinstance, for which true is the number 1.
     if not isinstance(value, list) or not all(type(each) is int for each in value):
         raise UserError(f"{place} is {short(value)}; write a list of whole numbers: 1 for the best completion.")
     return value

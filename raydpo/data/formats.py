@@ -163,6 +163,7 @@ def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, igno
     for field in fields:
         _require_column(field, list(raw), place)
         row[field.name] = _READ[field.holds](field, raw, place, ignore)
+    # Ranks and scores are two ways to say one order; from here on there are ranks alone.
     if "completions" in row:
         row["ranks"] = ranks_of(len(row["completions"]), row["ranks"], row.pop("scores"), place)
     read = {column for field in fields for column in (field.column, field.ids_column)}
@@ -264,6 +265,7 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
                 _require_column(field, there, path)
             wanted = {column for field in fields for column in (field.column, field.ids_column)}
             names = {field.name for field in fields}
+            # Columns with a meaning are read although no field asks for them, so that losing them is refused.
             columns = [name for name in there if name in wanted or meaning(name, names)]
             read = 0
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
@@ -274,6 +276,7 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
                     )
                 yield from batch.to_pylist()
                 read += batch.num_rows
+            # A reader that stops early must not look like a short file.
             if read != file.metadata.num_rows:
                 raise UserError(
                     f"{path} says that it has {file.metadata.num_rows} rows and gives {read}; write it anew."
@@ -291,6 +294,7 @@ def _require_column(field: Field, there: Sequence[str], place: str) -> None:
 
 
 def _ids(value: Any, place: str) -> list[int]:
+    # Not isinstance, for which true is the number 1.
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         raise UserError(f"{place} is {short(value)}; give a list of whole numbers, or leave the column out.")
     return value

@@ -72,7 +72,9 @@ def pack_rows(rows: Sequence[TokenRow]) -> Pack:
         bounds.append(tuple(marks))
         positions.append(np.arange(prompt_end - prompt_start))
         for start, stop in pairwise(marks[1:]):
+            # Positions begin anew behind the prompt: a completion does not know that others stand before it.
             positions.append(np.arange(stop - start) + prompt_end - prompt_start)
+            # A token is predicted where the one before it stands; a completion's first, at the end of the prompt.
             source.append(np.concatenate(([prompt_end - 1], np.arange(start, stop - 1))))
     return Pack(
         input_ids=np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces]),

@@ -57,7 +57,7 @@ class Outcome:
     merged: int = 0  # completions of a ranked row that repeat another one of it
 
     def with_column(self, name: str, values: Sequence[Any]) -> Outcome:
-        """The same, and where there is a row, one value more of each of its completions."""
+        """The outcome with another column of its row, one value a completion; unchanged where there is no row."""
         if self.row is None:
             return self
         return replace(self, row=replace(self.row, columns={**self.row.columns, name: values}))
@@ -82,10 +82,12 @@ def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) ->
     if outcome.row is None:
         return outcome
     if outcome.row.completions[0] == outcome.row.completions[1]:
+        # Of two that were cut, the same beginning may be left. Others were made equal by the template.
         if outcome.event != "truncated_completion":
             _check_rendered_apart(row)
         return Outcome("identical")
     if "margin" in row:
+        # One value a completion, whose difference is the margin.
         return outcome.with_column("margin", [row["margin"], 0.0])
     return outcome
 
@@ -148,6 +150,7 @@ def tokenize_row(
 
     Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
     """
+    # A template renders an answer together with its prompt, so a text before chat messages becomes the user's turn.
     if isinstance(prompt, str) and any(_is_chat(value) for value in values.values()):
         prompt = [{"role": "user", "content": prompt}]
     prompt_ids = tokenize_prompt(prompt, tokenizer)

@@ -38,7 +38,7 @@ def ranked_pairs(
 def _as_objectives_see(
     rows: Sequence[TokenRow], scored: Sequence[Sequence[np.ndarray]], ref_logps: np.ndarray | None
 ) -> ScoredRows:
-    """Token log-probs in float64, so that whoever sums them does."""
+    """Token log-probs in float64, so that an objective's sums over them are float64 too."""
     completions = list(chain.from_iterable(scored))
     lengths = torch.tensor([len(values) for values in completions])
     columns = {

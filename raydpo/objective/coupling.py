@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Coupled:
-    """What the global batch makes of a part."""
+    """What a coupled loss of the global batch is for one part of it."""
 
     losses: Tensor  # [b], float64
     slopes: Tensor  # [m], float64
@@ -43,6 +43,7 @@ class Coupled:
 def couple(objective: Objective, parts: Sequence[Part]) -> list[Coupled]:
     """The loss of a global batch, given as all of its parts, in terms of each part."""
     names = [name for part in parts for name in part.names]
+    # By name, because the last digits of a sum depend on the order in which it is added up.
     order = torch.tensor(sorted(range(len(names)), key=names.__getitem__))
     ordered, tokens = in_order(joined([part.rows for part in parts]), order)
     leaf = ordered.token_logps.requires_grad_()
@@ -120,4 +121,5 @@ def _put_back(values: Tensor, order: Tensor) -> Tensor:
 
 def _exact(values: Sequence[Tensor]) -> Tensor:
     together = torch.cat(list(values))
+    # Labels and ranks stay what they are; only numbers that are computed with need the digits.
     return together.double() if together.is_floating_point() else together

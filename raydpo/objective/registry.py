@@ -137,7 +137,7 @@ class Term:
 
     @property
     def loss(self) -> Loss:
-        """What is registered under the name."""
+        """The loss that is registered under the name."""
         return LOSSES[self.loss_type]
 
     @property
@@ -265,6 +265,7 @@ def loss_at_reference(terms: Sequence[Term]) -> float | None:
     """The loss while policy and reference are the same, whatever the pairs; None where it rests on the pairs."""
     if any(term.needs - {REF_TOKEN_LOGPS} != REFERENCE or term.statistics for term in terms):
         return None
+    # Any log-prob will do: these losses see only how far it is from the reference's, which is the same number.
     logps = torch.full((2,), -1.0, dtype=torch.float64)
     of_one_row = torch.zeros(2, dtype=torch.int64)
     same = ScoredRows(
@@ -279,7 +280,7 @@ def loss_at_reference(terms: Sequence[Term]) -> float | None:
 
 
 def _weighted_sum(terms: Sequence[Term], unit: LossUnit, rows: ScoredRows) -> Tensor:
-    """[B]: a row's own value, or the sum over its pairs or completions."""
+    """The weighted sum of all terms, [B]: of a row's own values, or of sums over its pairs or completions."""
     values = [term.weight * term.loss.function(rows, **term.arguments) for term in terms]
     total = sum(values[1:], start=values[0])
     match unit:

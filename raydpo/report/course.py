@@ -32,12 +32,12 @@ class Course:
 
     @property
     def mean(self) -> float:
-        """Over all steps."""
+        """The mean over all steps."""
         return float(self.values.mean())
 
     @property
     def span(self) -> str:
-        """`steps 91 to 101`."""
+        """The first and the last step in words: `steps 91 to 101`."""
         return f"steps {self.steps[0]} to {self.steps[-1]}"
 
     @property
@@ -47,16 +47,16 @@ class Course:
 
     @property
     def begin(self) -> Course:
-        """The first tenth."""
+        """The first tenth of the course."""
         return self.part(0, self.window)
 
     @property
     def end(self) -> Course:
-        """The last tenth."""
+        """The last tenth of the course."""
         return self.part(len(self.values) - self.window, len(self.values))
 
     def part(self, first: int, stop: int) -> Course:
-        """Some of the steps, by their place."""
+        """The course over the steps from place `first` up to `stop`, which is left out."""
         return Course(self.steps[first:stop], self.values[first:stop])
 
 

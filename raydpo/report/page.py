@@ -94,6 +94,7 @@ def side_by_side(evaluations: Sequence[Evaluation], limit: int) -> list[SideBySi
 
 
 def _by_prompt(evaluation: Evaluation | None) -> dict[str, RatedSample]:
+    """The first sample of every prompt, in the order in which they were asked."""
     first: dict[str, RatedSample] = {}
     for sample in evaluation.samples if evaluation else []:
         first.setdefault(sample.prompt, sample)
@@ -171,7 +172,7 @@ def _terms(output: RunOutput) -> tuple[Term, ...]:
 
 
 def _losses(terms: Sequence[Term]) -> str:
-    """`sigmoid (β = 0.1)`, and of a mix with the weights: `sigmoid (β = 0.1) + 0.2 × sft`."""
+    """The loss in words: `sigmoid (β = 0.1)`, and a mix with its weights: `sigmoid (β = 0.1) + 0.2 × sft`."""
     return " + ".join(map(_weighted, terms))
 
 
@@ -182,7 +183,7 @@ def _weighted(term: Term) -> str:
 
 
 def _origin(origin: Origin) -> dict[str, str]:
-    """What the figures were made from, but for what belongs to one model."""
+    """The parts of an origin that are not one model's own, ready to print."""
     parts = {name: value for name, value in vars(origin).items() if name != "weights" and value is not None}
     return {name.replace("_", " "): str(value) for name, value in parts.items()}
 

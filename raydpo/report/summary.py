@@ -105,7 +105,7 @@ def format_interval(interval: Interval | None, digits: int) -> str:
 
 
 def format_change(change: Interval, digits: int) -> str:
-    """`+0.319 [+0.281, +0.357]`."""
+    """A change with its interval, each with its sign: `+0.319 [+0.281, +0.357]`."""
     mean, low, high = (f"{value:+.{digits}f}" for value in (change.mean, change.low, change.high))
     return f"{mean} [{low}, {high}]"
 
