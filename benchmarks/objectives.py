@@ -20,9 +20,12 @@ from benchmarks.child import ROOT
 from raydpo.config.yaml12 import read_yaml
 from raydpo.evaluate.records import Evaluation, read_records
 from raydpo.evaluate.stats import Interval, mean_interval
+from raydpo.objective.contract import MISMATCHED
+from raydpo.objective.registry import make_objective, resolve
 
 LOSSES = ("sigmoid", "ipo", "kto", "simpo", "orpo", "unlikelihood", "preferred_ft")
-MADE_ONCE = ("sft", "sample", "prepare", "precompute")
+MADE_ONCE = ("sft", "sample")
+PREPARED = ("prepare", "precompute")
 OF_A_LOSS = ("train", "exports", "evaluations")
 
 
@@ -44,7 +47,7 @@ def main() -> None:
     options = _options()
     found: list[Found] = []
     for seed in range(options.seeds):
-        work = Workplace(options.recipe, options.scratch / f"seed-{seed}", seed)
+        work = Workplace(options.recipe, options.scratch / f"seed-{seed}", seed, options.steps)
         for stage in MADE_ONCE:
             work.run(stage)
         for loss in options.losses:
@@ -60,6 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--losses", nargs="+", default=list(LOSSES))
+    parser.add_argument("--steps", type=int, help="of each training; by default all of the recipe")
     parser.add_argument("--json", type=Path, default=Path("objectives.json"))
     return parser.parse_args()
 
@@ -67,15 +71,17 @@ def _options() -> argparse.Namespace:
 class Workplace:
     """One output directory, in which the losses take turns."""
 
-    def __init__(self, recipe: Path, output_dir: Path, seed: int) -> None:
+    def __init__(self, recipe: Path, output_dir: Path, seed: int, steps: int | None) -> None:
         self._seed = seed
         self._output = output_dir.absolute()
         self._output.mkdir(parents=True, exist_ok=True)
         self._run_file = self._output.with_suffix(".yaml")
         settings = read_yaml(recipe.read_text(encoding="utf-8"))
         settings |= {"output_dir": str(self._output), "seed": seed}
-        settings["train"]["evaluate_every"] = None  # the last step is evaluated in any case
+        # The last step is evaluated in any case.
+        settings["train"] |= {"evaluate_every": None, "max_steps": steps}
         self._run_file.write_text(json.dumps(settings))  # JSON is YAML
+        self._prepared: bool | None = None  # with completions of other prompts, or without
 
     def run(self, stage: str, *overrides: str) -> None:
         """A stage as a user runs it. RuntimeError with the end of what it printed when it fails."""
@@ -89,7 +95,13 @@ class Workplace:
         """Train with one loss from the beginning, and read the evaluation of its last step."""
         for name in OF_A_LOSS:
             shutil.rmtree(self._output / name, ignore_errors=True)
-        self.run("train", f"train.objective={{loss_type: [{loss}]}}")
+        chosen = f"train.objective={{loss_type: [{loss}]}}"
+        others = MISMATCHED in make_objective(resolve([loss])).needs
+        if others is not self._prepared:  # what is scored already is found in the store
+            for stage in PREPARED:
+                self.run(stage, chosen)
+            self._prepared = others
+        self.run("train", chosen)
         evaluations = read_records(self._output / "evaluations", lambda step: {}).valid
         reference, last = evaluations[0], evaluations[-1]
         assert reference.step == 0 < last.step
