@@ -48,6 +48,7 @@ def tokenize_chunk(
     rows = [outcome.row for outcome in outcomes if outcome.row]
     counts = _count(outcomes)
     if others:
+        # What is added must fit the data's bound and that of every model that reads it.
         positions = [each.positions for each in limits if each.positions is not None]
         rows = with_others(rows, min([settings.max_length, *positions]))
     return to_table(rows), counts

@@ -27,6 +27,7 @@ def length_quantiles(tables: Sequence[pa.Table], kind: Kind) -> dict[str, dict[s
     completions = np.concatenate([completion_lengths(table)[is_own(table)] for table in tables])
     lengths = {"prompt": np.concatenate([prompt_lengths(table) for table in tables])}
     if kind == "pair":
+        # The completions of a pair stand one behind the other, the chosen one first.
         lengths |= {"chosen": completions[0::2], "rejected": completions[1::2]}
     else:
         lengths["completion"] = completions
@@ -34,6 +35,7 @@ def length_quantiles(tables: Sequence[pa.Table], kind: Kind) -> dict[str, dict[s
 
 
 def _quantiles(lengths: Ints) -> dict[str, int]:
+    # A length that occurs, and none between two.
     values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
     return dict(zip(QUANTILES, map(int, values), strict=True))
 
@@ -44,7 +46,7 @@ def extent_of(tables: Sequence[pa.Table]) -> Extent:
     for table in filter(len, tables):
         prompts = prompt_lengths(table)
         lengths = completion_lengths(table)
-        begins = first_completions(table)
+        begins = first_completions(table)  # every row has a completion, or reduceat would borrow the next row's
         largest_ids = [pc.max(pc.list_flatten(table["prompt_ids"])), pc.max(token_ids(table))]
         found.append(
             Extent(

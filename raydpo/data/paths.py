@@ -41,7 +41,10 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
 
 
 def find_files(patterns: Sequence[str]) -> list[Found]:
-    """The same with sizes. A file that has several names, as by a link, is read once, under the first of them."""
+    """The files that the patterns name, with their sizes. Raises UserError as expand_paths does.
+
+    A file that has several names, as by a link, is read once, under the first of them.
+    """
     found = {file.path: file for pattern in patterns for file in _expand(pattern)}
     once: dict[object, Found] = {}
     for path in sorted(found):
@@ -141,6 +144,7 @@ def _walk(
 
 def _fits(name: str, pattern: str) -> bool:
     letters = {"*": "[^/]*", "?": "[^/]"}
+    # As in a shell: `*` finds no hidden names.
     if name.startswith(".") and not pattern.startswith("."):
         return False
     return (
@@ -161,7 +165,7 @@ def _address(pattern: str, path: str, file: str) -> str:
 
 
 def _identity(path: str) -> object:
-    """What is the same for two names of one file."""
+    """What all names of one file have in common: the address, or device and inode."""
     if "://" in path:
         return path
     status = os.stat(path)

@@ -112,6 +112,7 @@ class _GroupTotals:
             return cls(mean, 0.0, k)
         errors = np.zeros(k)
         np.add.at(errors, member, values - mean)
+        # k / (k - 1), because the errors are from a mean of the same groups and so too small.
         return cls(mean, float(k / (k - 1) * (errors**2).sum() / len(values) ** 2), k)
 
 

@@ -59,11 +59,12 @@ def flex_segment_attention(
 
 @lru_cache(maxsize=2)
 def _kernel(*, compiled: bool) -> Callable[..., Any]:
+    # dynamic: packs differ in length, and each length would be compiled anew.
     plain: Callable[..., Any] = flex_attention
     return torch.compile(plain, dynamic=True) if compiled else plain
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # the kernel is compiled anew for every other function object
 def _capped(softcap: float) -> ScoreMod:
     return lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
 
@@ -73,7 +74,7 @@ def block_mask(bounds: Bounds, window: int | None, device: torch.device) -> Bloc
     """Which blocks of keys a block of queries must look at, and the rule inside those that are seen in part."""
     some, whole = _blocks(bounds)
     if window is not None:
-        whole[:] = False
+        whole[:] = False  # a window may hide a part of any block
     part, prompt, positions = _coordinates(bounds, device)
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -100,14 +101,17 @@ def _blocks(bounds: Bounds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
             if keys.stop > keys.start:
                 some[_touched(own), _touched(keys)] = True
                 whole[_inside(own), _inside(keys)] = True
+    # Causal: of the blocks on the diagonal a part is hidden, of those above it everything.
     return np.tril(some), np.tril(whole, -1)
 
 
 def _touched(tokens: slice) -> slice:
+    """The blocks that hold any of the tokens."""
     return slice(tokens.start // BLOCK, -(-tokens.stop // BLOCK))
 
 
 def _inside(tokens: slice) -> slice:
+    """The blocks that hold nothing but these tokens."""
     return slice(-(-tokens.start // BLOCK), tokens.stop // BLOCK)
 
 

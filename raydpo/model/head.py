@@ -189,7 +189,7 @@ class _Sweep:
             self.grad_bias = _add_product(self.grad_bias, self.residual.t(), scale.to(dtype))
 
     def gradients(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """With respect to hidden, weight and bias; the last two in `dtype`."""
+        """The gradients with respect to hidden, weight and bias; the last two in `dtype`."""
         assert self.grad_weight is not None
         bias = None if self.grad_bias is None else self.grad_bias.squeeze(1).to(dtype)
         return self.grad_hidden, self.grad_weight.to(dtype), bias

@@ -20,9 +20,10 @@ from raydpo.model import attention, flex
 from raydpo.model.batch import Batch
 
 BACKENDS = {attention.NAME, flex.NAME}
+# Kinds of layers whose attention can be ours. Whether it then computes the same is for the probe to say.
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
-
+# Weak, so that a note about a model does not keep it in memory.
 _why_padded: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 

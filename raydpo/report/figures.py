@@ -169,6 +169,7 @@ def _curve(
     measured = [row for row in metrics if key in row]
     steps = [row["step"] for row in measured]
     values = [row[key] for row in measured]
+    # Over many steps markers would be a smear, and single batches hide the course.
     if len(values) < LONG_RUN:
         axes.plot(steps, values, color=colour, label=label, linestyle=style, linewidth=1.6, marker="o", markersize=4)
         return
@@ -199,6 +200,7 @@ def _histograms(groups: Mapping[str, Sequence[float]], bins: Sequence[float], ti
     figure = Figure(figsize=(HALF, 3.7), layout="constrained")
     axes = figure.subplots()
     for (name, values), colour, style in zip(groups.items(), (GREY, BLUE), ("--", "-"), strict=False):
+        # Shares and not counts, because the two evaluations may have different numbers of samples.
         weights = np.full(len(values), 1 / len(values))
         axes.hist(values, bins, weights=weights, color=colour, alpha=0.35, label=name)
         axes.hist(values, bins, weights=weights, color=colour, histtype="step", linewidth=1.4, linestyle=style)

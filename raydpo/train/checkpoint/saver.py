@@ -70,6 +70,7 @@ class Saver:
         self._identity = identity
         self._retention = retention
         self._attempt = _agree(uuid.uuid4().hex[:8])  # one name for all ranks, met in no earlier run
+        # One thread, so that rank 0 has written its own part when it begins to wait for the others'.
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._cancelled = threading.Event()
         self._copied: Snapshot | None = None
@@ -108,6 +109,7 @@ class Saver:
                 self._wait()
         finally:
             self._cancelled.set()
+            # After an error nobody waits: the parts of other ranks may never come.
             self._thread.shutdown(wait=False)
 
     def _wait(self) -> None:
@@ -148,7 +150,7 @@ class Saver:
 def resume(policy: Policy, directory: Path) -> Commit | None:
     """Load the newest commit that verifies; all ranks call it and start from the same one, None when there is none.
 
-    Every rank hashes its share of the files. A commit that does not verify is set aside; what a killed run left without
+    Every rank hashes its part of the files. A commit that does not verify is set aside; what a killed run left without
     a commit is removed.
     """
     if policy.rank == 0:
@@ -170,6 +172,7 @@ def _copy_state(policy: Policy) -> tuple[list[SavedSlice], dict[str, float]]:
     slices: list[SavedSlice] = []
     scalars: dict[str, float] = {}
     for each in owned(policy):
+        # What has no dimension, such as the number of steps, is the same for every parameter.
         tensors = {kind: t for kind, t in state[each.master].items() if t.dim()}
         scalars |= {kind: float(t) for kind, t in state[each.master].items() if kind not in tensors}
         copies = {kind: each.of(t).to("cpu", copy=True).numpy() for kind, t in {WEIGHT: each.master, **tensors}.items()}
@@ -180,6 +183,7 @@ def _copy_state(policy: Policy) -> tuple[list[SavedSlice], dict[str, float]]:
 def _refuse_not_finite(step: int, slices: Sequence[SavedSlice]) -> None:
     """UserError, on every rank alike, where any rank's part of the state holds a NaN or an infinity."""
     mine = next((found for each in slices if (found := each.first_not_finite())), None)
+    # All ranks must raise: one that went on would wait for the others in its next exchange.
     if name := next(filter(None, _gather(mine)), None):
         raise diverged(step, name)
 
