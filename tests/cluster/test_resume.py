@@ -52,7 +52,7 @@ def test_training_without_a_whole_reference_is_refused_with_the_remedy(prepared:
     shards[0].unlink()
     refused = raydpo("train", prepared.run_file)
     assert refused.exit_code == 2
-    assert "lacks 32 of 96 rows" in refused.stderr
+    assert "lacks 64 of 192 completions" in refused.stderr
     assert "run `raydpo precompute` with this run file" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (prepared.output_dir / "train").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from raydpo.config.schema import RunFile
 from raydpo.stages import _timed
+from raydpo.stages.values import RunValues
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +26,7 @@ def kept(run: RunFile) -> list[str]:
 
 def test_stages_that_run_as_jobs_of_their_own_keep_their_seconds_side_by_side(run: RunFile) -> None:
     for stage in ("prepare", "train", "prepare"):
-        with _timed(run, stage):
+        with _timed(RunValues(run), stage):
             pass
     assert kept(run) == ["prepare", "train"]
 
@@ -33,6 +34,6 @@ def test_stages_that_run_as_jobs_of_their_own_keep_their_seconds_side_by_side(ru
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"stages": 3}'])
 def test_a_damaged_table_of_seconds_ends_no_stage(run: RunFile, content: str) -> None:
     (Path(run.output_dir) / "timings.json").write_text(content)
-    with _timed(run, "train"):
+    with _timed(RunValues(run), "train"):
         pass
     assert kept(run) == ["train"]
