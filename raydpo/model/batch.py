@@ -19,7 +19,7 @@ from raydpo.data.pack import Pack
 from raydpo.objective.contract import ScoredRows
 
 ALL = slice(0, None)
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_COLUMNS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Batch:
     def from_pack(
         cls,
         pack: Pack,
-        columns: Mapping[str, Tensor] = NOTHING,
-        token_columns: Mapping[str, Tensor] = NOTHING,
+        columns: Mapping[str, Tensor] = NO_COLUMNS,
+        token_columns: Mapping[str, Tensor] = NO_COLUMNS,
         *,
         device: torch.device | str = "cpu",
     ) -> Batch:

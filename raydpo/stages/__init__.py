@@ -55,7 +55,7 @@ def sample(run: RunFile) -> Result:
 
 
 def precompute(run: RunFile) -> Result:
-    """Reference log-probs of every pair that the store lacks."""
+    """Reference log-probs of every completion that the store lacks."""
     from raydpo.reference.dataset import MANIFEST
     from raydpo.runtime.pools.pool import score_missing
     from raydpo.workspace.prepared import check_pairs

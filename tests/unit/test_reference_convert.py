@@ -23,7 +23,6 @@ from raydpo.runtime.pools.pool import score_missing
 from raydpo.stages.converting import Converted, convert_values
 from raydpo.stages.values import RunValues
 from raydpo.workspace.prepared import prepared_datasets
-from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 
 pytestmark = pytest.mark.unit
@@ -42,13 +41,6 @@ LAYOUT = pa.schema(
 )
 LOGPS = np.random.default_rng(0).normal(-40, 20, (5, 2)).astype(np.float32)  # of the run's rows
 STRANGER = b"s" * 16  # a row of another run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_tiny_model(path)
-    return path
 
 
 @pytest.fixture

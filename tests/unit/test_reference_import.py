@@ -20,7 +20,6 @@ from raydpo.reference.maintenance import KeySummary, export_key, list_keys
 from raydpo.stages.importing import Imported, import_values
 from raydpo.stages.values import RunValues
 from raydpo.workspace.prepared import prepared_datasets
-from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 
 pytestmark = pytest.mark.unit
@@ -28,13 +27,6 @@ pytestmark = pytest.mark.unit
 VALUES = [{"ref_chosen_logps": -10.5 - i, "ref_rejected_logps": -20.25 - i} for i in range(5)]
 FLAT = [value for pair in VALUES for value in pair.values()]
 GIVEN = [pair | value for pair, value in zip(PAIRS, VALUES, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_tiny_model(path)
-    return path
 
 
 @pytest.fixture

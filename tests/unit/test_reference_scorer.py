@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from raydpo.config.schema import RunFile
 from raydpo.reference.dataset import Dataset, open_dataset
 from raydpo.reference.store import Store
-from raydpo.runtime.cluster import device
 from raydpo.runtime.pools.scorer import ReferenceScorer
 from raydpo.stages.values import RunValues
-from tests.models import save_tiny_model
 from tests.prepared import PAIRS, prepare, prepared_run
 from tests.stores import files_of
 
@@ -27,24 +24,11 @@ WORSE = PAIRS[0] | {"chosen": " is better"}
 SHARED = [PAIRS[0], BETTER, WORSE, PAIRS[1]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_tiny_model(path)
-    return path
-
-
 @pytest.fixture
 def run(model: Path, tmp_path: Path) -> RunFile:
     run = prepared_run(model, tmp_path, str(tmp_path / "store"))
     prepare(run, SHARED)
     return run
-
-
-@pytest.fixture(autouse=True)
-def a_cpu_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks Ray for its device in a process that has no Ray starts a cluster."""
-    monkeypatch.setattr(device, "granted_device", lambda: torch.device("cpu"))
 
 
 def scorer_of(run: RunFile) -> tuple[ReferenceScorer, Store]:
