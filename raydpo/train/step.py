@@ -50,14 +50,15 @@ def train_step(policy: Policy, rank_batch: RankBatch, objective: Objective, *, l
     normaliser = rank_batch.totals[objective.mean_over]
     sums = _backward_all(policy, rank_batch, objective, policy.world_size / normaliser)
     grad_norm = policy.step()
-    totals = reduce_sums(sums.totals)
-    counts = reduce_sums(sums.counts)
-    means = {name: totals[name] / count for name, count in counts.items() if count}
-    metrics = {"loss": totals["loss"] / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
+    loss, means = sums.over_all_ranks()
+    metrics = {"loss": loss / normaliser, **means, "grad_norm": grad_norm, "learning_rate": lr}
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
         raise _not_finite(rank_batch, sums.row_losses, wrong)
     return metrics
+
+
+_COUNT_OF = "count of "  # before the name of a metric, where its count travels beside its total
 
 
 def _zeros() -> defaultdict[str, Tensor]:
@@ -80,6 +81,14 @@ class _Sums:
         for name, mean in metrics.items():
             self.totals[name] += mean.total.sum().cpu()
             self.counts[name] += mean.count.sum().cpu()
+
+    def over_all_ranks(self) -> tuple[float, dict[str, float]]:
+        """The sum of all losses, and the mean of every metric that was measured, from one exchange between the ranks."""
+        names = sorted(self.counts)
+        counts = {_COUNT_OF + name: self.counts[name] for name in names}
+        reduced = reduce_sums({**self.totals, **counts})
+        measured = [name for name in names if reduced[_COUNT_OF + name]]
+        return reduced["loss"], {name: reduced[name] / reduced[_COUNT_OF + name] for name in measured}
 
 
 def _backward_all(policy: Policy, rank_batch: RankBatch, objective: Objective, scale: float) -> _Sums:
