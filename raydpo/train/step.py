@@ -83,7 +83,7 @@ class _Sums:
             self.counts[name] += mean.count.sum().cpu()
 
     def over_all_ranks(self) -> tuple[float, dict[str, float]]:
-        """The sum of all losses, and the mean of every metric that was measured, from one exchange between the ranks."""
+        """The sum of all losses, and the mean of every metric that was measured, from one exchange of the ranks."""
         names = sorted(self.counts)
         counts = {_COUNT_OF + name: self.counts[name] for name in names}
         reduced = reduce_sums({**self.totals, **counts})
