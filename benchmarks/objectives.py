@@ -23,7 +23,17 @@ from raydpo.evaluate.stats import Interval, mean_interval
 from raydpo.objective.contract import MISMATCHED
 from raydpo.objective.registry import make_objective, resolve
 
-LOSSES = ("sigmoid", "ipo", "kto", "simpo", "orpo", "unlikelihood", "preferred_ft")
+# With the arguments that differ from a loss's own defaults.
+LOSSES: dict[str, dict[str, float]] = {
+    "sigmoid": {},
+    "ipo": {},
+    # A ranked row of four has one wanted completion and three others.
+    "kto": {"undesirable_weight": 0.33},
+    "simpo": {},
+    "orpo": {},
+    "unlikelihood": {},
+    "preferred_ft": {},
+}
 MADE_ONCE = ("sft", "sample")
 PREPARED = ("prepare", "precompute")
 OF_A_LOSS = ("train", "exports", "evaluations")
@@ -95,7 +105,8 @@ class Workplace:
         """Train with one loss from the beginning, and read the evaluation of its last step."""
         for name in OF_A_LOSS:
             shutil.rmtree(self._output / name, ignore_errors=True)
-        chosen = f"train.objective={{loss_type: [{loss}]}}"
+        objective = {"loss_type": [loss], **LOSSES.get(loss, {})}
+        chosen = f"train.objective={json.dumps(objective)}"
         others = MISMATCHED in make_objective(resolve([loss])).needs
         if others is not self._prepared:  # what is scored already is found in the store
             for stage in PREPARED:
