@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from raydpo.config.schema import RunFile
 
-
 _ANY = "*"  # stands for the name of an entry where a mapping holds sections, such as judge.judges
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from raydpo.reward.questions import firmer_wording, first_wording, read_choice
 from raydpo.track.progress import Progress
 from raydpo.track.say import say
 
+OPENAI = "https://api.openai.com/v1"
+_NO_KEY = "none"  # the client will not do without one
 GIVE_UP_AFTER = 8  # requests in a row that came to nothing, each after its retries
 _NO_REPLY = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 
@@ -39,9 +42,10 @@ class Address:
     """Where a judge is asked."""
 
     model: str
-    base_url: str | None  # None: OpenAI's own
+    base_url: str
     api_key: str = field(repr=False)
     identity: str  # what decides its replies beside the request: the address, or the digest of served weights
+    key_from: str | None = None  # the variable that the key stands in; None: it needs none
 
 
 class EndpointJudge:
@@ -156,7 +160,9 @@ class EndpointJudge:
             self._count_refused(error)
             raise
         if not isinstance(completion, ChatCompletion):
-            raise UserError(f"judge {self._name}: {self._where()} is no OpenAI-compatible endpoint; mend base_url.")
+            raise UserError(
+                f"judge {self._name}: {self._address.base_url} is no OpenAI-compatible endpoint; mend base_url."
+            )
         self._in_vain = 0
         self._refused = 0
         usage = completion.usage
@@ -171,20 +177,22 @@ class EndpointJudge:
             tries = f"{self._in_vain} requests in a row, each tried {self._asked.retries + 1} times"
             what = "has no quota left" if spent_out else f"gave no reply to {tries}"
             raise UserError(
-                f"judge {self._name}: {self._where()} {what} ({reason(error)}). Look at the address, and raise "
+                f"judge {self._name}: {self._address.base_url} {what} ({reason(error)}). Look at the address, and raise "
                 f"timeout={self._asked.timeout:g} or lower parallel={self._asked.parallel} where it is busy. "
                 "Start again then: replies that have come are kept, and only the rest is asked."
             ) from error
 
     def _rejects_key(self, error: openai.APIStatusError) -> UserError:
+        source = self._address.key_from
+        key = f"the key in {source}" if source else "requests without a key"
         return UserError(
-            f"judge {self._name}: {self._where()} rejects the key in {self._asked.api_key_env} ({error.status_code}); "
-            "set that variable to a key which may use the model, or api_key_env to the variable that has one."
+            f"judge {self._name}: {self._address.base_url} rejects {key} ({error.status_code}: {reason(error)}); put one that "
+            "may use the model into a variable of the environment, and its name into api_key_env."
         )
 
     def _not_there(self, error: openai.APIStatusError) -> UserError:
         return UserError(
-            f"judge {self._name}: {self._where()} does not know the model {self._address.model!r} ({reason(error)}); "
+            f"judge {self._name}: {self._address.base_url} does not know the model {self._address.model!r} ({reason(error)}); "
             "mend its model or base_url."
         )
 
@@ -192,12 +200,9 @@ class EndpointJudge:
         self._refused += 1
         if self._refused >= GIVE_UP_AFTER:
             raise UserError(
-                f"judge {self._name}: {self._where()} calls every request a bad one ({reason(error)}); mend what it "
+                f"judge {self._name}: {self._address.base_url} calls every request a bad one ({reason(error)}); mend what it "
                 "names. temperature: null leaves the temperature out."
             ) from error
-
-    def _where(self) -> str:
-        return self._address.base_url or "OpenAI's endpoint"
 
     def _say_budget(self) -> None:
         used = self._ledger.spent
@@ -207,6 +212,20 @@ class EndpointJudge:
             f"{self._ledger.cost:.4g}. Raise it and start again: only what lacks is asked.",
             sys.stderr,
         )
+
+
+def remote_address(name: str, asked: AskedJudge) -> Address:
+    """Where a judge with a model is asked. UserError where the variable with its key is not set."""
+    assert asked.model
+    variable = asked.api_key_env or (None if asked.base_url else "OPENAI_API_KEY")
+    key = os.environ.get(variable, "") if variable else _NO_KEY
+    if not key:
+        raise UserError(
+            f"judge {name}: the environment has no {variable}, which must hold the key of its endpoint; set it, or "
+            "name another in api_key_env."
+        )
+    base_url = asked.base_url or OPENAI
+    return Address(asked.model, base_url, key, identity=base_url, key_from=variable)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

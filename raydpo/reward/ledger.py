@@ -1,4 +1,4 @@
-"""What an endpoint has answered and what that has cost, on the disk: no question is paid for twice, no budget passed."""
+"""What an endpoint has answered and what that cost, on the disk: nothing is paid for twice, no budget is passed."""
 
 from __future__ import annotations
 

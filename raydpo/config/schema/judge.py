@@ -33,7 +33,8 @@ class AskedJudge(Section):
     model: str | None = None  # the name by which the endpoint at base_url knows it
     serve: ModelLocation | None = None  # a chat model that the run serves with vLLM while it judges
     base_url: str | None = None  # default: OpenAI's own
-    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$")  # the variable that holds it
+    # The variable that holds the key. By default OPENAI_API_KEY for OpenAI itself, and no key for any other base_url.
+    api_key_env: str | None = Field(None, pattern=r"^[A-Z_][A-Z0-9_]*$")
     question: str = "dialogue"  # summary, concise_summary, dialogue, or a file with {prompt}, {first} and {second}
     temperature: float | None = Field(0.0, ge=0)  # null: not said, for models that refuse it
     max_tokens: PositiveInt = 256  # of a reply
