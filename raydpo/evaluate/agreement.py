@@ -42,10 +42,9 @@ def position_bias(places: Sequence[Sequence[str | None]], prompts: Sequence[Hash
     A comparison asked in both orders gives the first place both times, neither, or the second both times; the sign
     test counts those that lean to a side. Asked in one order, which was drawn, every choice counts.
     """
-    choices = [
-        (place == "first", prompt) for asked, prompt in zip(places, prompts, strict=True) for place in _of(asked)
-    ]
-    leaning = [asked.count("first") - asked.count("second") for asked in map(_of, places)]
+    choices_of = [_choices(asked) for asked in places]
+    choices = [(place == "first", prompt) for asked, prompt in zip(choices_of, prompts, strict=True) for place in asked]
+    leaning = [asked.count("first") - asked.count("second") for asked in choices_of]
     share = share_interval([hit for hit, _ in choices], [prompt for _, prompt in choices]) if choices else None
     firsts = sum(lean > 0 for lean in leaning)
     return PositionBias(share, sign_test(firsts, sum(lean < 0 for lean in leaning)))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -14,14 +13,13 @@ from openai.types.chat import ChatCompletion
 
 from raydpo.config.schema import AskedJudge
 from raydpo.errors import UserError, reason
+from raydpo.reward.address import Address
 from raydpo.reward.judge import Answer, Orders, Preference
 from raydpo.reward.ledger import Ledger, OutOfBudget, Reply, Room, Usage
 from raydpo.reward.questions import firmer_wording, first_wording, read_choice
 from raydpo.track.progress import Progress
 from raydpo.track.say import say
 
-OPENAI = "https://api.openai.com/v1"
-_NO_KEY = "none"  # the client will not do without one
 GIVE_UP_AFTER = 8  # requests in a row that came to nothing, each after its retries
 _NO_REPLY = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 
@@ -37,17 +35,6 @@ class _Line:
     room: Room
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a judge is asked."""
-
-    model: str
-    base_url: str
-    api_key: str = field(repr=False)
-    identity: str  # what decides its replies beside the request: the address, or the digest of served weights
-    key_from: str | None = None  # the variable that the key stands in; None: it needs none
-
-
 class EndpointJudge:
     """Asks a model which completion is better. What it has answered before is read from the ledger."""
 
@@ -55,6 +42,7 @@ class EndpointJudge:
         self, name: str, asked: AskedJudge, address: Address, question: str, ledger: Ledger, orders: Orders
     ) -> None:
         self._name = name
+        self._who = f"judge {name}: {address.base_url}"  # as messages call it
         self._asked = asked
         self._address = address
         self._question = question
@@ -160,9 +148,7 @@ class EndpointJudge:
             self._count_refused(error)
             raise
         if not isinstance(completion, ChatCompletion):
-            raise UserError(
-                f"judge {self._name}: {self._address.base_url} is no OpenAI-compatible endpoint; mend base_url."
-            )
+            raise UserError(f"{self._who} is no OpenAI-compatible endpoint; mend base_url.")
         self._in_vain = 0
         self._refused = 0
         usage = completion.usage
@@ -177,7 +163,7 @@ class EndpointJudge:
             tries = f"{self._in_vain} requests in a row, each tried {self._asked.retries + 1} times"
             what = "has no quota left" if spent_out else f"gave no reply to {tries}"
             raise UserError(
-                f"judge {self._name}: {self._address.base_url} {what} ({reason(error)}). Look at the address, and raise "
+                f"{self._who} {what} ({reason(error)}). Look at the address, and raise "
                 f"timeout={self._asked.timeout:g} or lower parallel={self._asked.parallel} where it is busy. "
                 "Start again then: replies that have come are kept, and only the rest is asked."
             ) from error
@@ -186,13 +172,13 @@ class EndpointJudge:
         source = self._address.key_from
         key = f"the key in {source}" if source else "requests without a key"
         return UserError(
-            f"judge {self._name}: {self._address.base_url} rejects {key} ({error.status_code}: {reason(error)}); put one that "
+            f"{self._who} rejects {key} ({error.status_code}: {reason(error)}); put one that "
             "may use the model into a variable of the environment, and its name into api_key_env."
         )
 
     def _not_there(self, error: openai.APIStatusError) -> UserError:
         return UserError(
-            f"judge {self._name}: {self._address.base_url} does not know the model {self._address.model!r} ({reason(error)}); "
+            f"{self._who} does not know the model {self._address.model!r} ({reason(error)}); "
             "mend its model or base_url."
         )
 
@@ -200,7 +186,7 @@ class EndpointJudge:
         self._refused += 1
         if self._refused >= GIVE_UP_AFTER:
             raise UserError(
-                f"judge {self._name}: {self._address.base_url} calls every request a bad one ({reason(error)}); mend what it "
+                f"{self._who} calls every request a bad one ({reason(error)}); mend what it "
                 "names. temperature: null leaves the temperature out."
             ) from error
 
@@ -212,20 +198,6 @@ class EndpointJudge:
             f"{self._ledger.cost:.4g}. Raise it and start again: only what lacks is asked.",
             sys.stderr,
         )
-
-
-def remote_address(name: str, asked: AskedJudge) -> Address:
-    """Where a judge with a model is asked. UserError where the variable with its key is not set."""
-    assert asked.model
-    variable = asked.api_key_env or (None if asked.base_url else "OPENAI_API_KEY")
-    key = os.environ.get(variable, "") if variable else _NO_KEY
-    if not key:
-        raise UserError(
-            f"judge {name}: the environment has no {variable}, which must hold the key of its endpoint; set it, or "
-            "name another in api_key_env."
-        )
-    base_url = asked.base_url or OPENAI
-    return Address(asked.model, base_url, key, identity=base_url, key_from=variable)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

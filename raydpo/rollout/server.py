@@ -25,7 +25,6 @@ class Served:
     """What is served and with what."""
 
     model: str
-    dtype: str
     max_model_len: int
     gpus: float
     threads: int
@@ -103,7 +102,6 @@ def command(served: Served, host: str, port: int) -> Sequence[str]:
         "--served-model-name": NAME,
         "--host": host,
         "--port": str(port),
-        "--dtype": served.dtype,
         "--max-model-len": str(served.max_model_len),
     }
     flat = [part for option in options.items() for part in option]

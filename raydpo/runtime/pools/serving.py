@@ -1,4 +1,4 @@
-"""A model that the run serves itself for its judge: vLLM's server on a node of the cluster, gone when the block ends."""
+"""A model that the run serves itself for a judge: vLLM's server on a node of the cluster, while a block runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from raydpo.config.schema import AskedJudge
 from raydpo.errors import UserError
-from raydpo.reward.endpoint import Address
+from raydpo.reward.address import Address
 from raydpo.rollout.server import NAME, STOP_S, Served, Server
 from raydpo.runtime.pools.rewards import POLL_S, SAY_EVERY_S, last_line
 from raydpo.track.say import say
@@ -37,7 +37,7 @@ class _ServerActor:
 
 
 @contextmanager
-def served_judge(asked: AskedJudge, dtype: str, identity: str, log: Path) -> Iterator[Address]:
+def served_judge(asked: AskedJudge, identity: str, log: Path) -> Iterator[Address]:
     """Serve a judge's model for the length of the block. UserError with the server's own words where it does not start.
 
     identity: what its replies are kept under, as its address is another one each time.
@@ -45,7 +45,6 @@ def served_judge(asked: AskedJudge, dtype: str, identity: str, log: Path) -> Ite
     assert asked.serve
     served = Served(
         model=asked.serve,
-        dtype=dtype,
         max_model_len=asked.max_model_len,
         gpus=asked.gpus,
         threads=max(1, int(asked.cpus)),
