@@ -63,6 +63,16 @@ class EndpointJudge:
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
+    def known(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[Preference]:
+        """The same from the ledger alone: what it does not hold has not arrived. Nobody is asked."""
+        return asyncio.run(self._known(list(zip(prompts, a, b, strict=True))))
+
+    async def _known(self, comparisons: Sequence[Texts]) -> list[Preference]:
+        return [
+            Preference(tuple([await self._answer(None, texts, a_first) for a_first in self._orders.of(*texts)]))
+            for texts in comparisons
+        ]
+
     async def _prefer(self, comparisons: Sequence[Texts]) -> list[Preference]:
         orders = {texts: self._orders.of(*texts) for texts in comparisons}  # what comes twice is asked once
         questions = [(texts, a_first) for texts, places in orders.items() for a_first in places]
@@ -91,7 +101,7 @@ class EndpointJudge:
             max_retries=self._asked.retries,
         )
 
-    async def _answer(self, line: _Line, texts: Texts, a_first: bool) -> Answer:
+    async def _answer(self, line: _Line | None, texts: Texts, a_first: bool) -> Answer:
         """In one order; a reply without a choice is asked for once more, in firmer words."""
         prompt, a, b = texts
         shown = {"prompt": prompt, "first": a if a_first else b, "second": b if a_first else a}
@@ -108,7 +118,7 @@ class EndpointJudge:
                 return Answer(a_first, verdict, words)
         return Answer(a_first, None, words)
 
-    async def _reply(self, line: _Line, text: str) -> Reply | None:
+    async def _reply(self, line: _Line | None, text: str) -> Reply | None:
         """From the ledger, or from the endpoint; None where there is none to be had now."""
         request: dict[str, Any] = {
             "model": self._address.model,
@@ -119,7 +129,7 @@ class EndpointJudge:
             request["temperature"] = self._asked.temperature
         if found := self._ledger.find(request):
             return found
-        if self._stopped:
+        if self._stopped or line is None:
             return None
         # A token is at least a byte, so no question has more; what the chat template adds is counted generously.
         most = Usage(1, len(text.encode()) + 64, self._asked.max_tokens)

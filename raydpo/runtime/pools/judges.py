@@ -10,11 +10,11 @@ from raydpo.config.schema import AskedJudge
 from raydpo.model.directory import text_digest, weights_digest
 from raydpo.reward.address import Address, remote_address
 from raydpo.reward.endpoint import EndpointJudge
-from raydpo.reward.judge import Judge, Orders, Rate, RewardJudge
+from raydpo.reward.judge import Judge, Orders, Preference, Rate, RewardJudge
 from raydpo.reward.ledger import Ledger
 from raydpo.reward.questions import read_question
 from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
-from raydpo.runtime.pools.serving import served_judge
+from raydpo.runtime.pools.serving import not_served, served_judge
 from raydpo.workspace.layout import Layout
 
 
@@ -34,18 +34,42 @@ def open_judge(name: str, asked: AskedJudge, orders: Orders, layout: Layout) -> 
         with reward_process(asked.reward) as process:
             yield OpenJudge(RewardJudge(_rate(process), orders), None, f"reward function {asked.reward}")
     elif asked.serve:
-        identity = f"{weights_digest(asked.serve)} {text_digest(asked.serve)}"
-        with served_judge(asked, identity, layout.logs / f"judge-{name}.log") as address:
-            yield _behind(name, asked, address, orders, layout, asked.serve)
+        served = _Served(name, asked, orders, layout)
+        yield OpenJudge(served, served.ledger, asked.serve)
     else:
         address = remote_address(name, asked)
-        yield _behind(name, asked, address, orders, layout, f"{address.model} at {address.base_url}")
+        ledger = _ledger(name, asked, address.identity, layout)
+        judge = EndpointJudge(name, asked, address, read_question(asked.question), ledger, orders)
+        yield OpenJudge(judge, ledger, f"{address.model} at {address.base_url}")
 
 
-def _behind(name: str, asked: AskedJudge, address: Address, orders: Orders, layout: Layout, what: str) -> OpenJudge:
-    ledger = Ledger(layout.replies / f"{name}.jsonl", address.identity, asked.budget, asked.prices)
-    question = read_question(asked.question)
-    return OpenJudge(EndpointJudge(name, asked, address, question, ledger, orders), ledger, what)
+class _Served:
+    """A judge whose server starts when there is something to ask, which there is not where all has been answered."""
+
+    def __init__(self, name: str, asked: AskedJudge, orders: Orders, layout: Layout) -> None:
+        assert asked.serve
+        self._name = name
+        self._asked = asked
+        self._orders = orders
+        self._log = layout.logs / f"judge-{name}.log"
+        self._identity = f"{weights_digest(asked.serve)} {text_digest(asked.serve)}"
+        self.ledger = _ledger(name, asked, self._identity, layout)
+
+    def __call__(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[Preference]:
+        """One preference a prompt."""
+        known = self._at(not_served(self._identity)).known(prompts, a, b)
+        if all(preference.arrived for preference in known):
+            return known
+        with served_judge(self._asked, self._identity, self._log) as address:
+            return self._at(address)(prompts, a, b)
+
+    def _at(self, address: Address) -> EndpointJudge:
+        question = read_question(self._asked.question)
+        return EndpointJudge(self._name, self._asked, address, question, self.ledger, self._orders)
+
+
+def _ledger(name: str, asked: AskedJudge, identity: str, layout: Layout) -> Ledger:
+    return Ledger(layout.replies / f"{name}.jsonl", identity, asked.budget, asked.prices)
 
 
 def _rate(process: RewardProcess) -> Rate:

@@ -62,6 +62,11 @@ def served_judge(asked: AskedJudge, identity: str, log: Path) -> Iterator[Addres
         ray.kill(actor)
 
 
+def not_served(identity: str) -> Address:
+    """The address of a judge that nobody has asked to start."""
+    return Address(NAME, "", "", identity)
+
+
 def _waited_for(pending: ray.ObjectRef, served: Served) -> str:
     began = said = time.monotonic()
     while not ray.wait([pending], timeout=POLL_S)[0]:
