@@ -54,7 +54,7 @@ def share_interval(
 ) -> Interval:
     """Share of hits, 0..1, with Wilson's score interval (Wilson 1927) for as many trials as the hits are worth.
 
-    A hit is 1 or True, a miss 0 or False; a half is a tie, which spreads less and so is given no less width.
+    A hit is 1 or True, a miss 0 or False, and a tie a half: it spreads less, but counts as one trial at most.
 
     Hits of one group repeat each other, so n of them are worth fewer independent ones: as many as give the variance
     between groups (their effective number, Korn and Graubard 1998). Where there is none, because all or none of the
