@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 from raydpo.cli import main
-from raydpo.config.load import load_run_file
 from raydpo.evaluate.judgements import read_judgements
-from raydpo.evaluate.records import RatedSample, summarise, write_evaluation
-from raydpo.stages.values import RunValues
-from raydpo.workspace.asked import origin_of
 from tests.endpoint import QUESTION, endpoint
+from tests.evaluations import evaluate_in_words
 
 pytestmark = pytest.mark.unit
 
@@ -43,11 +40,7 @@ def evaluated(run_file: Path) -> Path:
             f"evaluate: {{prompts: [{directory}/prompts.jsonl], scorer: length}}\n"
             f"judge:\n  judges:\n    mine: {{model: planted, question: {directory}/question.txt, retries: 0}}\n"
         )
-    values = RunValues(load_run_file(run_file))
-    made_from = origin_of(values.evaluations(), values.layout.reference_model)
-    for step in (0, 2, 4):
-        samples = [RatedSample(row["prompt"], " good" + " very" * step, 1.0, float(step), 3, "stop") for row in prompts]
-        write_evaluation(summarise(step, "m", samples, made_from=made_from, seconds={}), values.layout.evaluations)
+    evaluate_in_words(run_file, [row["prompt"] for row in prompts], [0, 2, 4])
     return run_file
 
 
