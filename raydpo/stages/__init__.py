@@ -152,11 +152,12 @@ def run(run: RunFile) -> Result:
         results["train"] = _train(values, engines)
         if run.evaluate and engines:
             results["evaluate"] = _evaluate(values, engines)
-    try:
-        if run.judge:
-            results["judge"] = judge(run)
-    finally:  # a judge that fails must not hide what was trained and measured
-        results["report"] = report(run)
+        stack.close()  # the samplers make room for a judge's server
+        try:
+            if run.judge:
+                results["judge"] = judge(run)
+        finally:  # a judge that fails must not hide what was trained and measured
+            results["report"] = report(run)
     return results
 
 
