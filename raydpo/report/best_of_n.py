@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from raydpo.errors import UserError
+from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval, mean_interval
 from raydpo.rollout.best_of_n import (
     Optimum,
@@ -121,22 +122,34 @@ def read_best_of_n(path: Path) -> BestOfNRecord | None:
         raise UserError(f"{path} is not what bestofn writes ({where}: {first['msg']}); delete it.") from error
 
 
+def best_of_n_rows(record: BestOfNRecord) -> list[tuple[str, str, str, str, str, str]]:
+    """Lines of a table, ready to print: the reward that selects, N, bound, KL, true reward, reward of the optimum."""
+    return [
+        (
+            row.selected_by,
+            str(row.n),
+            f"{row.kl_bound:.3f}",
+            _interval(row.kl),
+            _interval(row.reward),
+            "" if row.attainable is None else f"{row.attainable:.3f}",
+        )
+        for row in record.selections
+    ]
+
+
 def best_of_n_table(record: BestOfNRecord) -> str:
     """The table that the terminal shows, with 95 % intervals in brackets, and a line on the optimum."""
-    reward = f"{record.true_reward} reward"
-    head = f"{'selected by':<24} {'N':>4}  {'KL ≤':>6}  {'KL measured':<22} {reward:<26} at most"
-    lines = [
-        f"Best-of-N: {record.prompts} prompts, {record.samples} samples of each; the reference itself has "
-        f"{_interval(record.reference, 3)}",
-        head,
-    ]
-    for row in record.selections:
-        most = "" if row.attainable is None else f"{row.attainable:.3f}"
-        lines.append(
-            f"{row.selected_by:<24} {row.n:>4}  {row.kl_bound:>6.3f}  {_interval(row.kl, 3):<22} "
-            f"{_interval(row.reward, 3):<26} {most}"
-        )
-    return "\n".join([*lines, optimum_in_words(record)])
+    head = ("selected by", "N", "KL ≤", "KL measured", f"{record.true_reward} reward", "at most")
+    rows = [head, *best_of_n_rows(record)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        [
+            f"Best-of-N: {record.prompts} prompts, {record.samples} samples of each; the reference itself has a "
+            f"{record.true_reward} reward of {_interval(record.reference)}",
+            *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
+            optimum_in_words(record),
+        ]
+    )
 
 
 def optimum_in_words(record: BestOfNRecord) -> str:
@@ -147,6 +160,19 @@ def optimum_in_words(record: BestOfNRecord) -> str:
     return (
         f"At most: the true reward of π* ∝ π_ref · exp(r/β) at the same KL, from the same samples, to a KL of "
         f"{last.kl.mean:.2f} (reward {last.reward.mean:.3f}); beyond it too few of them would stand for π*."
+    )
+
+
+def draws_from_the_same(record: BestOfNRecord, evaluation: Evaluation) -> bool:
+    """Whether an evaluation asked the same prompts in the same way, by the same reward and against the same model."""
+    origin = evaluation.made_from
+    return (
+        record.made_from["weights"] == origin.reference
+        and record.made_from["contents"] == origin.prompts
+        and record.made_from["decoding"] == origin.decoding.named()
+        and record.made_from["rewards"][record.true_reward] == origin.scorer_source
+        and record.true_reward == origin.scorer
+        and evaluation.sequence_kl is not None
     )
 
 
@@ -176,5 +202,5 @@ def _selection(
     )
 
 
-def _interval(found: Interval, digits: int) -> str:
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+def _interval(found: Interval) -> str:
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

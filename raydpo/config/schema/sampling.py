@@ -21,6 +21,10 @@ class Decoding(Section):
         """The values as names of samples have them: top_k, which came later, only where it is set."""
         return self.model_dump(exclude={"top_k"} if self.top_k is None else None)
 
+    def __str__(self) -> str:
+        """The values as a report shows them: `temperature=1.0 top_p=1.0 max_tokens=64`."""
+        return " ".join(f"{name}={value}" for name, value in self.named().items())
+
 
 class Sampler(Section):
     """The vLLM engines that sample; they stay up and swap weights."""
