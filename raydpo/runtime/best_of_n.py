@@ -27,7 +27,9 @@ from raydpo.track.say import say
 from raydpo.workspace.layout import Layout
 
 BLOCK = 16  # completions of a prompt that are drawn together; more are asked for by further blocks
-SEEDS_APART = 1 << 40  # between the seeds of two blocks, so that no prompt has one twice
+# Between the seeds of two blocks, so that no prompt has one twice. A CPU's generator takes the lower 32 bits of a seed
+# alone: seeds further apart than that would draw the same completions again.
+SEEDS_APART = 1 << 20
 
 Floats = NDArray[np.float64]
 
@@ -92,9 +94,9 @@ def _drawing_of(settings: BestOfNSettings) -> Drawing:
     return Drawing(layout.reference_model, prompts, asked.decoding, BLOCK, settings.seed)
 
 
-def _blocks(settings: BestOfNSettings, first: Drawing) -> list[Drawing]:
+def blocks_of(asked: BestOfN, first: Drawing) -> list[Drawing]:
     """As many blocks as hold the samples that are asked for."""
-    number = -(-settings.best_of_n.samples_per_prompt // BLOCK)
+    number = -(-asked.samples_per_prompt // BLOCK)
     return [replace(first, seed=first.seed + block * SEEDS_APART) for block in range(number)]
 
 
@@ -127,7 +129,7 @@ def _made_from(settings: BestOfNSettings, drawing: Drawing) -> dict[str, Any]:
 
 def _rewards(settings: BestOfNSettings, first: Drawing, engines: Samplers) -> dict[str, Floats]:
     """[P, M] rewards of the samples, by the name of the reward."""
-    blocks = _blocks(settings, first)
+    blocks = blocks_of(settings.best_of_n, first)
     names = list(dict.fromkeys([settings.evaluate.scorer, *settings.selecting]))
     drawn_from = _drawn_from(settings, first)
     found = {name: np.empty((len(first.prompts), len(blocks) * BLOCK)) for name in names}

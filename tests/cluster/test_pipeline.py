@@ -117,6 +117,8 @@ def test_the_best_of_n_of_the_reference_keeps_its_bound_and_selects_what_is_bett
     assert means == sorted(set(means))
     tables = [pq.read_table(path) for path in (whole.output_dir / "completions").rglob("*.parquet")]
     drawn = sum(table.num_rows for table in tables)
+    blocks = [table["completion_ids"].to_pylist() for table in tables if table.num_rows == 24 * 16]
+    assert blocks[0] != blocks[1], "the second block draws the first one's completions again"
     assert drawn == NUM_PROMPTS * 4 + 4 * 24 + 2 * 24 * 16, "samples, evaluations of four models, two blocks of 16"
 
 

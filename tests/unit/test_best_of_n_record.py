@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from raydpo.config.schema import Decoding, RunFile
+from raydpo.config.schema import BestOfN, Decoding, RunFile
+from raydpo.data.prompts import Prompt
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Records
 from raydpo.report.best_of_n import (
@@ -25,6 +26,8 @@ from raydpo.report.best_of_n import (
     write_best_of_n,
 )
 from raydpo.report.page import write_report
+from raydpo.runtime.best_of_n import BLOCK, blocks_of
+from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing
 from tests.unit.test_report import evaluation, make_output
 
 pytestmark = pytest.mark.unit
@@ -147,6 +150,16 @@ def test_what_cannot_be_had_is_refused_where_the_run_file_is_read(
 ) -> None:
     with pytest.raises(ValidationError, match=says):
         run_file(section, **evaluate)
+
+
+def test_no_prompt_is_drawn_from_twice_by_one_seed_of_32_bits() -> None:
+    prompts = [Prompt(str(i), [i], f"row {i}") for i in range(130)]
+    blocks = blocks_of(BestOfN(n=[128], samples=1024), Drawing("/m", prompts, Decoding(), BLOCK, seed=2**32 - 7))
+    assert len(blocks) * BLOCK == 1024
+    for i in (0, 63, 64, 129):
+        call, place = divmod(i, PROMPTS_PER_CALL)
+        firsts = [block.request(call).seed + place * BLOCK for block in blocks]
+        assert len({(first + j) % 2**32 for first in firsts for j in range(BLOCK)}) == 1024
 
 
 def test_without_an_evaluate_section_there_is_no_true_reward() -> None:
