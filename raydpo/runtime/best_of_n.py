@@ -111,6 +111,7 @@ def _drawn_from(settings: BestOfNSettings, drawing: Drawing) -> dict[str, Any]:
         "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
         "seed": drawing.seed,
         "block": BLOCK,
+        "seeds_apart": SEEDS_APART,
     }
 
 
