@@ -13,19 +13,23 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.schema import Decoding, RunFile, Sampler
+from raydpo.config.schema import BestOfN, Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
+from raydpo.report.best_of_n import read_best_of_n
 from raydpo.rollout.engine import Completion
+from raydpo.rollout.samples import SampleTable
+from raydpo.runtime.best_of_n import best_of_n
 from raydpo.runtime.cluster.connection import user_errors
 from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
 from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
 from raydpo.runtime.pools.rewards import Group, rate_each, reward_process
-from raydpo.runtime.pools.sampling import Drawing, Samplers
+from raydpo.runtime.pools.sampled import sampled
+from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.stages.values import RunValues
 from raydpo.workspace.asked import OriginsToday
 from tests.cluster.own_ray import own_ray
@@ -76,6 +80,31 @@ def test_a_sampler_that_is_lost_says_why_and_what_to_lower(engine: type, says: s
     for words in ("sampler.kv_cache_gib=7", "sampler.max_num_seqs=33", actor._actor_id.hex()):
         assert words in str(raised.value)
     assert "Traceback" not in str(raised.value)
+
+
+class DyingOnce:
+    """An engine that notes its calls in a file, and that the system kills in the second, once."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def sample(self, _: str, prompts: Sequence[Sequence[int]], __: Decoding, n: int, seed: int, ___: int) -> object:
+        with self._notes.open("a") as notes:
+            notes.write(f"{seed}\n")
+        if len(self._notes.read_text().splitlines()) == 2:
+            os._exit(9)
+        return [[Completion([seed], "", "stop")] * n for _ in prompts]
+
+
+def test_the_death_of_a_sampler_costs_the_call_that_it_was_at(tmp_path: Path) -> None:
+    actor = ray.remote(**OPTIONS)(DyingOnce).remote(tmp_path / "notes")
+    drawing = Drawing("/m", PROMPTS * (3 * PROMPTS_PER_CALL), Decoding(), n=1, seed=0)
+    table = SampleTable(tmp_path / "table", {"weights": "w", "decoding": {}})
+    calls = list(sampled(Samplers([actor], Sampler()), drawing, table, lambda prompts, drawn: None))
+    first_seeds = [0, PROMPTS_PER_CALL, 2 * PROMPTS_PER_CALL]
+    assert [call[0][0].ids for call in calls] == [[seed] for seed in first_seeds]
+    asked = [int(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    assert asked == [first_seeds[0], first_seeds[1], first_seeds[1], first_seeds[2]]
 
 
 def test_a_reward_function_that_takes_its_process_down_is_named() -> None:
@@ -137,6 +166,38 @@ def asked(inputs: Path, output_dir: Path, *sections: str) -> RunFile:
     return RunFile.model_validate(tree)
 
 
+class Counting(Samplers):
+    """Samplers that answer with as many letters as the seed says, and remember whose calls they were."""
+
+    def __init__(self) -> None:
+        super().__init__([], Sampler())
+        self.seeds: list[int] = []
+
+    def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
+        for call in calls:
+            asked = drawing.request(call)
+            self.seeds.append(asked.seed)
+            each = [Completion([seed % 7], "e" * (seed % 7), "stop") for seed in range(asked.n * len(asked.prompts))]
+            yield call, [each[first : first + asked.n] for first in range(0, len(each), asked.n)]
+
+
+def test_best_of_n_draws_and_rates_what_is_new_alone(inputs: Path, tmp_path: Path) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    drawn: list[int] = []
+    rated: list[set[Path]] = []
+    for section in ({"n": [4], "samples": 20}, {"n": [4, 40]}, {"n": [4, 40], "rewards": ["length"]}):
+        tree = run.model_copy(update={"best_of_n": BestOfN.model_validate(section)})
+        engines = Counting()
+        best_of_n(RunValues(tree).best_of_n(), engines)
+        drawn.append(len(engines.seeds))
+        rated.append({path for path in (tmp_path / "best_of_n").rglob("*.json") if path.stem.isdigit()})
+        found = read_best_of_n(tmp_path / "best_of_n.json")
+        assert found
+        assert found.samples == tree.best_of_n.samples_per_prompt
+    assert drawn == [2, 1, 0]
+    assert [len(paths) for paths in rated] == [2, 3, 6]
+
+
 class Telling(Evaluator):
     """An evaluation that only says where it would compute."""
 
@@ -162,14 +223,14 @@ def test_an_evaluation_of_other_weights_ends_and_leaves_no_record(inputs: Path, 
     run = asked(inputs, tmp_path, "evaluate")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"):
         Evaluator(RunValues(run).evaluations(), OtherWeights()).evaluate(0, run.model.path)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet")]
 
 
 def test_samples_of_other_weights_are_not_kept(inputs: Path, tmp_path: Path) -> None:
     run = asked(inputs, tmp_path, "sample")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"), user_errors():
         sample_pairs(RunValues(run).sampling(), OtherWeights())
-    assert not [path for path in tmp_path.rglob("*") if path.stem.isdigit() or path.suffix == ".jsonl"]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".parquet", ".jsonl")]
 
 
 def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(

@@ -4,6 +4,7 @@ Every section is a frozen pydantic model that refuses unknown keys; bounds live 
 fields in validators. Units are in the names or the comments: lengths in tokens, batch sizes in rows.
 """
 
+from raydpo.config.schema.best_of_n import BestOfN
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Columns, Data, Format
 from raydpo.config.schema.evaluate import Evaluate
@@ -18,6 +19,7 @@ from raydpo.config.schema.training import Optimizer, Sft, Train, Training, Worke
 
 __all__ = [
     "AskedJudge",
+    "BestOfN",
     "Budget",
     "Cluster",
     "Columns",

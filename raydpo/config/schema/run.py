@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from raydpo.config.schema.best_of_n import BestOfN
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
@@ -30,6 +31,7 @@ class RunFile(Section):
     sampler: Sampler = Sampler()
     evaluate: Evaluate | None = None
     judge: Judge | None = None
+    best_of_n: BestOfN | None = None
     timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()
 
@@ -55,6 +57,19 @@ class RunFile(Section):
     def _judged_is_sampled(self) -> RunFile:
         if self.judge and self.evaluate is None:
             raise ValueError("judge compares the samples of evaluations; add an evaluate section")
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_n_is_rated(self) -> RunFile:
+        if self.best_of_n is None:
+            return self
+        if self.evaluate is None:
+            raise ValueError("best_of_n needs an evaluate section, whose reward and prompts it takes; add one")
+        if self.evaluate.decoding.temperature == 0:
+            raise ValueError(
+                "evaluate.decoding.temperature=0 gives best_of_n the same completion again and again; set a "
+                "temperature above 0"
+            )
         return self
 
     @model_validator(mode="after")

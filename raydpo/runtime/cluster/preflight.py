@@ -36,6 +36,7 @@ class Processes:
     sampler: Sampler
     evaluate: Evaluate | None
     judge: Judge | None = None
+    best_of_n: bool = False  # whether it has this stage
 
 
 def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
@@ -60,6 +61,7 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
         ],
         "evaluate": evaluation,
         "judge": _served_judges(asked.judge) if asked.judge else [],
+        "bestofn": samplers if asked.best_of_n else [],
     }
     return {name: demands for name, demands in phases.items() if demands and stage in (name, "run")}
 
