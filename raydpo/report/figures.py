@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval
+from raydpo.report.best_of_n import BestOfNRecord
 from raydpo.report.summary import kl_name
 
 BLUE = "#0072B2"
@@ -127,6 +129,40 @@ def frontier(evaluations: Sequence[Evaluation]) -> Figure | None:
         axes.annotate(label, at, xytext=(7, -12), textcoords="offset points", fontsize=9, color=INK)
     axes.margins(x=0.15, y=0.15)
     _dress(axes, "Reward against distance", x="sequence KL to the reference (nats)", y="scorer's reward")
+    return figure
+
+
+def best_of_n(record: BestOfNRecord, evaluations: Sequence[Evaluation]) -> Figure:
+    """True reward against KL: Best-of-N by each reward, filled where measured and hollow at the bound, and π*.
+
+    evaluations: those of policies that may stand beside it; each has a sequence KL.
+    """
+    figure = Figure(figsize=(FULL, 4.2), layout="constrained")
+    axes = figure.subplots()
+    start = record.reference.mean
+    optimum = [(0.0, start), *((point.kl.mean, point.reward.mean) for point in record.optimum)]
+    axes.plot(*zip(*optimum, strict=True), color=GREY, linestyle="--", label="attainable: π* ∝ π_ref · exp(r/β)")
+    names = list(dict.fromkeys(row.selected_by for row in record.selections))
+    for name, colour in zip(names, cycle((ORANGE, GREEN, INK)), strict=False):
+        rows = [row for row in record.selections if row.selected_by == name]
+        x = [row.kl.mean for row in rows]
+        y = [row.reward.mean for row in rows]
+        axes.errorbar(
+            x, y, yerr=_errors([row.reward for row in rows]), fmt="s-", color=colour, label=f"best of N by {name}"
+        )
+        axes.plot([row.kl_bound for row in rows], y, "s", color=colour, fillstyle="none", markersize=9)
+        for row, at in zip(rows, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{row.n}", at, xytext=(7, -12), textcoords="offset points", fontsize=9, color=INK)
+    kls = [evaluation.sequence_kl for evaluation in evaluations if evaluation.sequence_kl]
+    rewards = [evaluation.reward for evaluation in evaluations]
+    if kls:
+        where = [kl.mean for kl in kls]
+        what = [reward.mean for reward in rewards]
+        axes.errorbar(
+            where, what, xerr=_errors(kls), yerr=_errors(rewards), fmt="o", color=BLUE, label="this run's policies"
+        )
+    axes.legend(frameon=False, fontsize=9)
+    _dress(axes, "Best-of-N", x="KL to the reference (nats)", y=f"{record.true_reward} reward")
     return figure
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
+from raydpo.report.best_of_n import BestOfNRecord, read_best_of_n
 
 ALWAYS = ("step", "loss")
 WHERE_MEASURED = (  # a loss without a reward has none of them: then no step has
@@ -34,6 +35,7 @@ class RunOutput:
     metrics: list[dict[str, Any]]  # one a step, by rising step
     stages: dict[str, float]  # seconds; empty where no stage has kept its own
     data_counts: dict[str, dict[str, int]]  # dataset -> what became of its rows; empty without token manifests
+    best_of_n: BestOfNRecord | None  # None where its stage has not run
 
 
 def read_output(output_dir: Path) -> RunOutput:
@@ -44,6 +46,7 @@ def read_output(output_dir: Path) -> RunOutput:
         metrics=_metrics(output_dir / "train" / "metrics.jsonl"),
         stages=_stages(output_dir / "timings.json"),
         data_counts=_data_counts(output_dir / "tokens"),
+        best_of_n=read_best_of_n(output_dir / "best_of_n.json"),
     )
 
 

@@ -17,6 +17,7 @@ from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Evaluation, RatedSample, Records
 from raydpo.objective.registry import Term, loss_at_reference, resolve
 from raydpo.report import figures
+from raydpo.report.best_of_n import best_of_n_rows, draws_from_the_same, optimum_in_words
 from raydpo.report.diagnosis import Finding, diagnose
 from raydpo.report.inputs import RunOutput, read_output
 from raydpo.report.summary import (
@@ -31,7 +32,8 @@ from raydpo.report.summary import (
 from raydpo.storage.files import whole_file, write_text
 
 DOTS_PER_INCH = 150
-PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths")  # all that a report may have
+# All that a report may have.
+PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths", "best_of_n")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[
             yield _picture("frontier", f"Reward against {name}", frontier)
         yield _picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
         yield _picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
+    if best := output.best_of_n:
+        beside = [each for each in evaluations if draws_from_the_same(best, each)]
+        yield _picture("best_of_n", "Reward of the best of N against its KL", figures.best_of_n(best, beside))
 
 
 def _picture(name: str, alt: str, figure: Figure) -> Picture:
@@ -151,6 +156,9 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
         losses=_losses(_terms(output)),
         rewarded="rewards/margins" in output.metrics[0],
         data_counts=output.data_counts,
+        best_of_n=output.best_of_n,
+        best_of_n_rows=best_of_n_rows(output.best_of_n) if output.best_of_n else [],
+        optimum=optimum_in_words(output.best_of_n) if output.best_of_n else "",
         findings=_findings(output, evaluations),
     )
 

@@ -88,6 +88,7 @@ class Engine:
                 n=n,
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
+                top_k=decoding.top_k or 0,  # 0: all tokens
                 max_tokens=decoding.max_tokens,
                 stop_token_ids=list(stop_ids),
                 seed=seed + i * n,  # vLLM gives completion j of a prompt its seed + j

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.cluster.preflight import EVALUATION_CPUS
 from raydpo.runtime.pools.probing import confirm_sampler
 from raydpo.runtime.pools.rewards import rate_each
-from raydpo.runtime.pools.sampling import Samplers
+from raydpo.runtime.pools.sampled import sample_table, sampled
+from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.track.say import say
 from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
 from raydpo.workspace.exports import exports_of_run
@@ -89,12 +91,15 @@ class Evaluator:
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date)
         prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=settings.data.ignore)
+        policy = _load(settings.model, model, granted_device())
+        drawing = Drawing(model, prompts, asked.decoding, 1, settings.seed)
         with timer("sample"):
-            drawn = [c for [c] in self._engines.sample(model, prompts, asked.decoding, n=1, seed=settings.seed)]
+            drawn = list(_drawn(settings, drawing, self._engines, policy))
         with timer("reward"):
             rewards = rate_each(asked.scorer, [p.text for p in prompts], [c.text for c in drawn])
         with timer("score"):
-            pairs = _confirmed_and_ranked(settings, step, model, prompts, drawn)
+            pairs = _ranked(settings, step, policy)
+        del policy  # the KL has both models in float32, one at a time
         with timer("kl"):
             kl = _summed_kl(settings, model, prompts, drawn) if step else np.zeros(len(prompts))
         samples = [
@@ -106,19 +111,35 @@ class Evaluator:
         return found
 
 
-def _confirmed_and_ranked(
-    settings: EvaluationSettings, step: int, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
-) -> list[RankedPair]:
-    """The held-out pairs as the policy ranks them; none without any, or for the reference, whose rewards are all 0.
+def _drawn(
+    settings: EvaluationSettings, drawing: Drawing, engines: Samplers, policy: ScoringModel
+) -> Iterator[Completion]:
+    """One completion of every prompt, as the table has them or else by the sampler.
 
-    Scored as training does, and ranked by what its objective compares. Raises UserError unless the samples come from
-    the policy's weights.
+    Raises UserError unless what the sampler draws comes from the policy's weights.
     """
     assert settings.evaluate
-    device = granted_device()
+    table = sample_table(
+        settings.layout.completions,
+        drawing,
+        start_model=settings.layout.start_model,
+        dtype=settings.model.dtype,
+        sampler=settings.sampler,
+    )
     bound = settings.evaluate.tokens_per_batch
-    policy = _load(settings.model, model, device)
-    confirm_sampler(policy, model, prompts, drawn, tokens_per_microbatch=bound, dtype=settings.model.dtype)
+    confirm = partial(confirm_sampler, policy, drawing.model, tokens_per_microbatch=bound, dtype=settings.model.dtype)
+    for call in sampled(engines, drawing, table, confirm):
+        for [completion] in call:
+            yield completion
+
+
+def _ranked(settings: EvaluationSettings, step: int, policy: ScoringModel) -> list[RankedPair]:
+    """The held-out pairs as the policy ranks them; none without any, or for the reference, whose rewards are all 0.
+
+    Scored as training does, and ranked by what its objective compares.
+    """
+    assert settings.evaluate
+    bound = settings.evaluate.tokens_per_batch
     layout = settings.layout
     directory = layout.held_out_tokens
     if step == 0 or not (directory / MANIFEST).exists():
@@ -132,7 +153,7 @@ def _confirmed_and_ranked(
     if REF_LOGPS in objective.needs:
         dataset = dataset.with_reference(store_of(layout, settings.model, settings.reference.pool))
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
-    scored, _ = score_rows(policy, rows, tokens_per_microbatch=bound, device=device)
+    scored, _ = score_rows(policy, rows, tokens_per_microbatch=bound, device=granted_device())
     return ranked_pairs(rows, scored, dataset.ref_logps, objective.compares)
 
 

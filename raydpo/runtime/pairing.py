@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from raydpo.config.schema import Data, Model, Sample, Sampler
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
-from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.reward.functions import scorer_source
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.pairs import PromptGroup, RatedCompletion, pair_samples
-from raydpo.runtime.pools.probing import confirm_samples
+from raydpo.runtime.pools.probing import confirming
 from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.pools.sampled import drawn_by, sample_table, sampled
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.storage.files import whole_file, write_json
 from raydpo.storage.kept import Kept
@@ -26,7 +24,6 @@ from raydpo.track.progress import Progress
 from raydpo.track.say import say
 from raydpo.workspace.layout import Layout
 
-DRAWN_BY = 2  # version of what draws; 1 drew from a former model's head where embeddings are tied
 PAIRED_BY = 2  # version of what makes rows of them; 1 wrote a row a pair under "all" too
 
 
@@ -65,10 +62,9 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
             say(f"sample: {layout.pairs} is there already")
             return earlier["result"]
     layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
-    drawn = Kept(layout.drawn, completions_from)
     rated = Kept(layout.rated, rated_from)
     with reward_process(asked.scorer) as rewards:
-        groups = _Work(settings, drawing, engines, rewards, drawn, rated).groups()
+        groups = _Work(settings, drawing, engines, rewards, rated).groups()
     pairs, counts = pair_samples(groups, asked.pairs)
     _write_lines(layout.samples, [asdict(group) for group in groups])
     _write_lines(layout.pairs, pairs)
@@ -89,23 +85,20 @@ def drawing_of(settings: SampleSettings) -> Drawing:
 
 
 def drawn_from(settings: SampleSettings, drawing: Drawing) -> dict[str, Any]:
-    """All that decides which completions are drawn. max_model_len cuts them; a GPU rounds otherwise."""
-    return {
-        "version": DRAWN_BY,
-        "weights": weights_digest(drawing.model),
-        "text": text_digest(settings.layout.start_model),
-        "dtype": settings.model.dtype,
+    """All that decides which completions are drawn."""
+    by = drawn_by(
+        drawing, start_model=settings.layout.start_model, dtype=settings.model.dtype, sampler=settings.sampler
+    )
+    asked = {
         "prompts": prompts_hash([prompt.ids for prompt in drawing.prompts]),
         "n": drawing.n,
         "seed": drawing.seed,
-        "max_model_len": settings.sampler.max_model_len,
-        "gpu": settings.sampler.gpus > 0,
-        **drawing.decoding.model_dump(),
     }
+    return by | asked | drawing.decoding.named()
 
 
 class _Work:
-    """What is drawn and rated, call after call; a call that is there already is read."""
+    """What is drawn and rated, call after call; what is there already is read."""
 
     def __init__(
         self,
@@ -113,14 +106,12 @@ class _Work:
         drawing: Drawing,
         engines: Samplers,
         rewards: RewardProcess,
-        drawn: Kept,
         rated: Kept,
     ) -> None:
         self._settings = settings
         self._drawing = drawing
         self._engines = engines
         self._rewards = rewards
-        self._drawn = drawn
         self._rated = rated
 
     def groups(self) -> list[PromptGroup]:
@@ -128,7 +119,7 @@ class _Work:
         groups: list[PromptGroup] = []
         asked = self._drawing
         with Progress("sample", total=len(asked.prompts) * asked.n, unit="completions") as progress:
-            for call, completions in self._completions():
+            for call, completions in enumerate(self._completions()):
                 rewards = self._rate(call, completions)
                 for prompt, answers, values in zip(asked.members(call), completions, rewards, strict=True):
                     rated = [RatedCompletion(c.ids, c.text, r) for c, r in zip(answers, values, strict=True)]
@@ -136,33 +127,23 @@ class _Work:
                     progress.advance(asked.n)
         return groups
 
-    def _completions(self) -> Iterator[tuple[int, list[list[Completion]]]]:
-        """Call after call. What is new is kept before it is given out, but not before the sampler is confirmed."""
-        missing = [call for call in range(self._drawing.calls) if self._drawn.read(call) is None]
-        fresh = self._engines.draw(self._drawing, missing)
-        for call in range(self._drawing.calls):
-            kept = self._drawn.read(call)
-            if kept is not None:
-                yield call, [[Completion(**each) for each in answers] for answers in kept]
-                continue
-            drawn_call, completions = next(fresh)
-            assert drawn_call == call, "samplers answer in the order of the calls"
-            self._confirm(call, completions)
-            self._drawn.write(call, [[asdict(each) for each in answers] for answers in completions])
-            yield call, completions
-
-    def _confirm(self, call: int, completions: Sequence[Sequence[Completion]]) -> None:
-        probed = [(p, a[0]) for p, a in zip(self._drawing.members(call), completions, strict=True) if a[0].logps]
-        if probed:
-            prompts, drawn = zip(*probed, strict=True)
-            settings = self._settings
-            bound = settings.probe_tokens
-            threads = max(1, int(settings.sampler.cpus))
-            model = self._drawing.model
-            task = confirm_samples.remote(
-                settings.model, model, prompts, drawn, tokens_per_microbatch=bound, threads=threads
-            )
-            ray.get(task)
+    def _completions(self) -> Iterator[list[list[Completion]]]:
+        settings = self._settings
+        drawing = self._drawing
+        table = sample_table(
+            settings.layout.completions,
+            drawing,
+            start_model=settings.layout.start_model,
+            dtype=settings.model.dtype,
+            sampler=settings.sampler,
+        )
+        confirm = confirming(
+            settings.model,
+            drawing.model,
+            tokens_per_microbatch=settings.probe_tokens,
+            threads=max(1, int(settings.sampler.cpus)),
+        )
+        return sampled(self._engines, drawing, table, confirm)
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         kept = self._rated.read(call)

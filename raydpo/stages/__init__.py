@@ -88,6 +88,15 @@ def evaluate(run: RunFile) -> Result:
         return _evaluate(values, engines)
 
 
+def bestofn(run: RunFile) -> Result:
+    """What the best of N completions of the reference is worth."""
+    if not run.best_of_n:
+        raise UserError("the run file has no best_of_n section; add one: `best_of_n: {n: [4, 16, 64]}`.")
+    values = RunValues(run)
+    with _cluster(values, "bestofn"), _engines(values) as engines:
+        return _best_of_n(values, engines)
+
+
 def report(run: RunFile) -> Result:
     """report.html and its figures, from what the other stages wrote."""
     from raydpo.report.diagnosis import in_short
@@ -138,6 +147,8 @@ def run(run: RunFile) -> Result:
         results["train"] = _train(values, engines)
         if run.evaluate and engines:
             results["evaluate"] = _evaluate(values, engines)
+        if run.best_of_n and engines:
+            results["bestofn"] = _best_of_n(values, engines)
     results["report"] = report(run)
     return results
 
@@ -149,7 +160,7 @@ def _engines(values: RunValues) -> Iterator[Samplers]:
 
     asked = values.evaluations()
     model = values.layout.start_model
-    tokenizer = check_sampling(model, asked.data, asked.sampler, [values.rows().sample, asked.evaluate])
+    tokenizer = check_sampling(model, asked.data, asked.sampler, values.sampled_by())
     with samplers(model, asked.model.dtype, asked.sampler, tokenizer) as engines:
         yield engines
 
@@ -179,6 +190,13 @@ def _evaluate(values: RunValues, engines: Samplers) -> Result:
 
     with _timed(values, "evaluate"):
         return evaluate_exports(values.evaluations(), engines)
+
+
+def _best_of_n(values: RunValues, engines: Samplers) -> Result:
+    from raydpo.runtime.best_of_n import best_of_n
+
+    with _timed(values, "bestofn"):
+        return best_of_n(values.best_of_n(), engines)
 
 
 @contextmanager

@@ -64,11 +64,16 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("evaluate", "train", "run") and run.evaluate:
         yield partial(check_scorer, run.evaluate.scorer)
         yield partial(check_rows, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
+    if stage in ("bestofn", "run") and run.best_of_n:
+        asked = values.rated_for_best_of_n()
+        for reward in {asked.scorer, *(run.best_of_n.rewards or [])}:
+            yield partial(check_scorer, reward)
+        yield partial(check_rows, "best_of_n.prompts", asked.prompts, prompt_fields(asked.column))
     if stage in ("prepare", "run") and run.data.train:
         fields = given_rows(run.data).fields
         yield partial(check_rows, "data.train", run.data.train, fields)
         yield partial(check_rows, "data.held_out", run.data.held_out, fields)
-    if stage in ("sample", "evaluate", "train", "run") and (run.sample or run.evaluate):
+    if stage in ("sample", "evaluate", "bestofn", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
         yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)

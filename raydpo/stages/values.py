@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from raydpo.config.schema import Cluster, RunFile, Timeouts
+from raydpo.config.schema import Cluster, Evaluate, RunFile, Sample, Timeouts
 from raydpo.reference.store import Store
 from raydpo.workspace.asked import EvaluationSettings
 from raydpo.workspace.identity import TrainingSettings
@@ -14,6 +14,7 @@ from raydpo.workspace.provenance import Part, TokenSource, sft_source, token_sou
 from raydpo.workspace.rows import RowSettings, SftRows
 
 if TYPE_CHECKING:
+    from raydpo.runtime.best_of_n import BestOfNSettings
     from raydpo.runtime.cluster.preflight import Processes
     from raydpo.runtime.feed.overlap import ScoringBeside
     from raydpo.runtime.pairing import SampleSettings
@@ -110,6 +111,36 @@ class RunValues:
             evaluate=run.evaluate,
         )
 
+    def best_of_n(self) -> BestOfNSettings:
+        """Of its Best-of-N, which the run file must have."""
+        from raydpo.runtime.best_of_n import BestOfNSettings
+
+        run = self._run
+        assert run.best_of_n
+        return BestOfNSettings(
+            layout=self.layout,
+            seed=run.seed,
+            model=run.model,
+            data=run.data,
+            sampler=run.sampler,
+            best_of_n=run.best_of_n,
+            evaluate=self.rated_for_best_of_n(),
+        )
+
+    def rated_for_best_of_n(self) -> Evaluate:
+        """The section evaluate with the prompts of best_of_n, which the run file must have."""
+        run = self._run
+        assert run.best_of_n
+        assert run.evaluate
+        own = run.best_of_n.model_dump(include={"prompts", "column", "limit"}, exclude_none=True)
+        return run.evaluate.model_copy(update=own)
+
+    def sampled_by(self) -> list[Sample | Evaluate]:
+        """The sections that the run's engines sample for."""
+        run = self._run
+        best = self.rated_for_best_of_n() if run.best_of_n else None
+        return [section for section in (run.sample, run.evaluate, best) if section]
+
     def token_source(self, part: Part) -> TokenSource:
         """What the tokens of a part are made from."""
         return sft_source(self.sft_rows()) if part == "sft" else token_source(self.rows(), part)
@@ -159,4 +190,5 @@ class RunValues:
             train=run.train,
             sampler=run.sampler,
             evaluate=run.evaluate,
+            best_of_n=run.best_of_n is not None,
         )

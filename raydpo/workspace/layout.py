@@ -24,8 +24,8 @@ class Layout:
         self.pairs = self.root / "samples" / "pairs.jsonl"
         self.sampled = self.root / "samples" / "sampled.json"  # what the samples were made from, written last
         self.samples = self.root / "samples" / "samples.jsonl"
-        self.drawn = self.root / "samples" / "drawn"  # completions, as they are drawn
         self.rated = self.root / "samples" / "rated"  # their rewards, as they come
+        self.completions = self.root / "completions"  # all that was sampled, whatever for
         self.train_tokens = self.root / "tokens" / "train"
         self.held_out_tokens = self.root / "tokens" / "held_out"
         self.sft_tokens = self.root / "tokens" / "sft"
@@ -33,6 +33,8 @@ class Layout:
         self.sft = self.root / "sft"
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
+        self.best_of_n = self.root / "best_of_n.json"
+        self.best_of_n_rated = self.root / "best_of_n"  # rewards of its samples, as they come
         self.timings = self.root / "timings.json"
         self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"
@@ -40,7 +42,13 @@ class Layout:
         self.reference_model = reference.model or self.start_model
         self.pair_files = [str(self.pairs)] if sample else rows
         # Where this run's stages remove and replace files: no input may lie there.
-        self.written_over = [self.root / "tokens", self.train, self.exports, self.evaluations]
+        self.written_over = [
+            self.root / "tokens",
+            self.train,
+            self.exports,
+            self.evaluations,
+            self.best_of_n_rated,
+        ]
         if sft:
             self.written_over.append(self.sft)
         if sample:

@@ -9,19 +9,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from raydpo.config.load import load_run_file
 from raydpo.data.completions import completion_ids
 from raydpo.data.shards import TokenManifest, read_shard, to_rows
 from raydpo.evaluate.records import Evaluation
+from raydpo.report.best_of_n import read_best_of_n
 from raydpo.stages.values import RunValues
 from raydpo.track.say import MARK
 from raydpo.workspace.asked import OriginsToday
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
-from tests.cluster.runfiles import NUM_PAIRS, small_run, write_jsonl, write_run_file
+from tests.cluster.runfiles import NUM_PAIRS, NUM_PROMPTS, SCORER, small_run, write_jsonl, write_run_file
 
 pytestmark = pytest.mark.cluster
 
@@ -59,7 +61,16 @@ def test_the_last_line_is_the_status_and_result_json_holds_the_same(whole: Run) 
     status = whole.job.status
     assert (status["status"], status["stage"], status["name"]) == ("succeeded", "run", "whole")
     assert json.loads((whole.output_dir / "result.json").read_text()) == status
-    assert list(status["result"]) == ["sft", "sample", "prepare", "precompute", "train", "evaluate", "report"]
+    assert list(status["result"]) == [
+        "sft",
+        "sample",
+        "prepare",
+        "precompute",
+        "train",
+        "evaluate",
+        "bestofn",
+        "report",
+    ]
 
 
 def test_the_terminal_shows_our_lines_and_the_log_file_everything(whole: Run) -> None:
@@ -92,6 +103,21 @@ def test_every_step_is_recorded_once_with_every_metric(whole: Run) -> None:
     assert all(row.keys() >= METRICS for row in metrics)
     assert all(math.isfinite(value) for row in metrics for value in row.values())
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_the_best_of_n_of_the_reference_keeps_its_bound_and_selects_what_is_better(whole: Run) -> None:
+    found = read_best_of_n(whole.output_dir / "best_of_n.json")
+    assert found
+    assert (found.prompts, found.samples) == (24, 20)
+    means = [found.reference.mean]
+    for row in found.selections[:2]:
+        assert row.selected_by == SCORER
+        assert 0 < row.kl.mean <= row.kl_bound
+        means.append(row.reward.mean)
+    assert means == sorted(set(means))
+    tables = [pq.read_table(path) for path in (whole.output_dir / "completions").rglob("*.parquet")]
+    drawn = sum(table.num_rows for table in tables)
+    assert drawn == NUM_PROMPTS * 4 + 4 * 24 + 2 * 24 * 16, "samples, evaluations of four models, two blocks of 16"
 
 
 def test_reference_and_checkpoints_are_evaluated_and_only_the_policy_has_moved(whole: Run) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -45,15 +45,15 @@ def test_a_reward_function_that_breaks_late_costs_no_samples(inputs: Path, tmp_p
     assert broken.exit_code == 2
     for words in ("breaks_late' raised ConnectionError: the judge is away", "rewards.py:", "at prompt 41, '40 "):
         assert words in broken.status["error"]
-    drawn = tmp_path / "out" / "samples" / "drawn" / "000000.json"
-    kept = drawn.read_bytes()
+    [drawn] = (tmp_path / "out" / "completions").rglob("*.parquet")
+    written = drawn.stat().st_mtime_ns
 
     mended.touch()
     result = raydpo("sample", run_file, env=environment).succeeded().status["result"]
-    assert drawn.read_bytes() == kept
+    assert drawn.stat().st_mtime_ns == written
     assert result["prompts"] == NUM_PROMPTS
-    ids = [token for answers in json.loads(kept) for answer in answers for token in answer["ids"]]
-    assert max(ids) < len(tiny_tokenizer()), "an id that no text has"
+    ids = pq.read_table(drawn)["completion_ids"].to_pylist()
+    assert max(map(max, ids)) < len(tiny_tokenizer()), "an id that no text has"
     prepared = raydpo("prepare", run_file).succeeded().status["result"]
     assert prepared["train"]["rows_read"] > 0
 

@@ -13,12 +13,14 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.schema import Decoding, RunFile, Sampler
+from raydpo.config.schema import BestOfN, Decoding, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
+from raydpo.report.best_of_n import read_best_of_n
 from raydpo.rollout.engine import Completion
+from raydpo.runtime.best_of_n import best_of_n
 from raydpo.runtime.cluster.connection import user_errors
 from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
@@ -137,6 +139,38 @@ def asked(inputs: Path, output_dir: Path, *sections: str) -> RunFile:
     return RunFile.model_validate(tree)
 
 
+class Counting(Samplers):
+    """Samplers that answer with as many letters as the seed says, and remember whose calls they were."""
+
+    def __init__(self) -> None:
+        super().__init__([], Sampler())
+        self.seeds: list[int] = []
+
+    def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
+        for call in calls:
+            asked = drawing.request(call)
+            self.seeds.append(asked.seed)
+            each = [Completion([seed % 7], "e" * (seed % 7), "stop") for seed in range(asked.n * len(asked.prompts))]
+            yield call, [each[first : first + asked.n] for first in range(0, len(each), asked.n)]
+
+
+def test_best_of_n_draws_and_rates_what_is_new_alone(inputs: Path, tmp_path: Path) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    drawn: list[int] = []
+    rated: list[set[Path]] = []
+    for section in ({"n": [4], "samples": 20}, {"n": [4, 40]}, {"n": [4, 40], "rewards": ["length"]}):
+        tree = run.model_copy(update={"best_of_n": BestOfN.model_validate(section)})
+        engines = Counting()
+        best_of_n(RunValues(tree).best_of_n(), engines)
+        drawn.append(len(engines.seeds))
+        rated.append({path for path in (tmp_path / "best_of_n").rglob("*.json") if path.stem.isdigit()})
+        found = read_best_of_n(tmp_path / "best_of_n.json")
+        assert found
+        assert found.samples == tree.best_of_n.samples_per_prompt
+    assert drawn == [2, 1, 0]
+    assert [len(paths) for paths in rated] == [2, 3, 6]
+
+
 class Telling(Evaluator):
     """An evaluation that only says where it would compute."""
 
@@ -162,14 +196,14 @@ def test_an_evaluation_of_other_weights_ends_and_leaves_no_record(inputs: Path, 
     run = asked(inputs, tmp_path, "evaluate")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"):
         Evaluator(RunValues(run).evaluations(), OtherWeights()).evaluate(0, run.model.path)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet")]
 
 
 def test_samples_of_other_weights_are_not_kept(inputs: Path, tmp_path: Path) -> None:
     run = asked(inputs, tmp_path, "sample")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"), user_errors():
         sample_pairs(RunValues(run).sampling(), OtherWeights())
-    assert not [path for path in tmp_path.rglob("*") if path.stem.isdigit() or path.suffix == ".jsonl"]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".parquet", ".jsonl")]
 
 
 def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(

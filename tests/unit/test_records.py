@@ -203,6 +203,7 @@ def test_an_evaluation_without_pairs_has_no_pair_accuracy() -> None:
         (Decoding(temperature=0.7), False),
         (Decoding(temperature=0), False),
         (Decoding(top_p=0.9), False),
+        (Decoding(top_k=50), False),
     ],
 )
 def test_only_samples_of_the_policy_itself_have_a_sequence_kl(decoding: Decoding, exact: bool) -> None:

@@ -46,6 +46,7 @@ def name_of(tree: dict[str, Any]) -> dict[str, Any]:
         ("sampler", {"gpus": 1}),
         ("sample", {"decoding": {"temperature": 0.5}}),
         ("sample", {"decoding": {"top_p": 0.5}}),
+        ("sample", {"decoding": {"top_k": 5}}),
         ("sample", {"decoding": {"max_tokens": 5}}),
         ("sample", {"completions_per_prompt": 5}),
         ("sample", {"limit": 1}),

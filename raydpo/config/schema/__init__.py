@@ -4,6 +4,7 @@ Every section is a frozen pydantic model that refuses unknown keys; bounds live 
 fields in validators. Units are in the names or the comments: lengths in tokens, batch sizes in rows.
 """
 
+from raydpo.config.schema.best_of_n import BestOfN
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Columns, Data, Format
 from raydpo.config.schema.evaluate import Evaluate
@@ -16,6 +17,7 @@ from raydpo.config.schema.section import Section
 from raydpo.config.schema.training import Optimizer, Sft, Train, Training, Workers, Zero
 
 __all__ = [
+    "BestOfN",
     "Cluster",
     "Columns",
     "Data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from raydpo.config.schema.best_of_n import BestOfN
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
@@ -28,6 +29,7 @@ class RunFile(Section):
     train: Train = Train()
     sampler: Sampler = Sampler()
     evaluate: Evaluate | None = None
+    best_of_n: BestOfN | None = None
     timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()
 
@@ -47,6 +49,19 @@ class RunFile(Section):
                     f"{name}.decoding.max_tokens={part.decoding.max_tokens} leaves no room for a prompt within "
                     f"sampler.max_model_len={self.sampler.max_model_len}; raise the latter"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_n_is_rated(self) -> RunFile:
+        if self.best_of_n is None:
+            return self
+        if self.evaluate is None:
+            raise ValueError("best_of_n needs an evaluate section, whose reward and prompts it takes; add one")
+        if self.evaluate.decoding.temperature == 0:
+            raise ValueError(
+                "evaluate.decoding.temperature=0 gives best_of_n the same completion again and again; set a "
+                "temperature above 0"
+            )
         return self
 
     @model_validator(mode="after")

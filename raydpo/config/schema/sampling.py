@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,16 @@ class Decoding(Section):
 
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: PositiveInt | None = None  # how many of the likeliest tokens are drawn from; None: all
     max_tokens: PositiveInt = 64
+
+    def named(self) -> dict[str, Any]:
+        """The values as names of samples have them: top_k, which came later, only where it is set."""
+        return self.model_dump(exclude={"top_k"} if self.top_k is None else None)
+
+    def __str__(self) -> str:
+        """The values as a report shows them: `temperature=1.0 top_p=1.0 max_tokens=64`."""
+        return " ".join(f"{name}={value}" for name, value in self.named().items())
 
 
 class Sampler(Section):

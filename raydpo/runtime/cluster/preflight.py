@@ -35,6 +35,7 @@ class Processes:
     train: Train
     sampler: Sampler
     evaluate: Evaluate | None
+    best_of_n: bool = False  # whether it has this stage
 
 
 def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
@@ -58,6 +59,7 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
             *(scorers if train.reference == "overlap" and scored else []),
         ],
         "evaluate": evaluation,
+        "bestofn": samplers if asked.best_of_n else [],
     }
     return {name: demands for name, demands in phases.items() if demands and stage in (name, "run")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 import torch
@@ -58,3 +58,18 @@ def confirm_samples(
     torch.set_num_threads(threads)
     policy = ScoringModel(load_model(model, dtype=form.dtype), fp32_head=form.fp32_head)
     return confirm_sampler(policy, model, prompts, drawn, tokens_per_microbatch=tokens_per_microbatch, dtype=form.dtype)
+
+
+def confirming(
+    form: Model, model: str, *, tokens_per_microbatch: int, threads: int
+) -> Callable[[Sequence[Prompt], Sequence[Completion]], None]:
+    """What asks confirm_samples about completions of a model, and waits for the answer."""
+
+    def confirm(prompts: Sequence[Prompt], drawn: Sequence[Completion]) -> None:
+        ray.get(
+            confirm_samples.remote(
+                form, model, prompts, drawn, tokens_per_microbatch=tokens_per_microbatch, threads=threads
+            )
+        )
+
+    return confirm

@@ -17,6 +17,7 @@ from raydpo.errors import UserError
 from raydpo.evaluate.records import check_enough
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.limits import check_prompts
+from raydpo.rollout.samples import Request
 from raydpo.runtime.pools.rewards import last_line
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Drawing:
         """The prompts of a call."""
         return self.prompts[call * PROMPTS_PER_CALL : (call + 1) * PROMPTS_PER_CALL]
 
+    def request(self, call: int) -> Request:
+        """What a call asks of an engine: completion j of prompt i, of all prompts, has the seed seed + i * n + j."""
+        prompts = tuple(tuple(prompt.ids) for prompt in self.members(call))
+        return Request(prompts, self.n, self.seed + call * PROMPTS_PER_CALL * self.n)
+
 
 class Samplers:
     """The sampling actors of a run. May be sent to other processes; the creator's block owns them."""
@@ -75,29 +81,34 @@ class Samplers:
     ) -> Iterator[list[Completion]]:
         """The completions of prompt after prompt."""
         drawing = Drawing(model, prompts, decoding, n, seed)
-        for _, completions in self.draw(drawing, range(drawing.calls)):
-            yield from completions
+        drawn = dict(self.draw(drawing, range(drawing.calls)))
+        for call in range(drawing.calls):
+            yield from drawn[call]
 
     def draw(self, drawing: Drawing, calls: Iterable[int]) -> Iterator[tuple[int, list[list[Completion]]]]:
-        """Call after call, the completions of its prompts. Those of the first prompts of every actor have log-probs.
+        """Calls as they are done, with the completions of their prompts.
 
-        What is drawn depends on (seed, prompt index), not on the actors. Raises UserError for an actor that does not
-        start or is lost more often than it may be.
+        The first prompts of every actor's first call have log-probs, and that call comes before the actor's others.
+        What is drawn depends on (seed, prompt index), not on the actors. An actor that dies is started again and does
+        the call that it was at once more. Raises UserError for one that does not start or is lost more often than it
+        may be.
         """
-        waiting = [(call, self._ask(drawing, call, place)) for place, call in enumerate(calls)]
-        for call, pending in waiting:
-            try:
-                completions = ray.get(pending)
-            except RayActorError as error:
-                raise self._lost(error) from error
-            yield call, completions
+        waiting = {self._ask(drawing, call, place): call for place, call in enumerate(calls)}
+        while waiting:
+            ray.wait(list(waiting), num_returns=1)
+            done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)  # all, in the order of the calls
+            for answer in done:
+                try:
+                    completions = ray.get(answer)
+                except RayActorError as error:
+                    raise self._lost(error) from error
+                yield waiting.pop(answer), completions
 
     def _ask(self, drawing: Drawing, call: int, place: int) -> ray.ObjectRef:
         actor = self._actors[place % len(self._actors)]
-        ids = [prompt.ids for prompt in drawing.members(call)]
-        seed = drawing.seed + call * PROMPTS_PER_CALL * drawing.n
+        asked = drawing.request(call)
         with_logps = PROBED if place < len(self._actors) else 0
-        return actor.sample.remote(drawing.model, ids, drawing.decoding, drawing.n, seed, with_logps)
+        return actor.sample.remote(drawing.model, asked.prompts, drawing.decoding, asked.n, asked.seed, with_logps)
 
     def _lost(self, error: RayActorError) -> UserError:
         settings = self._settings
