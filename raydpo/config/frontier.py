@@ -154,7 +154,11 @@ class Frontier:
             if sample := tree.pop("sample", None):
                 pairs = self._of_seed(tree["seed"]) / "samples" / "pairs.jsonl"
                 ranked = sample.get("pairs", "all") == "all"
-                tree["data"] = {**tree["data"], "train": [str(pairs)], "format": "ranked" if ranked else "pairs"}
+                tree["data"] = {
+                    **(tree.get("data") or {}),
+                    "train": [str(pairs)],
+                    "format": "ranked" if ranked else "pairs",
+                }
         for key, value in (keys or {}).items():
             set_key(tree, key, value, f"{self.file.name}: {name}")
         return checked_run_file(tree, f"{self.file.name}: {name}")
