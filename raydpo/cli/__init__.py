@@ -12,6 +12,7 @@ from typing import Any
 
 from raydpo import __version__
 from raydpo.cli.checkpoints import add_checkpoints, run_checkpoints
+from raydpo.cli.frontier import add_frontier, run_frontier
 from raydpo.cli.reference import add_reference, run_reference
 
 STAGES = {
@@ -28,7 +29,7 @@ STAGES = {
     "doctor": "print versions, devices and cluster resources, and what will not fit",
 }
 
-GROUPS = {"checkpoints": run_checkpoints, "reference": run_reference}
+GROUPS = {"checkpoints": run_checkpoints, "frontier": run_frontier, "reference": run_reference}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,5 +94,6 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", metavar="KEY=VALUE", nargs="*", help="overrides, for example train.objective.beta=0.05"
         )
     add_checkpoints(stages)
+    add_frontier(stages)
     add_reference(stages)
     return parser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,18 @@ def load_run_file(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     Values are strict: `true` is not 1, `"0.1"` is not a number, `2.0` is not an integer.
     Raises UserError that names the file and every problem found in it.
     """
-    tree = _read_mapping(Path(path))
+    tree = read_mapping(Path(path))
     for override in overrides:
         _apply(tree, override)
+    return checked_run_file(tree, str(path))
+
+
+def checked_run_file(tree: Mapping[str, Any], where: str) -> RunFile:
+    """The run file that a tree holds. Raises UserError with every problem found in it; where: what to call it."""
     try:
         return RunFile.model_validate(tree, strict=True)
     except ValidationError as error:
-        raise UserError(f"{path}: {describe_problems(error)}") from None
+        raise UserError(f"{where}: {describe_problems(error)}") from None
 
 
 def dump_run_file(run: RunFile) -> str:
@@ -39,7 +44,8 @@ def dump_run_file(run: RunFile) -> str:
     return write_yaml(tree)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The tree of a YAML file whose top is a mapping. Raises UserError with the line where it is something else."""
     try:
         with path.open("rb") as file:
             tree = read_yaml(file)
@@ -65,17 +71,22 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"override {override!r} has no value; write it as key=value, for example train.epochs=2.")
-    if not is_known(key):
-        raise UserError(f"override {override!r}: unknown key {key}; the nearest known key is {nearest_key(key)}.")
     try:
         value = read_yaml(text)
     except YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML{_place_and_reason(error)}") from None
+    set_key(tree, key, value, f"override {override!r}")
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Lay a value over a run file's tree at a dotted key. Raises UserError for a key that no run file has."""
+    if not is_known(key):
+        raise UserError(f"{where}: unknown key {key}; the nearest known key is {nearest_key(key)}.")
     *sections, name = key.split(".")
     for section in sections:
         if tree.get(section) is None:
             tree[section] = {}
         tree = tree[section]
         if not isinstance(tree, dict):
-            raise UserError(f"override {override!r}: {section} is not a section in the run file but {tree!r}.")
+            raise UserError(f"{where}: {section} is not a section in the run file but {tree!r}.")
     tree[name] = value
