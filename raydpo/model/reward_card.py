@@ -29,7 +29,7 @@ class RewardCard:
 
     head: Literal["last"]  # the reward is read where the last token of a completion stands, its EOS
     heads: int  # more than 1: an ensemble, of which the export's `score` is the mean
-    tokenizer: str  # raydpo.model.tokenizer_files.tokenizer_digest of the model that it started from
+    tokenizer: str  # raydpo.model.tokenizer.vocabulary_digest of the tokens that it reads
     identity: str  # of the run, as in its commits
     step: int
     held_out: HeldOut | None = None  # None: not evaluated, or there were no held-out rows

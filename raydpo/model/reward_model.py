@@ -10,7 +10,7 @@ Legend: C completions, K heads, D hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import pairwise
@@ -28,9 +28,9 @@ from raydpo.model.batch import Batch
 from raydpo.model.families import check_has_classifier
 from raydpo.model.layout import share_layout
 from raydpo.model.load import DTYPES, load_model
-from raydpo.model.reward_card import read_card
+from raydpo.model.reward_card import RewardCard, read_card
 from raydpo.model.reward_head import RewardHead, RewardModel
-from raydpo.model.tokenizer import load_tokenizer
+from raydpo.model.tokenizer import load_tokenizer, vocabulary_digest
 from raydpo.model.tokenizer_files import stop_ids
 
 SCORE = "score.weight"
@@ -110,18 +110,33 @@ def own_rewards(path: Path, batch: Batch, *, dtype: str) -> Tensor:
     return torch.stack(rewards)
 
 
-def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an export: those of the model, with the mean of the heads for the one head. A dict of its own."""
-    score = state[SCORE]
-    return state | {SCORE: score.float().mean(dim=0, keepdim=True).to(score.dtype)}
+def save_reward_model(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    state: Mapping[str, Tensor],
+    *,
+    identity: str,
+    step: int,
+) -> None:
+    """Write weights as an export: of `lm` the class and the configuration are used, its own weights may be absent.
 
-
-def write_heads(directory: Path, state: dict[str, Tensor]) -> None:
-    """Write the heads of an ensemble beside their mean; nothing where there is one."""
-    if len(state[SCORE]) > 1:
+    An ensemble's heads are written beside their mean.
+    """
+    heads = state[SCORE]
+    lm.save_pretrained(directory, state_dict=averaged(state))
+    pad_as(tokenizer, lm).save_pretrained(directory)
+    if len(heads) > 1:
         file = directory / HEADS
         file.parent.mkdir()
-        save_file({SCORE: state[SCORE].contiguous()}, file)
+        save_file({SCORE: heads.contiguous()}, file)
+    RewardCard("last", len(heads), vocabulary_digest(tokenizer), identity, step).write(directory)
+
+
+def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an export: those of the model, with the mean of the heads for the one head."""
+    score = state[SCORE]
+    return {**state, SCORE: score.float().mean(dim=0, keepdim=True).to(score.dtype)}
 
 
 @contextmanager
