@@ -65,7 +65,8 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu", hea
 def _stand_in_for_output(lm: PreTrainedModel, missing: set[str]) -> set[str]:
     """Fill a missing output matrix with the embeddings, where their shapes agree; returns its names."""
     output = lm.get_output_embeddings()
-    names = {name for name, each in lm.named_parameters(remove_duplicate=False) if each is output.weight} & missing
+    own = {id(each) for each in output.parameters()}  # a few families have a bias, too, which then is 0
+    names = {name for name, each in lm.named_parameters(remove_duplicate=False) if id(each) in own} & missing
     embeddings = lm.get_input_embeddings().weight
     if names and embeddings.shape == output.weight.shape:  # else random numbers, which the loader has put there
         output.weight.copy_(embeddings)

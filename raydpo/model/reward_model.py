@@ -28,6 +28,7 @@ from raydpo.model.batch import Batch
 from raydpo.model.families import check_has_classifier
 from raydpo.model.layout import share_layout
 from raydpo.model.load import DTYPES, load_model
+from raydpo.model.probe import set_plain_attention
 from raydpo.model.reward_card import RewardCard, read_card
 from raydpo.model.reward_head import RewardHead, RewardModel
 from raydpo.model.tokenizer import load_tokenizer, vocabulary_digest
@@ -96,16 +97,18 @@ def pad_as(tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel) -> PreTraine
 def own_rewards(path: Path, batch: Batch, *, dtype: str) -> Tensor:
     """The rewards [C], float32, that transformers' own class gives, for one completion at a time."""
     device = batch.input_ids.device
-    lm = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=DTYPES[dtype], attn_implementation="eager", num_labels=1
-    ).to(device)
-    lm.eval()
+    lm = AutoModelForSequenceClassification.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
+    set_plain_attention(lm)
+    config = lm.config.get_text_config()
+    padding = config.pad_token_id
     rewards = []
     with torch.no_grad():
         for start, *marks in batch.bounds:
             prompt = batch.input_ids[:, start : marks[0]]
             for begin, end in pairwise(marks):
                 text = torch.cat((prompt, batch.input_ids[:, begin:end]), dim=1)
+                # Without data.append_eos a completion may end with anything, also with what stands for padding.
+                config.pad_token_id = None if text[0, -1] == padding else padding
                 rewards.append(lm(input_ids=text, use_cache=False).logits[0, 0].float())
     return torch.stack(rewards)
 
