@@ -52,7 +52,7 @@ def choose_layout(lm: PreTrainedModel, *, name: str) -> PreTrainedModel:
     """
     obstacle = packing_obstacle(lm)
     if not obstacle:
-        _set_plain_attention(lm)
+        set_plain_attention(lm)
     probe = Probe(_short_sighted(lm), name)
     probe.check_causality()
     if not obstacle:
@@ -64,7 +64,7 @@ def choose_layout(lm: PreTrainedModel, *, name: str) -> PreTrainedModel:
     return use_padded(lm, because=obstacle)
 
 
-def _set_plain_attention(lm: PreTrainedModel) -> None:
+def set_plain_attention(lm: PreTrainedModel) -> None:
     """Have a model mean what it means under `eager`, because sdpa leaves Gemma 2's capping of scores out.
 
     Its attention stays as it is where `eager` fails, as it does for latent attention with fewer key-value heads.
@@ -72,7 +72,8 @@ def _set_plain_attention(lm: PreTrainedModel) -> None:
     loaded = attention_of(lm)
     lm.set_attn_implementation("eager")
     try:
-        _own_logps(lm, torch.zeros(1, 2, dtype=torch.int64, device=lm.device))
+        with torch.no_grad():
+            lm(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=lm.device), use_cache=False)
     except Exception:  # an attention that fails does so in any way
         lm.set_attn_implementation(loaded)
 

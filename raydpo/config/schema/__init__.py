@@ -12,6 +12,7 @@ from raydpo.config.schema.judge import AskedJudge, Budget, Judge, Prices
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.objective import ObjectiveSettings
 from raydpo.config.schema.reference import Pool, Reference
+from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.run import RunFile
 from raydpo.config.schema.sampling import Decoding, Sample, Sampler
 from raydpo.config.schema.section import Section
@@ -34,6 +35,7 @@ __all__ = [
     "Pool",
     "Prices",
     "Reference",
+    "Reward",
     "RunFile",
     "Sample",
     "Sampler",
