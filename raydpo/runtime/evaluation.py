@@ -92,7 +92,7 @@ class Evaluator:
         with timer("sample"):
             drawn = [c for [c] in self._engines.sample(model, prompts, asked.decoding, n=1, seed=settings.seed)]
         with timer("reward"):
-            rewards = rate_each(asked.scorer, [p.text for p in prompts], [c.text for c in drawn])
+            rewards = rate_each(asked.reward, [p.text for p in prompts], [c.text for c in drawn])
         with timer("score"):
             pairs = _confirmed_and_ranked(settings, step, model, prompts, drawn)
         with timer("kl"):

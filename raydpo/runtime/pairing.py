@@ -14,7 +14,7 @@ from raydpo.config.schema import Data, Model, Sample, Sampler
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
 from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.reward.functions import scorer_source
+from raydpo.reward.functions import function_source
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.pairs import PromptGroup, RatedCompletion, pair_samples
 from raydpo.runtime.pools.probing import confirm_samples
@@ -54,8 +54,8 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
     drawing = drawing_of(settings)
     completions_from = drawn_from(settings, drawing)
     rated_from = completions_from | {
-        "scorer": asked.scorer,
-        "scorer_source": scorer_source(asked.scorer),
+        "scorer": asked.reward,
+        "scorer_source": function_source(asked.reward),
         "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
     }
     made_from = rated_from | {"pairs": asked.pairs, "paired_by": PAIRED_BY}
@@ -67,7 +67,7 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
     layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
     drawn = Kept(layout.drawn, completions_from)
     rated = Kept(layout.rated, rated_from)
-    with reward_process(asked.scorer) as rewards:
+    with reward_process(asked.reward) as rewards:
         groups = _Work(settings, drawing, engines, rewards, drawn, rated).groups()
     pairs, counts = pair_samples(groups, asked.pairs)
     _write_lines(layout.samples, [asdict(group) for group in groups])

@@ -17,7 +17,7 @@ from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.reference.dataset import MANIFEST
-from raydpo.reward.functions import check_scorer
+from raydpo.reward.functions import check_function
 from raydpo.rollout.limits import check_positions
 from raydpo.stages.values import RunValues
 from raydpo.track.say import say
@@ -59,10 +59,10 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("sft", "run") and run.sft:
         yield partial(check_rows, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
-        yield partial(check_scorer, run.sample.scorer)
+        yield partial(check_function, run.sample.reward)
         yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
     if stage in ("evaluate", "train", "run") and run.evaluate:
-        yield partial(check_scorer, run.evaluate.scorer)
+        yield partial(check_function, run.evaluate.reward)
         yield partial(check_rows, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("prepare", "run") and run.data.train:
         fields = given_rows(run.data).fields

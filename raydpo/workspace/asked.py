@@ -19,7 +19,7 @@ from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
-from raydpo.reward.functions import scorer_source
+from raydpo.reward.functions import function_source
 from raydpo.train.mark import read_mark
 from raydpo.workspace.identity import TrainingSettings, identity_now
 from raydpo.workspace.layout import Layout
@@ -90,7 +90,7 @@ def _said(settings: EvaluationSettings) -> dict[str, Any]:
     if asked := settings.evaluate:
         said |= {
             "decoding": asked.decoding,
-            "scorer": asked.scorer,
+            "scorer": asked.reward,
             "device": "cuda" if asked.gpus else "cpu",
         }
     return said
@@ -122,7 +122,7 @@ def _digests(settings: EvaluationSettings) -> dict[str, Callable[[], str]]:
     if asked := settings.evaluate:
         ignore = settings.data.ignore
         prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=ignore)
-        digests |= {"prompts": prompts, "scorer_source": partial(scorer_source, asked.scorer)}
+        digests |= {"prompts": prompts, "scorer_source": partial(function_source, asked.reward)}
     return digests
 
 

@@ -89,7 +89,7 @@ def test_a_wait_for_a_reward_function_is_told(
     monkeypatch.setattr(rewards, "SAY_EVERY_S", 1.0)
     with reward_process("tests.cluster.rewards:takes_long") as process:
         assert process.rate([Group(3, "a", ["b", "c"])]) == [[1.0, 1.0]]
-    assert "scorer 'tests.cluster.rewards:takes_long' has been at prompt 3 for" in capfd.readouterr().err
+    assert "reward 'tests.cluster.rewards:takes_long' has been at prompt 3 for" in capfd.readouterr().err
 
 
 class OtherWeights(Samplers):
@@ -181,7 +181,7 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     [by_letters] = OriginsToday(RunValues(run).evaluations()).records().valid
     evaluate_exports(RunValues(run).evaluations(), OwnWeights())
     assert capsys.readouterr().out.count("evaluating step 0") == 1
-    other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"scorer": "length"})})
+    other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"reward": "length"})})
     evaluate_exports(RunValues(other).evaluations(), OwnWeights())
     assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
     [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid

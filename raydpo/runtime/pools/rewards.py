@@ -38,15 +38,15 @@ class _Process:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._scorer: Any = None
+        self._function: Any = None
 
     def rate(self, groups: Sequence[Group]) -> list[list[float]]:
         """The rewards of some groups. Raises UserError that names function and prompt."""
-        from raydpo.reward.functions import load_scorer, rate_groups
+        from raydpo.reward.functions import load_function, rate_groups
 
-        if self._scorer is None:  # here rather than in __init__, whose errors Ray tells as the death of an actor
-            self._scorer = load_scorer(self._name)
-        return rate_groups(self._name, self._scorer, [(g.row, g.prompt, g.completions) for g in groups])
+        if self._function is None:  # here rather than in __init__, whose errors Ray tells as the death of an actor
+            self._function = load_function(self._name)
+        return rate_groups(self._name, self._function, [(g.row, g.prompt, g.completions) for g in groups])
 
 
 class RewardProcess:
@@ -69,12 +69,12 @@ class RewardProcess:
             if now - said >= SAY_EVERY_S:
                 said = now
                 waited = f"{now - began:.0f} s"
-                say(f"scorer {self._name!r} has been at {_rows(groups)} for {waited}; waiting for it", sys.stderr)
+                say(f"reward {self._name!r} has been at {_rows(groups)} for {waited}; waiting for it", sys.stderr)
         try:
             rewards: list[list[float]] = ray.get(pending)
         except RayActorError as error:
             raise UserError(
-                f"scorer {self._name!r} took its process down at {_rows(groups)}: {last_line(error)}. Mend the "
+                f"reward {self._name!r} took its process down at {_rows(groups)}: {last_line(error)}. Mend the "
                 "function, or give the machine more memory; what has been sampled is kept."
             ) from error
         return rewards
