@@ -17,6 +17,7 @@ from raydpo.cli.reference import add_reference, run_reference
 STAGES = {
     "prepare": "read preference pairs, check them and write token shards",
     "sft": "fine-tune the model on completions; the result starts training and is its reference",
+    "reward": "train a reward model on the pairs",
     "precompute": "score every pair with the reference model into the reference store",
     "train": "train the policy on the pairs",
     "sample": "sample completions from the reference, score them and make pairs",
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     functions = {
         "prepare": stages.prepare,
         "sft": stages.sft,
+        "reward": stages.reward,
         "precompute": stages.precompute,
         "train": stages.train,
         "sample": stages.sample,

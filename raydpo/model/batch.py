@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydpo.data.pack import Pack
-from raydpo.objective.contract import ScoredRows
+from raydpo.objective.contract import RatedRows, ScoredRows
 
 ALL = slice(0, None)
 NO_COLUMNS: Mapping[str, Tensor] = MappingProxyType({})
@@ -53,6 +53,15 @@ class Batch:
             columns={name: values[completions] for name, values in self.columns.items()},
             token_columns={name: values[positions] for name, values in self.token_columns.items()},
         )
+
+    def rated(self, rewards: Tensor) -> RatedRows:
+        """What the objective of a reward model sees, from the rewards [C, K] of all completions."""
+        return RatedRows(rewards, row=self.completion_row, num_rows=self.num_rows, columns=self.columns)
+
+    def last(self) -> Tensor:
+        """The packed position of each completion's last token, [C]: the state there has read all of it."""
+        ends = [end - 1 for _, _, *ends in self.bounds for end in ends]
+        return torch.tensor(ends, device=self.input_ids.device)
 
     def _completions(self, rows: slice) -> slice:
         """The places of the completions of some rows among those of all rows."""

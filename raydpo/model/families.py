@@ -13,6 +13,7 @@ from raydpo.errors import UserError
 # Names of transformers' own. tests/unit/test_model_files.py holds what is read here against what it imports.
 _TYPES = ("models/auto/auto_mappings.py", "CONFIG_MAPPING_NAMES")
 _CAUSAL = ("models/auto/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+_CLASSIFIERS = ("models/auto/modeling_auto.py", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES")
 
 # Their positions are rows of a table, or of a weight: what lies beyond is an IndexError, on a GPU a device assert.
 TABLED_POSITIONS = {
@@ -40,6 +41,22 @@ def known_types() -> Mapping[str, str]:
 def causal_models() -> Mapping[str, str]:
     """Every model_type that has a causal language model, with the name of its class."""
     return _mapping(*_CAUSAL)
+
+
+@cache
+def sequence_classifiers() -> Mapping[str, str]:
+    """Every model_type that has a sequence classifier, with the name of its class."""
+    return _mapping(*_CLASSIFIERS)
+
+
+def check_has_classifier(model: str, kind: str) -> None:
+    """Raise UserError where transformers has no sequence classifier for a model_type: no reward model can be made."""
+    if kind not in sequence_classifiers():
+        both = sorted(kind for kind in sequence_classifiers() if kind in causal_models())
+        raise UserError(
+            f"model {model!r}: transformers has no sequence classifier for model_type {kind!r}, which is what a reward "
+            f"model is exported as; set reward.model to one of {', '.join(both)}."
+        )
 
 
 def _mapping(file: str, name: str) -> Mapping[str, str]:

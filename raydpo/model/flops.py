@@ -42,14 +42,16 @@ def forward_flops(lm: PreTrainedModel, bounds: Bounds) -> float | None:
         attended += p * (p + 1) // 2
         for length in (b - a for a, b in pairwise(starts)):
             attended += length * p + length * (length + 1) // 2
-    head = math.prod(_shape(lm.get_output_embeddings().weight))
+    output = lm.get_output_embeddings()  # a reward model has none, and its own head is next to nothing
+    head = math.prod(_shape(output.weight)) if output is not None else 0
     return 2.0 * (matrices * tokens + head * completion + 2.0 * attention * attended)  # scores, and sums of values
 
 
 def _active_weights(lm: PreTrainedModel, config: PreTrainedConfig) -> float | None:
     """Elements of the matrices that one token is multiplied by, without embeddings and head."""
     decoder = backbone(lm)
-    apart = {id(lm.get_output_embeddings().weight)}
+    output = lm.get_output_embeddings()
+    apart = set() if output is None else {id(output.weight)}
     apart |= {id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)}
     shapes = {name: _shape(p) for name, p in decoder.named_parameters() if id(p) not in apart}
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}

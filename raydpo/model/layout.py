@@ -4,7 +4,8 @@ A probe decides which, once, when a model is loaded: both layouts must give the 
 gives for one completion at a time. So a recurrent layer, an attention that ignores ours or an unknown step between
 hidden states and logits is found before anything is computed from it.
 
-Legend: R sequences of a prompt and one completion, L the longest, T packed tokens, M completion positions, D hidden.
+Legend: C completions, R sequences of a prompt and one completion, L the longest, T packed tokens, M completion
+positions, D hidden.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ def use_padded(lm: PreTrainedModel, *, because: str) -> PreTrainedModel:
     return lm
 
 
+def share_layout(other: PreTrainedModel, lm: PreTrainedModel) -> PreTrainedModel:
+    """Have rows go through another model of the same layers as they go through `lm`, whose configuration it shares."""
+    assert other.config is lm.config
+    if lm in _why_padded:
+        _why_padded[other] = _why_padded[lm]
+    return other
+
+
 def attention_of(lm: PreTrainedModel) -> str:
     """The name of the model's attention, which transformers keeps to itself."""
     return str(lm.config._attn_implementation)
@@ -74,6 +83,16 @@ def backbone(lm: PreTrainedModel) -> nn.Module:
 
 def packed_states(backbone: nn.Module, batch: Batch) -> Tensor:
     """Hidden states [M, D] that predict the completion tokens: each prompt is read once, nothing is padded."""
+    return _read_packed(backbone, batch)[batch.source]
+
+
+def packed_last_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states [C, D] at the last token of each completion, which have read the whole of it."""
+    return _read_packed(backbone, batch)[batch.last()]
+
+
+def _read_packed(backbone: nn.Module, batch: Batch) -> Tensor:
+    """The hidden state of every packed token, [T, D]."""
     states = backbone(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -81,7 +100,7 @@ def packed_states(backbone: nn.Module, batch: Batch) -> Tensor:
         use_cache=False,
         bounds=batch.bounds,
     ).last_hidden_state
-    return states[0, batch.source]
+    return states[0]
 
 
 def padded_states(backbone: nn.Module, batch: Batch) -> Tensor:
@@ -90,12 +109,28 @@ def padded_states(backbone: nn.Module, batch: Batch) -> Tensor:
     Any causal model can do this. It is more work: a prompt is read once for each of its completions.
     """
     sequences, sources = _sequences(batch.bounds)
+    states = _read_padded(backbone, batch, sequences)
+    return states.flatten(0, 1)[_flat(sources, width=states.shape[1]).to(states.device)]
+
+
+def padded_last_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states [C, D] as packed_last_states gives them, from as many padded sequences."""
+    sequences, _ = _sequences(batch.bounds)
+    states = _read_padded(backbone, batch, sequences)
+    ends = torch.tensor([len(each) - 1 for each in sequences], device=states.device)
+    return states[torch.arange(len(sequences), device=states.device), ends]
+
+
+def _read_padded(backbone: nn.Module, batch: Batch, sequences: list[Tensor]) -> Tensor:
+    """The hidden states [R, L, D] of sequences that are given as packed positions."""
     device = batch.input_ids.device
     lengths = torch.tensor([len(each) for each in sequences], device=device)
     index = nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(device)
     seen = torch.arange(index.shape[1], device=device) < lengths[:, None]
-    states = backbone(input_ids=batch.input_ids[0, index], attention_mask=seen.long(), use_cache=False)
-    return states.last_hidden_state.flatten(0, 1)[_flat(sources, width=index.shape[1]).to(device)]
+    states: Tensor = backbone(
+        input_ids=batch.input_ids[0, index], attention_mask=seen.long(), use_cache=False
+    ).last_hidden_state
+    return states
 
 
 def _sequences(bounds: attention.Bounds) -> tuple[list[Tensor], list[range]]:

@@ -26,8 +26,11 @@ disable_progress_bar()
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu", headless: bool = False) -> PreTrainedModel:
     """A causal language model with every dropout off, and packed attention where that is exact.
+
+    headless: the files may lack the output matrix, as those of a reward model do; the embeddings then stand in for it,
+    so that the probe has something to look at.
 
     Dropout is off because policy and reference must be the same function at step 0. Raises UserError when no model can
     be made of the directory, when weights are missing from the checkpoint or have other shapes (they would be random),
@@ -48,12 +51,25 @@ def load_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> 
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise _another_shape(path, name, found, expected)
     missing = set(info["missing_keys"])
+    if headless:
+        missing -= _stand_in_for_output(lm, missing)
     if missing:
         raise UserError(f"model {path!r} lacks weights: {sorted(missing)[:5]}; export it again, whole.")
     if not any(Path(path).glob("*.safetensors")):  # weights_digest looks at those, before anything is loaded
         _refuse_not_finite(path, lm)
     _freeze_as_made(lm)
     return choose_layout(switch_off_dropout(lm.to(device).eval()), name=path)
+
+
+@torch.no_grad()
+def _stand_in_for_output(lm: PreTrainedModel, missing: set[str]) -> set[str]:
+    """Fill a missing output matrix with the embeddings, where their shapes agree; returns its names."""
+    output = lm.get_output_embeddings()
+    names = {name for name, each in lm.named_parameters(remove_duplicate=False) if each is output.weight} & missing
+    embeddings = lm.get_input_embeddings().weight
+    if names and embeddings.shape == output.weight.shape:  # else random numbers, which the loader has put there
+        output.weight.copy_(embeddings)
+    return names
 
 
 def _freeze_as_made(lm: PreTrainedModel) -> None:

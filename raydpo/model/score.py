@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from raydpo.model.batch import Batch
 from raydpo.model.head import NOTHING, Asked, CompletionHead, Scored
 from raydpo.model.layout import backbone, is_packed, packed_states, padded_states
-from raydpo.objective.contract import RowLoss, TokenMetric
+from raydpo.objective.contract import RowLoss, ScoredRows, TokenMetric
 
 
 class ScoringModel(nn.Module):
@@ -58,6 +58,14 @@ class ScoringModel(nn.Module):
     def token_logps(self, batch: Batch) -> Tensor:
         """log π(token | what stands before it) of every completion token, shape [M], float32, in nats."""
         return self.head(self.completion_states(batch), batch)
+
+    def figures(self, batch: Batch) -> Tensor:
+        """What an export must give again, [M]: the log-probs of the completion tokens."""
+        return self.token_logps(batch)
+
+    def seen(self, batch: Batch, token_logps: Tensor) -> ScoredRows:
+        """What an objective sees of a batch, given its token log-probs [M]."""
+        return batch.scored(token_logps)
 
     def completion_states(self, batch: Batch) -> Tensor:
         """Hidden states [M, D] that predict the completion tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import date
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -21,6 +23,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"model {path!r}: its tokenizer cannot be loaded ({reason(error)}); save it "
             "again with save_pretrained of the transformers that can load it."
         ) from error
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A name for which token every id is. Unlike a digest of the files it survives saving, and another padding."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
 
 
 def load_row_tokenizer(path: str, day: date | None = None) -> RowTokenizer:

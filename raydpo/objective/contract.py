@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,8 +68,48 @@ class Pairs(NamedTuple):
     row: Tensor  # [P], int64, ascending
 
 
+class Rows:
+    """B whole rows and what is known of their completions, whatever a model says of them."""
+
+    row: Tensor  # [C], int64, ascending from 0 to B - 1
+    num_rows: int  # B
+    columns: Mapping[str, Tensor]  # by name, [C] each, see COLUMNS
+
+    def pairs(self) -> Pairs:
+        """All pairs of the rows: the better completion has the smaller rank, and a tie is no pair.
+
+        Without a column of ranks the completions of a row stand best first. Completions of other prompts are left out.
+        """
+        first, second = _every_two_of_a_row(self.row, self.num_rows)
+        if MISMATCHED in self.columns:
+            own = ~self.columns[MISMATCHED]
+            both = own[first] & own[second]
+            first = first[both]
+            second = second[both]
+        if RANK not in self.columns:
+            return Pairs(first, second, self.row[first])
+        rank = self.columns[RANK]
+        better = torch.where(rank[first] < rank[second], first, second)
+        worse = first + second - better
+        differ = rank[first] != rank[second]
+        return Pairs(better[differ], worse[differ], self.row[first][differ])
+
+    def of_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of values by completion, [C, ...]: those of the better and of the worse one of every pair, [P, ...] each."""
+        pairs = self.pairs()
+        return values[pairs.better], values[pairs.worse]
+
+    def sum_by_row(self, values: Tensor, row: Tensor) -> Tensor:
+        """Sums of `values` [K] over each row, [B]; `row` [K] is the row of each value."""
+        return values.new_zeros(self.num_rows).index_add(0, row, values)
+
+    def mean(self, values: Tensor, row: Tensor) -> Mean:
+        """What the mean of `values` [K] over a global batch is made of; `row` [K] is the row of each value."""
+        return Mean(self.sum_by_row(values, row), self.sum_by_row(torch.ones_like(values), row))
+
+
 @dataclass(frozen=True)
-class ScoredRows:
+class ScoredRows(Rows):
     """B whole rows with the policy's log-prob of each of their completion tokens, in nats.
 
     A row of two completions with 1 and 2 tokens, and a row of one completion with 3:
@@ -120,37 +160,19 @@ class ScoredRows:
         """Mean log-ratio of a completion's tokens, [C]."""
         return self.log_ratios() / self.lengths()
 
-    def pairs(self) -> Pairs:
-        """All pairs of the rows: the better completion has the smaller rank, and a tie is no pair.
 
-        Without a column of ranks the completions of a row stand best first. Completions of other prompts are left out.
-        """
-        first, second = _every_two_of_a_row(self.row, self.num_rows)
-        if MISMATCHED in self.columns:
-            own = ~self.columns[MISMATCHED]
-            both = own[first] & own[second]
-            first = first[both]
-            second = second[both]
-        if RANK not in self.columns:
-            return Pairs(first, second, self.row[first])
-        rank = self.columns[RANK]
-        better = torch.where(rank[first] < rank[second], first, second)
-        worse = first + second - better
-        differ = rank[first] != rank[second]
-        return Pairs(better[differ], worse[differ], self.row[first][differ])
+@dataclass(frozen=True)
+class RatedRows(Rows):
+    """B whole rows with the rewards of their completions, one from each of K heads."""
 
-    def of_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one value a completion, [C]: those of the better and those of the worse one of every pair, [P] each."""
-        pairs = self.pairs()
-        return values[pairs.better], values[pairs.worse]
+    rewards: Tensor  # [C, K]
+    row: Tensor  # [C], int64, ascending from 0 to B - 1
+    num_rows: int  # B
+    columns: Mapping[str, Tensor]  # by name, [C] each, see COLUMNS
 
-    def sum_by_row(self, values: Tensor, row: Tensor) -> Tensor:
-        """Sums of `values` [K] over each row, [B]; `row` [K] is the row of each value."""
-        return values.new_zeros(self.num_rows).index_add(0, row, values)
-
-    def mean(self, values: Tensor, row: Tensor) -> Mean:
-        """What the mean of `values` [K] over a global batch is made of; `row` [K] is the row of each value."""
-        return Mean(self.sum_by_row(values, row), self.sum_by_row(torch.ones_like(values), row))
+    def mean_rewards(self) -> Tensor:
+        """The mean over the heads, [C]: the reward of the model."""
+        return self.rewards.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -190,10 +212,15 @@ RowMetrics = Callable[[ScoredRows], dict[str, Mean]]
 Values = Callable[[ScoredRows], Tensor]
 """One value a completion, [C]."""
 
+RewardLoss = Callable[[RatedRows], Tensor]
+"""One value a row, [B], differentiable in the rewards: the sum over the row's pairs."""
+
+Seen = TypeVar("Seen", bound=Rows)
+
 
 @dataclass(frozen=True)
-class Objective:
-    """What is minimised, what to report beside it, and what it asks of the rows.
+class Minimised(Generic[Seen]):
+    """What is minimised, what to report beside it, and what it asks of the rows; Seen is what it is given of them.
 
     Rows give sums, and the mean is taken over the units of the whole global batch: so a ranked row of four completions
     counts as its six pairs do.
@@ -203,11 +230,18 @@ class Objective:
     takes a second pass over the model (raydpo.objective.coupling).
     """
 
-    loss: RowLoss
-    metrics: RowMetrics
+    loss: Callable[[Seen], Tensor]
+    metrics: Callable[[Seen], dict[str, Mean]]
     mean_over: Unit  # what the loss of the global batch is the mean over
-    compares: Values  # the larger, the more the policy prefers a completion to the others of its row
+    compares: Callable[[Seen], Tensor]  # the larger, the more the model prefers a completion to the others of its row
     needs: frozenset[str] = frozenset()  # columns that the data must have
     statistics: frozenset[str] = frozenset()  # columns of tokens that the head must find: LOG_SUM_SQ_PROBS or none
     coupled: bool = False  # whether the value of a row rests on the other rows of the global batch
     observes: tuple[TokenMetric, ...] = ()  # to be told beside the log-probs
+
+
+Objective = Minimised[ScoredRows]
+"""Of a policy, which gives log-probs."""
+
+RewardObjective = Minimised[RatedRows]
+"""Of a reward model, which gives rewards."""

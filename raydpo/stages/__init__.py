@@ -54,6 +54,21 @@ def sample(run: RunFile) -> Result:
         return _sample(values, engines)
 
 
+def reward(run: RunFile) -> Result:
+    """A reward model, trained on the run's preference rows and measured on the held-out ones.
+
+    Rows that have not been prepared yet are prepared first.
+    """
+    if not run.reward:
+        raise UserError("the run file has no reward section; add one, or leave this stage out.")
+    from raydpo.reference.dataset import MANIFEST
+
+    values = RunValues(run)
+    prepared = {} if (values.layout.train_tokens / MANIFEST).exists() else {"prepare": prepare(run)}
+    with _cluster(values, "reward"), _timed(values, "reward"):
+        return {**prepared, **_reward(values)}
+
+
 def precompute(run: RunFile) -> Result:
     """Reference log-probs of every completion that the store lacks."""
     from raydpo.reference.dataset import MANIFEST
@@ -133,6 +148,8 @@ def run(run: RunFile) -> Result:
             results["sample"] = _sample(values, engines)
         results["prepare"] = prepare(run)
         check_trainable_pairs(values.rows())  # now, not when everything is scored
+        if run.reward:
+            results["reward"] = reward(run)
         if run.train.reference == "precompute" and needs_reference(run.train):
             results["precompute"] = precompute(run)
         results["train"] = _train(values, engines)
@@ -152,6 +169,15 @@ def _engines(values: RunValues) -> Iterator[Samplers]:
     tokenizer = check_sampling(model, asked.data, asked.sampler, [values.rows().sample, asked.evaluate])
     with samplers(model, asked.model.dtype, asked.sampler, tokenizer) as engines:
         yield engines
+
+
+def _reward(values: RunValues) -> Result:
+    from raydpo.runtime.reward_evaluation import evaluate_reward_model
+    from raydpo.runtime.trainer.driver import train_reward
+
+    settings = values.reward_training()
+    trained = train_reward(settings, values.rows(), values.timeouts)
+    return {**trained, "held_out": evaluate_reward_model(settings, values.layout)}
 
 
 def _sample(values: RunValues, engines: Samplers) -> Result:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import RunFile, Sampler
+from raydpo.config.schema import Reward, RunFile, Sampler
 from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
 from raydpo.errors import UserError
 from raydpo.model.directory import model_config, weights_digest
+from raydpo.model.families import check_has_classifier
 from raydpo.model.model_files import check_model_files
-from raydpo.model.tokenizer_files import check_tokenizer_files
+from raydpo.model.tokenizer_files import check_tokenizer_files, tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import check_function
 from raydpo.rollout.limits import check_positions
@@ -28,7 +29,7 @@ from raydpo.workspace.objective import check_tokens_are_kept, preference_objecti
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 from raydpo.workspace.provenance import TokenSource, check_made_from
-from raydpo.workspace.rows import RowSettings, check_format, given_rows, training_rows
+from raydpo.workspace.rows import RowSettings, check_format, check_rewarded, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -64,7 +65,8 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("evaluate", "train", "run") and run.evaluate:
         yield partial(check_function, run.evaluate.reward)
         yield partial(check_rows, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
-    if stage in ("prepare", "run") and run.data.train:
+    unprepared = stage == "reward" and not (layout.train_tokens / MANIFEST).exists()
+    if (stage in ("prepare", "run") or unprepared) and run.data.train:
         fields = given_rows(run.data).fields
         yield partial(check_rows, "data.train", run.data.train, fields)
         yield partial(check_rows, "data.held_out", run.data.held_out, fields)
@@ -73,8 +75,34 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("train", "run"):
         yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)
         yield partial(_check_rows_for_loss, values.rows())
+    if stage in ("reward", "run") and run.reward:
+        yield from _reward_checks(values, run.reward)
     if stage in ("precompute", "train"):
         yield from _token_checks(values.rows(), trained_on=stage == "train")
+
+
+def _reward_checks(values: RunValues, reward: Reward) -> Iterator[Check]:
+    """Of what a reward model starts from and learns from."""
+    layout = values.layout
+    if reward.model and reward.model != str(layout.sft_export):
+        yield from _model_checks(layout, "reward.model", reward.model, whole=True)
+    rows = values.rows()
+    yield partial(check_rewarded, training_rows(rows.data, rows.sample), reward)
+    yield partial(_check_classifier, reward.model or values.base_model)
+    if reward.model:
+        yield partial(_check_same_tokens, reward.model, values.base_model)
+
+
+def _check_classifier(model: str) -> None:
+    check_has_classifier(model, str(model_config(model).get("model_type")))
+
+
+def _check_same_tokens(model: str, start: str) -> None:
+    if tokenizer_digest(model) != tokenizer_digest(start):
+        raise UserError(
+            f"reward.model: {model} has another tokenizer than {start}, whose tokens the prepared rows are made of; "
+            "name a model with the same tokenizer, or leave reward.model out."
+        )
 
 
 def _token_checks(rows: RowSettings, *, trained_on: bool) -> Iterator[Check]:

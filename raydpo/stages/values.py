@@ -36,6 +36,11 @@ class RunValues:
         """Of training."""
         return self._run.timeouts
 
+    @property
+    def base_model(self) -> str:
+        """What the whole run starts from, and whose tokenizer it keeps."""
+        return self._run.model.path
+
     @cached_property
     def layout(self) -> Layout:
         """Where the run keeps things."""
@@ -47,6 +52,7 @@ class RunValues:
             rows=run.data.train,
             sft=run.sft is not None,
             sample=run.sample is not None,
+            reward=run.reward is not None,
         )
 
     def rows(self) -> RowSettings:
@@ -93,6 +99,21 @@ class RunValues:
             reference_model=None,
             tokens=self.layout.sft_tokens,
             directory=self.layout.sft,
+        )
+
+    def reward_training(self) -> TrainingSettings:
+        """Of the reward model, which the run file must have."""
+        run = self._run
+        assert run.reward
+        return TrainingSettings(
+            training=run.reward,
+            seed=run.seed,
+            dtype=run.model.dtype,
+            fp32_head=run.model.fp32_head,
+            model=run.reward.model or self.layout.start_model,
+            reference_model=None,
+            tokens=self.layout.train_tokens,
+            directory=self.layout.reward,
         )
 
     def evaluations(self) -> EvaluationSettings:
@@ -154,6 +175,7 @@ class RunValues:
         run = self._run
         return Processes(
             sft=run.sft,
+            reward=run.reward,
             samples=run.sample is not None,
             scorers=run.reference.pool,
             train=run.train,

@@ -16,6 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from raydpo.config.schema import Optimizer, Zero
 from raydpo.model.layout import is_packed
+from raydpo.model.reward_head import RewardModel
+from raydpo.model.reward_model import is_reward_model
 from raydpo.model.score import ScoringModel
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns that it guessed
@@ -26,7 +28,11 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the longest that one rank may lag 
 
 @dataclass(frozen=True)
 class Policy:
-    """The model under training: `engine` steps it, `lm` names its parameters (the same tensors) for the export."""
+    """The model under training, a language model or a reward model.
+
+    `engine` steps it. `lm` is transformers' model of it, heads and all, whose names of the parameters (the same
+    tensors) checkpoints and exports go by.
+    """
 
     engine: Any  # deepspeed.DeepSpeedEngine
     lm: PreTrainedModel
@@ -92,7 +98,7 @@ def make_policy(
     lm.train()
     if zero.stage == 3 and not is_packed(lm):
         _gather_whole_layers(lm)
-    model = ScoringModel(lm, fp32_head=fp32_head)
+    model = RewardModel(lm) if is_reward_model(lm) else ScoringModel(lm, fp32_head=fp32_head)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(model, optimizer),

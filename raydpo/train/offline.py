@@ -7,10 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from raydpo.errors import UserError
 from raydpo.model.load import load_model
+from raydpo.model.reward_model import averaged, save_reward_model
 from raydpo.storage.files import tree_to_disk
 from raydpo.train.checkpoint.commits import Commit
 from raydpo.train.checkpoint.state import WEIGHT, SavedState
@@ -34,19 +44,42 @@ def export_commit(commit: Commit, directory: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with torch.device("meta"):  # its shape is needed, its numbers are not
-            lm = AutoModelForCausalLM.from_config(config)
+            lm = _class_of(config).from_config(config)
         weights |= _untrained(lm, saved, commit)
         if (model / "generation_config.json").exists():
             lm.generation_config = GenerationConfig.from_pretrained(model)
-        lm.save_pretrained(temporary, state_dict=dict(weights))  # it empties what it is given
-        AutoTokenizer.from_pretrained(model).save_pretrained(temporary)
+        _save(lm, AutoTokenizer.from_pretrained(model), temporary, weights, commit)
         mark_export(temporary, identity=commit.cursor.identity, step=commit.cursor.step)
         tree_to_disk(temporary)
-        _compare(temporary, weights, dtype=config.dtype)
+        _compare(temporary, weights, config)
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _class_of(config: PreTrainedConfig) -> type:
+    """Which of transformers' classes loads it; what was trained says so in its configuration."""
+    return AutoModelForSequenceClassification if _is_rewarding(config) else AutoModelForCausalLM
+
+
+def _is_rewarding(config: PreTrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def _save(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: dict[str, Tensor],
+    commit: Commit,
+) -> None:
+    cursor = commit.cursor
+    if _is_rewarding(lm.config):
+        save_reward_model(lm, tokenizer, directory, weights, identity=cursor.identity, step=cursor.step)
+    else:
+        lm.save_pretrained(directory, state_dict=dict(weights))  # it empties what it is given
+        tokenizer.save_pretrained(directory)
 
 
 def _untrained(lm: PreTrainedModel, saved: SavedState, commit: Commit) -> dict[str, Tensor]:
@@ -59,8 +92,12 @@ def _untrained(lm: PreTrainedModel, saved: SavedState, commit: Commit) -> dict[s
     return {name: as_tensor(tensor) for name, tensor in saved.untrained.items()}
 
 
-def _compare(path: Path, weights: dict[str, Tensor], *, dtype: torch.dtype) -> None:
-    lm = load_model(str(path), dtype=str(dtype).removeprefix("torch."))
+def _compare(path: Path, weights: dict[str, Tensor], config: PreTrainedConfig) -> None:
+    if _is_rewarding(config):
+        lm = AutoModelForSequenceClassification.from_pretrained(path, dtype=config.dtype)
+        weights = averaged(weights)
+    else:
+        lm = load_model(str(path), dtype=str(config.dtype).removeprefix("torch."))
     reloaded = dict(lm.named_parameters()) | untrained_tensors(lm)
     for name, weight in weights.items():
         # Some models have a few weights in float32 whatever they are asked for.

@@ -111,12 +111,11 @@ def _backward_all(policy: Policy, rank_batch: RankBatch, objective: Objective, s
 
 def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
     """Add one micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
-    total, losses, token_logps, *figures = policy.engine(
-        batch, objective.loss, objective.statistics, objective.observes
-    )
+    total, losses, scores, *figures = policy.engine(batch, objective.loss, objective.statistics, objective.observes)
     policy.engine.backward(total * scale)
-    rows = batch.scored(token_logps)
-    return losses, objective.metrics(rows) | token_means(rows, objective, figures)
+    rows = policy.engine.module.seen(batch, scores)
+    means = objective.metrics(rows)
+    return losses, means | token_means(rows, objective, figures) if figures else means
 
 
 def _not_finite(rank_batch: RankBatch, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:

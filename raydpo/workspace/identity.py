@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydpo.config.schema import Train, Training
+from raydpo.config.schema import Reward, Train, Training
 from raydpo.data.order import Order
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -17,7 +17,7 @@ from raydpo.model.directory import weights_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.storage.files import write_json
 from raydpo.train.checkpoint.commits import Cursor, latest
-from raydpo.workspace.objective import needs_reference, objective_terms
+from raydpo.workspace.objective import needs_reference, objective_terms, reward_terms
 
 if TYPE_CHECKING:
     from raydpo.objective.registry import Term
@@ -67,7 +67,7 @@ class Identity:
 class TrainingSettings:
     """What a run file says of one training, as far as it decides which weights come out, and where it leaves them."""
 
-    training: Training  # its section: train or sft
+    training: Training  # its section: train, sft or reward
     seed: int
     dtype: str
     fp32_head: bool
@@ -86,6 +86,8 @@ def identity_of(settings: TrainingSettings, order: Order) -> Identity:
     if isinstance(training, Train):
         objective = _objective_part(objective_terms(training))
         reference = settings.reference_model if needs_reference(training) else None
+    if isinstance(training, Reward):
+        objective = {"loss_type": "bradley_terry", **reward_terms(training)}
     return Identity(
         data_digest=order.digest,
         seed=order.seed,

@@ -12,18 +12,26 @@ from raydpo.train.checkpoint.retention import Retention
 from raydpo.workspace.lock import Claim
 
 if TYPE_CHECKING:
-    from raydpo.objective.contract import Objective
+    from raydpo.objective.contract import Objective, RewardObjective
+
+
+@dataclass(frozen=True)
+class NewHeads:
+    """The heads that make a reward model of a language model."""
+
+    count: int
+    seed: int  # of their weights
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training job, preference or sft, as its workers need it."""
+    """One training job, preference, sft or reward, as its workers need it."""
 
     model: str
     dtype: str
     fp32_head: bool
     training: Training
-    objective: Objective
+    objective: Objective | RewardObjective
     num_steps: int
     identity: str  # hash of what makes this run this run
     directory: Path  # checkpoints, metrics
@@ -35,6 +43,7 @@ class Job:
     evaluate_every: int | None  # steps between exports; the last step is exported in any case
     step0_tolerance: float | None  # None: no reference to compare with
     confirm_imported: Callable[[], None] | None  # marks imported reference values as verified; None: there are none
+    heads: NewHeads | None = None  # None: a language model is trained
     reached: Callable[[int], None] | None = None  # told how many steps are done, by those who work ahead of them
 
     def exports_at(self, step: int) -> bool:

@@ -14,11 +14,20 @@ from raydpo.reference.store import Key, Store
 class Layout:
     """The files of one run.
 
-    model: what the run file starts from; rows: its files of preference rows; sft, sample: whether it has these stages.
+    model: what the run file starts from; rows: its files of preference rows; sft, sample,
+    reward: whether it has these stages.
     """
 
     def __init__(
-        self, output_dir: str, *, model: str, reference: Reference, rows: Sequence[str], sft: bool, sample: bool
+        self,
+        output_dir: str,
+        *,
+        model: str,
+        reference: Reference,
+        rows: Sequence[str],
+        sft: bool,
+        sample: bool,
+        reward: bool,
     ) -> None:
         self.root = Path(output_dir)
         self.pairs = self.root / "samples" / "pairs.jsonl"
@@ -31,11 +40,14 @@ class Layout:
         self.sft_tokens = self.root / "tokens" / "sft"
         self.train = self.root / "train"
         self.sft = self.root / "sft"
+        self.reward = self.root / "reward"
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
         self.timings = self.root / "timings.json"
         self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"
+        self.reward_export = self.reward / "export"
+        self.reward_evaluation = self.reward / "evaluation.json"
         self.start_model = str(self.sft_export) if sft else model
         self.reference_model = reference.model or self.start_model
         self.pair_files = [str(self.pairs)] if sample else rows
@@ -43,6 +55,8 @@ class Layout:
         self.written_over = [self.root / "tokens", self.train, self.exports, self.evaluations]
         if sft:
             self.written_over.append(self.sft)
+        if reward:
+            self.written_over.append(self.reward)
         if sample:
             self.written_over.append(self.pairs.parent)
 
@@ -53,6 +67,10 @@ class Layout:
     def sft_export_of(self, step: int) -> Path:
         """The one export of the sft stage, whatever number of steps it takes."""
         return self.sft_export
+
+    def reward_export_of(self, step: int) -> Path:
+        """The one export of the reward stage, whatever number of steps it takes."""
+        return self.reward_export
 
 
 def store_of(layout: Layout, model: Model, pool: Pool) -> Store:

@@ -1,17 +1,17 @@
-"""The run file's preference loss. The losses are looked up only when asked for: that loads torch."""
+"""The run file's preference loss, and that of its reward model. The losses are looked up only when asked for: that loads torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from raydpo.config.schema import Train
+from raydpo.config.schema import Reward, Train
 from raydpo.data.mismatched import MISMATCHED
 from raydpo.errors import UserError
 
 if TYPE_CHECKING:
-    from raydpo.objective.contract import Objective
+    from raydpo.objective.contract import Objective, RewardObjective
     from raydpo.objective.registry import Term
 
 
@@ -72,3 +72,20 @@ def needs_reference(train: Train) -> bool:
     from raydpo.objective.contract import REF_LOGPS
 
     return REF_LOGPS in preference_objective(train).needs
+
+
+def reward_terms(reward: Reward) -> dict[str, Any]:
+    """What the run file says of a reward model and its loss: everything but its training."""
+    return {
+        "heads": reward.heads,
+        "label_smoothing": reward.label_smoothing,
+        "center_rewards_coefficient": reward.center_rewards_coefficient,
+        "use_margin": reward.use_margin,
+    }
+
+
+def reward_model_objective(reward: Reward) -> RewardObjective:
+    """What the training of a reward model minimises."""
+    from raydpo.objective.reward_model import reward_objective
+
+    return reward_objective(**reward_terms(reward))

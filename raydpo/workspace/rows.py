@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raydpo.config.schema import Data, Sample, Sft, Train
+from raydpo.config.schema import Data, Reward, Sample, Sft, Train
 from raydpo.data.formats import RowFormat, row_format
 from raydpo.errors import UserError
 from raydpo.workspace.layout import Layout
@@ -65,6 +65,20 @@ def check_format(rows: RowFormat, objective: Objective) -> None:
         raise UserError(
             "train.objective asks for the margin of every pair, and the rows have none; name their column in "
             "data.columns.margin, with data.format: pairs."
+        )
+
+
+def check_rewarded(rows: RowFormat, reward: Reward) -> None:
+    """Raise UserError where rows of a format lack what a reward model learns from. Needs nothing but the run file."""
+    if rows.kind == "unpaired":
+        raise UserError(
+            "a reward model is trained on which of two completions of a prompt is better, and rows of "
+            "data.format=unpaired have one each; give pairs (data.format: pairs) or ranked rows (data.format: ranked)."
+        )
+    if reward.use_margin and "margin" not in rows.columns:
+        raise UserError(
+            "reward.use_margin asks for the margin of every pair, and the rows have none; name their column in "
+            "data.columns.margin, with data.format: pairs, or leave use_margin out."
         )
 
 

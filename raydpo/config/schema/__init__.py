@@ -10,6 +10,7 @@ from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.objective import ObjectiveSettings
 from raydpo.config.schema.reference import Pool, Reference
+from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.run import RunFile
 from raydpo.config.schema.sampling import Decoding, Sample, Sampler
 from raydpo.config.schema.section import Section
@@ -27,6 +28,7 @@ __all__ = [
     "Optimizer",
     "Pool",
     "Reference",
+    "Reward",
     "RunFile",
     "Sample",
     "Sampler",

@@ -9,9 +9,10 @@ from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.reference import Reference
+from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.sampling import Sample, Sampler
 from raydpo.config.schema.section import Directory, Section
-from raydpo.config.schema.training import Sft, Train
+from raydpo.config.schema.training import Sft, Train, Training
 
 
 class RunFile(Section):
@@ -24,6 +25,7 @@ class RunFile(Section):
     data: Data = Data()
     sft: Sft | None = None
     sample: Sample | None = None
+    reward: Reward | None = None
     reference: Reference = Reference()
     train: Train = Train()
     sampler: Sampler = Sampler()
@@ -71,7 +73,7 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _elastic_workers_are_alone(self) -> RunFile:
-        elastic = [name for name, part in (("train", self.train), ("sft", self.sft)) if part and part.workers.min_count]
+        elastic = [name for name, part in self._trainings() if part.workers.min_count]
         if elastic and (self.evaluate or self.sample or self.train.reference == "overlap"):
             raise ValueError(
                 f"{elastic[0]}.workers.min_count goes with neither evaluate nor sample nor train.reference=overlap: "
@@ -81,10 +83,15 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _float32_masters(self) -> RunFile:
-        for name, training in (("train", self.train), ("sft", self.sft)):
-            if training and training.zero.stage == 0 and self.model.dtype == "bfloat16":
+        for name, training in self._trainings():
+            if training.zero.stage == 0 and self.model.dtype == "bfloat16":
                 raise ValueError(
                     f"{name}.zero.stage=0 with bfloat16: DeepSpeed keeps no float32 master weights there, so small "
                     "updates round away; use stage 1, 2 or 3, or model.dtype=float32"
                 )
         return self
+
+    def _trainings(self) -> list[tuple[str, Training]]:
+        """The sections that train something, by their keys."""
+        sections: dict[str, Training | None] = {"train": self.train, "sft": self.sft, "reward": self.reward}
+        return [(name, section) for name, section in sections.items() if section]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raydpo.config.schema import Evaluate, Pool, Sampler, Sft, Train, Workers
+from raydpo.config.schema import Evaluate, Pool, Reward, Sampler, Sft, Train, Workers
 from raydpo.errors import UserError
 from raydpo.workspace.objective import needs_reference
 
@@ -30,6 +30,7 @@ class Processes:
     """What a run file says of the processes of its stages; None for a stage that it has not."""
 
     sft: Sft | None
+    reward: Reward | None
     samples: bool  # whether it has a sample stage
     scorers: Pool
     train: Train
@@ -51,6 +52,9 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
     phases = {
         "sft": _workers("sft", asked.sft.workers) if asked.sft else [],
         "sample": samplers if asked.samples else [],
+        "reward": [*_workers("reward", asked.reward.workers), *(samplers if engines_stay else [])]
+        if asked.reward
+        else [],
         "precompute": [*scorers, *(samplers if engines_stay else [])] if scored else [],
         "train": [
             *_workers("train", train.workers),

@@ -16,11 +16,13 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from raydpo.config.schema import Timeouts, Train, Training
+from raydpo.config.schema import Reward, Timeouts, Train, Training
 from raydpo.data.order import Order
+from raydpo.data.shards import TokenManifest
+from raydpo.model.model_files import model_limits
 from raydpo.objective.contract import REF_LOGPS, REF_TOKEN_LOGPS, Objective
 from raydpo.objective.likelihood import fine_tuning
-from raydpo.reference.dataset import Dataset, open_dataset
+from raydpo.reference.dataset import MANIFEST, Dataset, open_dataset
 from raydpo.reference.store import Store
 from raydpo.reference.unconverted import check_converted
 from raydpo.runtime.feed.overlap import ScoringBeside, score_ahead, tell_reached
@@ -43,10 +45,10 @@ from raydpo.workspace.identity import (
     steps_of,
     write_identity,
 )
-from raydpo.workspace.job import Job
+from raydpo.workspace.job import Job, NewHeads
 from raydpo.workspace.layout import Layout, store_of
 from raydpo.workspace.lock import claim
-from raydpo.workspace.objective import preference_objective
+from raydpo.workspace.objective import preference_objective, reward_model_objective
 from raydpo.workspace.outcome import Stopped
 from raydpo.workspace.own_files import clear_ray_files
 from raydpo.workspace.prepared import check_longest_row
@@ -155,6 +157,36 @@ def train_sft(settings: TrainingSettings, source: TokenSource, layout: Layout, t
         evaluate_every=None,
         step0_tolerance=None,
         confirm_imported=None,
+    )
+    return _fit(job, plan, identity, None)
+
+
+def train_reward(settings: TrainingSettings, rows: RowSettings, timeouts: Timeouts) -> dict[str, Any]:
+    """Training of a reward model on the run's prepared rows; settings are those of the reward section."""
+    training = settings.training
+    assert isinstance(training, Reward)
+    layout = rows.layout
+    check_prepared(rows)
+    model_limits(settings.model).check(TokenManifest.read(layout.train_tokens / MANIFEST).extent)
+    dataset = open_dataset(layout.train_tokens)
+    order = order_of(training, seed=settings.seed, num_rows=len(dataset), digest=dataset.digest)
+    identity = identity_of(settings, order)
+    check_resumable(layout.reward, identity)
+    plan = _plan(training, dataset, order, layout.reward)
+    job = _job(
+        settings,
+        plan,
+        identity,
+        claim=claim(layout.root),
+        timeouts=timeouts,
+        objective=reward_model_objective(training),
+        retention=Retention(training.keep_last, training.keep_every),
+        export=layout.reward_export_of,
+        evaluated=False,
+        evaluate_every=None,
+        step0_tolerance=None,
+        confirm_imported=None,
+        heads=NewHeads(training.heads, settings.seed),
     )
     return _fit(job, plan, identity, None)
 

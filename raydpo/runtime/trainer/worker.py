@@ -11,13 +11,14 @@ from pathlib import Path
 
 import ray.train
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.flops import forward_flops, matmul_ceiling
 from raydpo.model.layout import layout_name
 from raydpo.model.load import load_model
+from raydpo.model.reward_model import start_reward_model
 from raydpo.model.tokenizer import load_tokenizer
 from raydpo.runtime.cluster.connection import quieten_ray_data, user_errors
 from raydpo.runtime.feed.rank_batches import rank_batches
@@ -60,7 +61,7 @@ def _train(job: Job, place: Whereabouts) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(job.training.workers.cpus)))
     ceiling = matmul_ceiling(getattr(torch, job.dtype), device)
-    lm = load_model(job.model, dtype=job.dtype, device=device)
+    lm = _load(job, device)
     training = job.training
     policy = make_policy(
         lm,
@@ -90,6 +91,14 @@ def _train(job: Job, place: Whereabouts) -> None:
             ),
             after_step=recorder.after_step,
         )
+
+
+def _load(job: Job, device: torch.device) -> PreTrainedModel:
+    """What training starts from: a language model, or one with the heads of a reward model."""
+    if job.heads is None:
+        return load_model(job.model, dtype=job.dtype, device=device)
+    heads = job.heads
+    return start_reward_model(job.model, dtype=job.dtype, heads=heads.count, seed=heads.seed, device=device)
 
 
 def _fed(job: Job, policy: Policy, start: int) -> Iterator[RankBatch]:
