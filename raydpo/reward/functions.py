@@ -10,12 +10,15 @@ import importlib
 import importlib.util
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import UserError
+from raydpo.reward.contract import Group, Rate, RatedGroup, where
+
+_FORMS = ("package.module:function", "reward_model:PATH", "ensemble:PATH,PATH", "implicit:PATH")
 
 RewardFunction = Callable[
     [Sequence[str], Sequence[str]], list[float]
@@ -48,10 +51,23 @@ def load_function(name: str) -> RewardFunction:
     return _checked(name, _imported(name) if ":" in name else FUNCTIONS[name]())
 
 
-def rate_groups(
-    name: str, function: RewardFunction, groups: Sequence[tuple[int, str, Sequence[str]]]
-) -> list[list[float]]:
-    """The rewards of (row, prompt, completions), all in one call, which is what models behind a function like best.
+def rate_by_function(name: str) -> Rate:
+    """The function of this name as a reward of groups. It rates all that it is given in one call.
+
+    Raises UserError as load_function does; when called, as rate_groups does.
+    """
+    function = load_function(name)
+
+    def rate(groups: Sequence[Group]) -> Iterator[list[RatedGroup]]:
+        if groups:
+            rewards = rate_groups(name, function, groups)
+            yield [RatedGroup(group, values) for group, values in zip(groups, rewards, strict=True)]
+
+    return rate
+
+
+def rate_groups(name: str, function: RewardFunction, groups: Sequence[Group]) -> list[list[float]]:
+    """The rewards of groups, all in one call, which is what models behind a function like best.
 
     Where that fails, prompts are tried one by one to find the one to name. Raises UserError with function, row, prompt
     and what was wrong; its cause is what the function raised.
@@ -64,21 +80,20 @@ def rate_groups(
             try:
                 _rated(function, [group])
             except Exception as own:
-                raise _failed(name, own, f"prompt {group[0]}, {group[1]!r}") from own
-        rows = f"prompts {groups[0][0]} to {groups[-1][0]} together, and at none of them alone"
-        raise _failed(name, error, rows) from error
+                raise _failed(name, own, f"prompt {group.row}, {group.prompt!r}") from own
+        raise _failed(name, error, f"{where(groups)} together, and at none of them alone") from error
 
 
-def function_source(name: str) -> str:
+def function_source(name: str) -> str | None:
     """A name for the code behind a function: the hash of the file that defines it. What that imports is not seen.
 
-    Raises UserError for a function that cannot be there.
+    None where there is no such file. Raises UserError for a function that cannot be there.
     """
     check_function(name)
     module = name.partition(":")[0] if ":" in name else __name__
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():  # built in, or in an archive
-        return "unknown"
+        return None
     return hashlib.blake2b(Path(spec.origin).read_bytes(), digest_size=16).hexdigest()
 
 
@@ -134,23 +149,23 @@ def _checked(name: str, function: Callable[..., Any]) -> RewardFunction:
     return score
 
 
-def _rated(function: RewardFunction, groups: Sequence[tuple[int, str, Sequence[str]]]) -> list[list[float]]:
+def _rated(function: RewardFunction, groups: Sequence[Group]) -> list[list[float]]:
     prompts: list[str] = []
     completions: list[str] = []
-    for _, prompt, answers in groups:
-        prompts += [prompt] * len(answers)
-        completions += answers
+    for group in groups:
+        prompts += [group.prompt] * len(group.completions)
+        completions += group.completions
     rewards = iter(function(prompts, completions))
-    return [[next(rewards) for _ in answers] for _, _, answers in groups]
+    return [[next(rewards) for _ in group.completions] for group in groups]
 
 
-def _failed(name: str, error: Exception, where: str) -> UserError:
+def _failed(name: str, error: Exception, place: str) -> UserError:
     if isinstance(error, UserError):  # one of ours, with function, prompt and value in it
-        return UserError(f"{error} (at {where})")
+        return UserError(f"{error} (at {place})")
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{frame.filename}:{frame.lineno}"
+    line = f"{frame.filename}:{frame.lineno}"
     return UserError(
-        f"reward {name!r} raised {type(error).__name__}: {error} ({place}) at {where}; mend the function and start "
+        f"reward {name!r} raised {type(error).__name__}: {error} ({line}) at {place}; mend the function and start "
         "again: what has been sampled is kept."
     )
 
@@ -172,7 +187,7 @@ def _require_vader() -> None:
 
 def _nearest(name: str) -> str:
     near = get_close_matches(name, FUNCTIONS, n=1)
-    known = f"known are {', '.join(FUNCTIONS)} and package.module:function"
+    known = f"known are {', '.join([*FUNCTIONS, *_FORMS])}"
     return f"did you mean {near[0]!r}? ({known})" if near else known
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raydpo.errors import UserError
+from raydpo.reward.contract import Group
 from raydpo.reward.functions import check_function, function_source, load_function, rate_groups
 
 pytestmark = pytest.mark.unit
@@ -121,7 +122,7 @@ def test_checking_and_loading_agree_on_what_exists() -> None:
         assert callable(load_function(name))
 
 
-GROUPS = [(1, "one", ["good", "good"]), (2, "two", ["good", "bad"]), (3, "three", ["good", "good"])]
+GROUPS = [Group(1, "one", ["good", "good"]), Group(2, "two", ["good", "bad"]), Group(3, "three", ["good", "good"])]
 
 
 @pytest.mark.usefixtures("own_rewards")
@@ -147,7 +148,7 @@ def test_a_failure_at_no_single_prompt_names_them_all() -> None:
 
 @pytest.mark.usefixtures("own_rewards")
 def test_rewards_come_back_by_prompt() -> None:
-    groups = [(1, "one", ["a", "bcd"]), (2, "two", []), (3, "three", ["eee"])]
+    groups = [Group(1, "one", ["a", "bcd"]), Group(2, "two", []), Group(3, "three", ["eee"])]
     assert rate_groups("own_rewards:vowels", load_function("own_rewards:vowels"), groups) == [[1.0, 0.0], [], [3.0]]
 
 

@@ -9,6 +9,7 @@ from raydpo.config.schema.data import Columns, Data, Format
 from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.objective import ObjectiveSettings
+from raydpo.config.schema.rating import Rating
 from raydpo.config.schema.reference import Pool, Reference
 from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.run import RunFile
@@ -27,6 +28,7 @@ __all__ = [
     "ObjectiveSettings",
     "Optimizer",
     "Pool",
+    "Rating",
     "Reference",
     "Reward",
     "RunFile",

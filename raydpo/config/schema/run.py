@@ -8,6 +8,7 @@ from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.model import Model
+from raydpo.config.schema.rating import Rating
 from raydpo.config.schema.reference import Reference
 from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.sampling import Sample, Sampler
@@ -29,6 +30,7 @@ class RunFile(Section):
     reference: Reference = Reference()
     train: Train = Train()
     sampler: Sampler = Sampler()
+    rating: Rating = Rating()
     evaluate: Evaluate | None = None
     timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()

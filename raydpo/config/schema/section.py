@@ -24,7 +24,7 @@ def _absolute(path: str) -> str:
     return str(Path(local).absolute())
 
 
-def _absolute_if_local(model: str) -> str:
+def absolute_if_local(model: str) -> str:
     """A model may also be a hub name, which is what a name without a directory is taken for."""
     looks_local = model.startswith((".", "/", "~")) or Path(model).exists()
     return _absolute(model) if looks_local else model
@@ -43,7 +43,7 @@ def _listed(names: object) -> object:
 
 Location = Annotated[str, AfterValidator(_absolute)]
 Directory = Annotated[str, AfterValidator(_local), AfterValidator(_absolute)]
-ModelLocation = Annotated[str, AfterValidator(_absolute_if_local)]
+ModelLocation = Annotated[str, AfterValidator(absolute_if_local)]
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
 
 
