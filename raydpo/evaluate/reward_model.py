@@ -1,4 +1,4 @@
-"""What a reward model is worth on pairs that it was not trained on: accuracy, calibration, and rules that need no model.
+"""What a reward model is worth on pairs that it was not trained on: accuracy, calibration, and rules by length.
 
 Legend: C completions of all rows, P pairs, K heads.
 """

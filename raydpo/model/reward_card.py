@@ -1,4 +1,4 @@
-"""What an export says of the reward model that it holds. No torch: whoever looks for a reward model reads this first."""
+"""What an export says of the reward model that it holds. No torch: it is read before a model loads."""
 
 from __future__ import annotations
 

@@ -245,3 +245,6 @@ Objective = Minimised[ScoredRows]
 
 RewardObjective = Minimised[RatedRows]
 """Of a reward model, which gives rewards."""
+
+AnyObjective = Objective | RewardObjective
+"""Of whatever is trained: the model under training and its objective fit each other."""

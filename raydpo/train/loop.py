@@ -10,7 +10,7 @@ import torch
 from raydpo.errors import UserError
 from raydpo.model.batch import Batch
 from raydpo.model.score import sequence_logps
-from raydpo.objective.contract import REF_LOGPS, Objective
+from raydpo.objective.contract import REF_LOGPS, AnyObjective
 from raydpo.train.engine import Policy
 from raydpo.train.step import RankBatch, train_step
 
@@ -25,7 +25,7 @@ _IMPORTED = (
 def train_loop(
     policy: Policy,
     batches: Iterable[RankBatch],
-    objective: Objective,
+    objective: AnyObjective,
     *,
     lr: Callable[[int], float],
     after_step: Callable[[RankBatch, Metrics], None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def export_commit(commit: Commit, directory: Path) -> Path:
         with torch.device("meta"):  # its shape is needed, its numbers are not
             lm = _class_of(config).from_config(config)
         weights |= _untrained(lm, saved, commit)
-        if (model / "generation_config.json").exists():
+        if (model / "generation_config.json").exists():  # a reward model has none
             lm.generation_config = GenerationConfig.from_pretrained(model)
         _save(lm, AutoTokenizer.from_pretrained(model), temporary, weights, commit)
         mark_export(temporary, identity=commit.cursor.identity, step=commit.cursor.step)
@@ -58,7 +59,7 @@ def export_commit(commit: Commit, directory: Path) -> Path:
     return directory
 
 
-def _class_of(config: PreTrainedConfig) -> type:
+def _class_of(config: PreTrainedConfig) -> Any:
     """Which of transformers' classes loads it; what was trained says so in its configuration."""
     return AutoModelForSequenceClassification if _is_rewarding(config) else AutoModelForCausalLM
 

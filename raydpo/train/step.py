@@ -6,14 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from raydpo.errors import UserError
 from raydpo.model.batch import Batch
-from raydpo.objective.contract import Mean, Objective, Unit
+from raydpo.objective.contract import AnyObjective, Mean, Objective, Unit
 from raydpo.objective.token_metrics import token_means
 from raydpo.train.coupled import backward_coupled, score_together
 from raydpo.train.diverged import REMEDY
@@ -34,7 +34,7 @@ class RankBatch:
     num_tokens: int = 0  # trained on with this step, since the run's first; for the record only
 
 
-def train_step(policy: Policy, rank_batch: RankBatch, objective: Objective, *, lr: float) -> dict[str, float]:
+def train_step(policy: Policy, rank_batch: RankBatch, objective: AnyObjective, *, lr: float) -> dict[str, float]:
     """Forward, backward, step. Returns metrics of the whole global batch, equal on every rank.
 
     A metric of which the global batch has no instance, such as the reward of wanted completions, is left out.
@@ -91,11 +91,12 @@ class _Sums:
         return reduced["loss"], {name: reduced[name] / reduced[_COUNT_OF + name] for name in measured}
 
 
-def _backward_all(policy: Policy, rank_batch: RankBatch, objective: Objective, scale: float) -> _Sums:
+def _backward_all(policy: Policy, rank_batch: RankBatch, objective: AnyObjective, scale: float) -> _Sums:
     """Forward and backward of every micro-batch. The engine adds their gradients up, each times scale."""
     coupled = None
+    of_policy = cast(Objective, objective)  # only losses of log-probs couple rows
     if objective.coupled:
-        coupled = score_together(policy, rank_batch.micro_batches, rank_batch.row_ids, objective)
+        coupled = score_together(policy, rank_batch.micro_batches, rank_batch.row_ids, of_policy)
     sums = _Sums()
     last = len(rank_batch.micro_batches) - 1
     for i, batch in enumerate(rank_batch.micro_batches):
@@ -104,18 +105,20 @@ def _backward_all(policy: Policy, rank_batch: RankBatch, objective: Objective, s
         if coupled is None:
             losses, metrics = _backward(policy, batch, objective, scale)
         else:
-            losses, metrics = backward_coupled(policy, batch, coupled[i], objective, scale)
+            losses, metrics = backward_coupled(policy, batch, coupled[i], of_policy, scale)
         sums.add(losses, metrics)
     return sums
 
 
-def _backward(policy: Policy, batch: Batch, objective: Objective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
+def _backward(policy: Policy, batch: Batch, objective: AnyObjective, scale: float) -> tuple[Tensor, dict[str, Mean]]:
     """Add one micro-batch's part of the gradient of a local loss, times scale. Returns its losses and metrics."""
     total, losses, scores, *figures = policy.engine(batch, objective.loss, objective.statistics, objective.observes)
     policy.engine.backward(total * scale)
     rows = policy.engine.module.seen(batch, scores)
     means = objective.metrics(rows)
-    return losses, means | token_means(rows, objective, figures) if figures else means
+    if figures:  # of logits, which a reward model has none of
+        means |= token_means(rows, cast(Objective, objective), figures)
+    return losses, means
 
 
 def _not_finite(rank_batch: RankBatch, row_losses: Sequence[Tensor], wrong: Mapping[str, float]) -> UserError:

@@ -12,7 +12,7 @@ from raydpo.train.checkpoint.retention import Retention
 from raydpo.workspace.lock import Claim
 
 if TYPE_CHECKING:
-    from raydpo.objective.contract import Objective, RewardObjective
+    from raydpo.objective.contract import AnyObjective
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Job:
     dtype: str
     fp32_head: bool
     training: Training
-    objective: Objective | RewardObjective
+    objective: AnyObjective
     num_steps: int
     identity: str  # hash of what makes this run this run
     directory: Path  # checkpoints, metrics

@@ -1,4 +1,4 @@
-"""The run file's preference loss, and that of its reward model. The losses are looked up only when asked for: that loads torch."""
+"""The run file's losses: of preferences and of the reward model. Looked up only when asked for: that loads torch."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def _load_state(policy: Policy, saved: SavedState) -> None:
 def _write_model(directory: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
     """Write what the weights need to become a model again: configuration and tokenizer."""
     policy.lm.config.save_pretrained(directory)
-    if policy.lm.generation_config is not None:
+    if policy.lm.can_generate() and policy.lm.generation_config is not None:
         policy.lm.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return sorted(path for path in directory.iterdir() if path.is_file())
