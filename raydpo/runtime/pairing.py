@@ -10,21 +10,22 @@ from typing import Any
 
 import ray
 
-from raydpo.config.schema import Data, Model, Sample, Sampler
+from raydpo.config.schema import Data, Model, Rating, Sample, Sampler
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
 from raydpo.model.directory import text_digest, weights_digest
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.reward.functions import function_source
+from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.pairs import PromptGroup, RatedCompletion, pair_samples
 from raydpo.runtime.pools.probing import confirm_samples
-from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.pools.rewards import RewardProcess, reward_process
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.storage.files import whole_file, write_json
 from raydpo.storage.kept import Kept
 from raydpo.track.progress import Progress
 from raydpo.track.say import say
 from raydpo.workspace.layout import Layout
+from raydpo.workspace.rewards import RewardSettings, reward_source
 
 DRAWN_BY = 2  # version of what draws; 1 drew from a former model's head where embeddings are tied
 PAIRED_BY = 2  # version of what makes rows of them; 1 wrote a row a pair under "all" too
@@ -40,7 +41,13 @@ class SampleSettings:
     data: Data
     sampler: Sampler
     sample: Sample
+    rating: Rating
     probe_tokens: int  # that the policy reads at once where it is held against the sampler
+
+    @property
+    def rewards(self) -> RewardSettings:
+        """How what it samples is rated."""
+        return RewardSettings(self.layout, self.model, self.rating)
 
 
 def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
     completions_from = drawn_from(settings, drawing)
     rated_from = completions_from | {
         "scorer": asked.reward,
-        "scorer_source": function_source(asked.reward),
+        "scorer_source": reward_source(settings.rewards, asked.reward),
         "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
     }
     made_from = rated_from | {"pairs": asked.pairs, "paired_by": PAIRED_BY}
@@ -66,9 +73,8 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
             return earlier["result"]
     layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
     drawn = Kept(layout.drawn, completions_from)
-    rated = Kept(layout.rated, rated_from)
-    with reward_process(asked.reward) as rewards:
-        groups = _Work(settings, drawing, engines, rewards, drawn, rated).groups()
+    with reward_process(asked.reward, settings.rewards) as rewards:
+        groups = _Work(settings, drawing, engines, rewards, drawn).groups()
     pairs, counts = pair_samples(groups, asked.pairs)
     _write_lines(layout.samples, [asdict(group) for group in groups])
     _write_lines(layout.pairs, pairs)
@@ -114,14 +120,12 @@ class _Work:
         engines: Samplers,
         rewards: RewardProcess,
         drawn: Kept,
-        rated: Kept,
     ) -> None:
         self._settings = settings
         self._drawing = drawing
         self._engines = engines
         self._rewards = rewards
         self._drawn = drawn
-        self._rated = rated
 
     def groups(self) -> list[PromptGroup]:
         """Every prompt with its rated completions. Raises UserError where sampler or reward function fail."""
@@ -165,18 +169,9 @@ class _Work:
             ray.get(task)
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
-        kept = self._rated.read(call)
-        if kept is not None:
-            return kept
         first = call * PROMPTS_PER_CALL + 1
-        rewards = self._rewards.rate(
-            [
-                Group(first + i, prompt.text, [each.text for each in answers])
-                for i, (prompt, answers) in enumerate(zip(self._drawing.members(call), completions, strict=True))
-            ]
-        )
-        self._rated.write(call, rewards)
-        return rewards
+        answered = enumerate(zip(self._drawing.members(call), completions, strict=True), start=first)
+        return self._rewards.rate([Group.of(row, prompt, answers) for row, (prompt, answers) in answered])
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

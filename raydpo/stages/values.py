@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from raydpo.config.schema import Cluster, RunFile, Timeouts
 from raydpo.reference.store import Store
+from raydpo.reward.names import is_model
 from raydpo.workspace.asked import EvaluationSettings
 from raydpo.workspace.identity import TrainingSettings
 from raydpo.workspace.layout import Layout, store_of
 from raydpo.workspace.provenance import Part, TokenSource, sft_source, token_source
+from raydpo.workspace.rewards import RewardSettings
 from raydpo.workspace.rows import RowSettings, SftRows
 
 if TYPE_CHECKING:
@@ -129,7 +131,12 @@ class RunValues:
             training=self.training(),
             train=run.train,
             evaluate=run.evaluate,
+            rating=run.rating,
         )
+
+    def rewards(self) -> RewardSettings:
+        """Of how completions are rated."""
+        return RewardSettings(self.layout, self._run.model, self._run.rating)
 
     def token_source(self, part: Part) -> TokenSource:
         """What the tokens of a part are made from."""
@@ -165,6 +172,7 @@ class RunValues:
             data=run.data,
             sampler=run.sampler,
             sample=run.sample,
+            rating=run.rating,
             probe_tokens=run.reference.tokens_per_batch,
         )
 
@@ -173,6 +181,7 @@ class RunValues:
         from raydpo.runtime.cluster.preflight import Processes
 
         run = self._run
+        rated = {"sample": run.sample, "evaluate": run.evaluate}
         return Processes(
             sft=run.sft,
             reward=run.reward,
@@ -181,4 +190,5 @@ class RunValues:
             train=run.train,
             sampler=run.sampler,
             evaluate=run.evaluate,
+            raters={stage: run.rating.pool for stage, asked in rated.items() if asked and is_model(asked.reward)},
         )

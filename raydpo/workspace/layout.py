@@ -34,7 +34,6 @@ class Layout:
         self.sampled = self.root / "samples" / "sampled.json"  # what the samples were made from, written last
         self.samples = self.root / "samples" / "samples.jsonl"
         self.drawn = self.root / "samples" / "drawn"  # completions, as they are drawn
-        self.rated = self.root / "samples" / "rated"  # their rewards, as they come
         self.train_tokens = self.root / "tokens" / "train"
         self.held_out_tokens = self.root / "tokens" / "held_out"
         self.sft_tokens = self.root / "tokens" / "sft"
@@ -43,6 +42,7 @@ class Layout:
         self.reward = self.root / "reward"
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
+        self.scores = self.root / "scores"  # rewards, unless rating.store says otherwise
         self.timings = self.root / "timings.json"
         self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import ray
 
@@ -36,6 +36,7 @@ class Processes:
     train: Train
     sampler: Sampler
     evaluate: Evaluate | None
+    raters: Mapping[str, Pool] = field(default_factory=dict)  # by stage, where a model rates: sample, evaluate
 
 
 def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
@@ -45,13 +46,14 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
     train = asked.train
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
-    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus)] if asked.evaluate else []
+    raters = {stage: [Demand("rating.pool", p.min_actors, p.cpus, p.gpus)] for stage, p in asked.raters.items()}
+    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus), *raters.get("evaluate", [])] if asked.evaluate else []
     engines_stay = stage == "run" and (asked.samples or asked.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
     scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(train))
     phases = {
         "sft": _workers("sft", asked.sft.workers) if asked.sft else [],
-        "sample": samplers if asked.samples else [],
+        "sample": [*samplers, *raters.get("sample", [])] if asked.samples else [],
         "reward": [*_workers("reward", asked.reward.workers), *(samplers if engines_stay else [])]
         if asked.reward
         else [],
