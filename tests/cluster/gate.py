@@ -26,7 +26,7 @@ from tests.models import exact_logps, make_batch, random_rows, tiny_llama
 
 STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
 LR = 1e-4
-ObjectiveName = Literal["dpo", "smoothed", "sigmoid_norm", "orpo", "sft", "group", "aot", "kto"]
+ObjectiveName = Literal["dpo", "smoothed", "sigmoid_norm", "orpo", "sft", "group", "aot", "kto", "wpo"]
 OptimizerName = Literal["rmsprop", "adamw"]
 OBJECTIVES: dict[ObjectiveName, Objective] = {
     "dpo": make_objective(resolve(["sigmoid"], beta=0.1)),
@@ -37,6 +37,7 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "group": make_objective(resolve(["sigmoid"], beta=0.1)),
     "aot": make_objective(resolve(["aot"], beta=0.1)),
     "kto": make_objective(resolve(["kto"], beta=0.1, undesirable_weight=1.5)),
+    "wpo": make_objective(resolve(["sigmoid"], beta=0.1, use_weighting=True)),
 }
 COMPLETIONS: dict[ObjectiveName, int] = {"sft": 1, "group": 4}  # of a row; of the others 2, one of kto's not its own
 
@@ -83,7 +84,7 @@ class Case:
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 MICRO_BATCHES = (1, 4)
 OPTIMIZERS: tuple[OptimizerName, ...] = ("rmsprop", "adamw")
-OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sigmoid_norm", "orpo", "sft", "group", "kto")
+OTHER_OBJECTIVES: tuple[ObjectiveName, ...] = ("smoothed", "sigmoid_norm", "orpo", "sft", "group", "kto", "wpo")
 FLOAT32 = [
     *(
         Case(stage, micro, Problem(tied=tied, optimizer=optimizer))
@@ -228,6 +229,9 @@ def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
         losses = _transported([_ratios(*row) for row in zip(tokens, refs, strict=True)], refs)
     elif problem.objective == "kto":
         losses = _prospects([_ratios(*row) for row in zip(tokens, refs, strict=True)], step)
+    elif problem.objective == "wpo":
+        plain = [_row_loss("dpo", *row) for row in zip(tokens, refs, strict=True)]
+        losses = torch.stack(plain) * torch.stack([_likeness(lm, data[i]) for i in global_batch(step)])
     else:
         losses = torch.stack([_row_loss(problem.objective, *row) for row in zip(tokens, refs, strict=True)])
     return losses.sum() / totals(problem, step)[OBJECTIVES[problem.objective].mean_over]
@@ -239,6 +243,16 @@ def _token_logps(lm: LlamaForCausalLM, row: TokenRow) -> list[Tensor]:
         every.gather(1, torch.tensor(ids)[:, None])
         for every, ids in zip(exact_logps(lm, row), row.completions, strict=True)
     ]
+
+
+@torch.no_grad()
+def _likeness(lm: LlamaForCausalLM, row: TokenRow) -> Tensor:
+    """WPO's weight of a pair: how far the policy itself might have drawn both completions."""
+    means = []
+    for every, ids in zip(exact_logps(lm, row), row.completions, strict=True):
+        collision = every.exp().square().sum(dim=1).log()
+        means.append((every.gather(1, torch.tensor(ids)[:, None])[:, 0] - collision).mean())
+    return torch.stack(means).sum().exp()
 
 
 def _ratios(tokens: list[Tensor], ref: Tensor | None) -> list[Tensor]:

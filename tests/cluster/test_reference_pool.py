@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raydpo.config.schema import RunFile
+from raydpo.runtime.pools import elastic
 from raydpo.runtime.pools import pool as pools
 from raydpo.runtime.pools.pool import ScorerPool
 from raydpo.runtime.pools.scorer import Unit
@@ -86,8 +87,8 @@ def test_a_unit_whose_scorer_is_killed_is_done_by_another_and_no_other_unit_twic
 def test_a_scorer_that_is_stopped_counts_as_lost_when_it_is_silent(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "SILENT_S", 3.0)
-    monkeypatch.setattr(pools, "PING_S", 0.5)
+    monkeypatch.setattr(elastic, "SILENT_S", 3.0)
+    monkeypatch.setattr(elastic, "PING_S", 0.5)
     pool = make_pool(StopsOnce)
     assert [number for number, _ in pool.score(units(tmp_path, 1))] == [0]
     assert (pool.lost, pool.retried) == (1, 1)
@@ -97,7 +98,7 @@ def test_a_scorer_that_is_stopped_counts_as_lost_when_it_is_silent(
 def test_scorers_that_all_die_end_in_an_error_and_not_in_another_try(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "LIVES", 1)
+    monkeypatch.setattr(elastic, "LIVES", 1)
     pool = make_pool(Dies, max_actors=1)
     with pytest.raises(RuntimeError, match="2 reference scorers died one after the other"):
         list(pool.score(units(tmp_path, 1)))
@@ -114,7 +115,7 @@ def test_what_a_scorer_raises_ends_the_job_at_once(make_pool: MakePool, tmp_path
 def test_a_pool_that_no_node_can_hold_gives_up_with_the_reason(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "START_S", 2.0)
+    monkeypatch.setattr(elastic, "START_S", 2.0)
     taken = ray.remote(num_cpus=CPUS, concurrency_groups={"health": 1})(Quick).remote()
     ray.get(taken.load.remote())
     with pytest.raises(RuntimeError, match="the cluster has not had 1 CPUs"):
