@@ -42,7 +42,9 @@ class KeptRewards:
     def _keep(self, batch: Sequence[RatedGroup]) -> dict[bytes, float]:
         names = [name for rated in batch for name in self._name(rated.group)]
         rewards = [reward for rated in batch for reward in rated.rewards]
-        members = [each for rated in batch for each in rated.members or [None] * len(rated.rewards)]
+        members: list[list[float] | None] = []
+        for rated in batch:
+            members += rated.members or [None] * len(rated.rewards)
         if self._scores and names:
             self._scores.keep(names, rewards, members)
         return dict(zip(names, rewards, strict=True))

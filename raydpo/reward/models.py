@@ -1,4 +1,4 @@
-"""What the files of reward models and of policies show before any of them is loaded: whether they can rate. No torch."""
+"""What the files of reward models and of policies show before one is loaded: whether they can rate. No torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_reward_model(name: str, path: str, tokenizer: str) -> None:
 
 
 def check_same_vocabulary(name: str, path: str, tokenizer: str) -> None:
-    """Raise UserError where a model's token ids mean other tokens than those of the model that completions come from."""
+    """Raise UserError where a model's token ids mean other tokens than those of the model named `tokenizer`."""
     from raydpo.model.tokenizer import load_tokenizer, vocabulary_digest
 
     carded = (Path(path) / CARD).exists()

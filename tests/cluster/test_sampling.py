@@ -19,12 +19,13 @@ from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.rollout.engine import Completion
+from raydpo.reward.contract import Group
 from raydpo.runtime.cluster.connection import user_errors
 from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
 from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
-from raydpo.runtime.pools.rewards import Group, rate_each, reward_process
+from raydpo.runtime.pools.rewards import rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.stages.values import RunValues
 from raydpo.workspace.asked import OriginsToday
@@ -80,7 +81,7 @@ def test_a_sampler_that_is_lost_says_why_and_what_to_lower(engine: type, says: s
 
 def test_a_reward_function_that_takes_its_process_down_is_named() -> None:
     with pytest.raises(UserError, match=r"'tests.cluster.rewards:dies' took its process down at prompts 1 to 2"):
-        rate_each("tests.cluster.rewards:dies", ["a", "b"], ["c", "d"])
+        rate_each("tests.cluster.rewards:dies", [Group(1, "a", ["c"]), Group(2, "b", ["d"])])
 
 
 def test_a_wait_for_a_reward_function_is_told(

@@ -47,7 +47,11 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
     raters = {stage: [Demand("rating.pool", p.min_actors, p.cpus, p.gpus)] for stage, p in asked.raters.items()}
-    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus), *raters.get("evaluate", [])] if asked.evaluate else []
+    evaluation = (
+        [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus), *raters.get("evaluate", [])]
+        if asked.evaluate
+        else []
+    )
     engines_stay = stage == "run" and (asked.samples or asked.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
     scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(train))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -14,6 +15,9 @@ from raydpo.errors import UserError
 from raydpo.reward.contract import Group, RatedGroup
 from raydpo.reward.names import ImplicitReward, ModelReward
 from raydpo.runtime.pools.elastic import ElasticPool, Words, pool_actor
+
+if TYPE_CHECKING:
+    import torch
 
 UNIT_GROUPS = 64  # prompts that an actor rates at once: what its death costs
 
@@ -48,8 +52,13 @@ class RewardActor:
         from raydpo.runtime.cluster.device import granted_device
 
         torch.set_num_threads(max(1, int(self._rating.pool.cpus)))
-        load = _load_models if isinstance(self._kind, ModelReward) else _load_implicit
-        self._rate: RateRows = load(self._kind, self._form, self._rating.tokens_per_batch, granted_device())
+        kind = self._kind
+        bound = self._rating.tokens_per_batch
+        device = granted_device()
+        if isinstance(kind, ModelReward):
+            self._rate = _load_models(kind, self._form, bound, device)
+        else:
+            self._rate = _load_implicit(kind, self._form, bound, device)
 
     def score(self, rows: Sequence[TokenRow]) -> Members:
         """The rewards of the rows' completions, each prompt read once."""
@@ -101,7 +110,7 @@ class PooledReward:
             yield RatedGroup(group, own.mean(axis=1).tolist(), several)
 
 
-def _load_models(kind: ModelReward, form: Model, bound: int, device: object) -> RateRows:
+def _load_models(kind: ModelReward, form: Model, bound: int, device: torch.device) -> RateRows:
     """One model: its heads are the members. Several: each of them is one, by the mean of its heads."""
     from raydpo.model.rate import rate_rows
     from raydpo.model.reward_model import load_reward_model
@@ -117,7 +126,7 @@ def _load_models(kind: ModelReward, form: Model, bound: int, device: object) -> 
     return rate
 
 
-def _load_implicit(kind: ImplicitReward, form: Model, bound: int, device: object) -> RateRows:
+def _load_implicit(kind: ImplicitReward, form: Model, bound: int, device: torch.device) -> RateRows:
     """beta * (log policy - log reference), both models scored as training scores them."""
     from raydpo.model.load import load_model
     from raydpo.model.score import ScoringModel

@@ -1,7 +1,8 @@
 """Rewards at work, in a process of their own: whatever they do, the job can say so and can end.
 
-A reward function is the user's code, and runs in that process. It may hang in a regular expression, which holds its interpreter so that no signal
-is ever handled there, or take its process down.
+A reward function is the user's code, and runs in that process. It may hang in a regular expression, which holds its
+interpreter so that no signal is ever handled there, or take its process down. A reward model is asked from there, and
+works in the actors of its pool, which end with the process.
 """
 
 from __future__ import annotations
