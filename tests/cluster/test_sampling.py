@@ -18,8 +18,8 @@ from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.rollout.engine import Completion
 from raydpo.reward.contract import Group
+from raydpo.rollout.engine import Completion
 from raydpo.runtime.cluster.connection import user_errors
 from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
