@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from raydpo.config.load import load_run_file
 from raydpo.config.schema import Decoding
 from raydpo.evaluate.origin import Origin
+from raydpo.evaluate.records import RatedSample, summarise, write_evaluation
+from raydpo.stages.values import RunValues
+from raydpo.workspace.asked import origin_of
 
 
 def origin(**parts: Any) -> Origin:
@@ -26,3 +32,12 @@ def origin(**parts: Any) -> Origin:
         "scoring_version": 2,
     }
     return Origin(**usual | parts)
+
+
+def evaluate_in_words(run_file: Path, prompts: Sequence[str], steps: Sequence[int]) -> None:
+    """Leave evaluations of a run whose samples are longer the later they were drawn; no model is asked."""
+    values = RunValues(load_run_file(run_file))
+    made_from = origin_of(values.evaluations(), values.layout.reference_model)
+    for step in steps:
+        samples = [RatedSample(prompt, " good" + " very" * step, 1.0, float(step), 3, "stop") for prompt in prompts]
+        write_evaluation(summarise(step, "m", samples, made_from=made_from, seconds={}), values.layout.evaluations)

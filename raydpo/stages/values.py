@@ -18,6 +18,7 @@ from raydpo.workspace.rows import RowSettings, SftRows
 if TYPE_CHECKING:
     from raydpo.runtime.cluster.preflight import Processes
     from raydpo.runtime.feed.overlap import ScoringBeside
+    from raydpo.runtime.judging import JudgeSettings
     from raydpo.runtime.pairing import SampleSettings
     from raydpo.runtime.pools.scorer import ScoringSettings
 
@@ -138,6 +139,14 @@ class RunValues:
         """Of how completions are rated."""
         return RewardSettings(self.layout, self._run.model, self._run.rating)
 
+    def judging(self) -> JudgeSettings:
+        """Of its judges, which the run file must have."""
+        from raydpo.runtime.judging import JudgeSettings
+
+        run = self._run
+        assert run.judge
+        return JudgeSettings(self.evaluations(), run.judge)
+
     def token_source(self, part: Part) -> TokenSource:
         """What the tokens of a part are made from."""
         return sft_source(self.sft_rows()) if part == "sft" else token_source(self.rows(), part)
@@ -191,4 +200,5 @@ class RunValues:
             sampler=run.sampler,
             evaluate=run.evaluate,
             raters={stage: run.rating.pool for stage, asked in rated.items() if asked and is_model(asked.reward)},
+            judge=run.judge,
         )

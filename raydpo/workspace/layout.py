@@ -43,6 +43,9 @@ class Layout:
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
         self.scores = self.root / "scores"  # rewards, unless rating.store says otherwise
+        self.judgements = self.root / "judgements" / "judgements.json"
+        self.replies = self.root / "judgements" / "replies"  # of endpoints, as they come
+        self.logs = self.root / "logs"
         self.timings = self.root / "timings.json"
         self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"

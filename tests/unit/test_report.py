@@ -16,6 +16,18 @@ from raydpo.config.load import load_run_file
 from raydpo.config.schema import Decoding
 from raydpo.config.yaml12 import read_yaml, write_yaml
 from raydpo.errors import UserError
+from raydpo.evaluate.judgements import (
+    Contest,
+    Judged,
+    Judgements,
+    JudgeRecord,
+    Said,
+    Subject,
+    agreement_of_orders,
+    bias_of,
+    unanswered_of,
+    win_rate,
+)
 from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, Records, summarise
 from raydpo.report import figures
 from raydpo.report.page import side_by_side, write_report
@@ -367,3 +379,18 @@ def test_a_jobs_result_calls_nothing_the_reference_that_is_not_and_nothing_a_kl_
     assert only_policies["reward_before"] is only_policies["length_before"] is only_policies["kl"] is None
     assert only_policies["reward_after"][0] == after.reward.mean
     assert {*summary([]).values()} == {None}
+
+
+def test_what_judges_said_is_shown_of_the_weights_that_were_evaluated(tmp_path: Path) -> None:
+    judged = [Judged(f"p{i}", 3, "win", True, [Said("first", "win", HOSTILE)]) for i in range(4)]
+    judge = JudgeRecord(
+        HOSTILE, "planted", None, bias_of(judged), agreement_of_orders(judged), unanswered_of(judged), 0, 4, 40, 8, 0.25
+    )
+    subjects = [Subject(101, 1.0, weights, "reference") for weights in ("w", "others")]
+    contests = [Contest(HOSTILE, subject, win_rate(judged), judged) for subject in subjects]
+    output = make_output(tmp_path)
+    page = write_report(output, WHOLE, Judgements(contests, [judge])).read_text()
+    assert page.count("Win rate against reference") == 1
+    assert "<script>" not in page
+    assert page.count("1.000 [") >= 1
+    assert "Judges" not in write_report(output, WHOLE).read_text()

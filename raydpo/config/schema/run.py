@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
+from raydpo.config.schema.judge import Judge
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.rating import Rating
 from raydpo.config.schema.reference import Reference
@@ -32,6 +33,7 @@ class RunFile(Section):
     sampler: Sampler = Sampler()
     rating: Rating = Rating()
     evaluate: Evaluate | None = None
+    judge: Judge | None = None
     timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()
 
@@ -51,6 +53,12 @@ class RunFile(Section):
                     f"{name}.decoding.max_tokens={part.decoding.max_tokens} leaves no room for a prompt within "
                     f"sampler.max_model_len={self.sampler.max_model_len}; raise the latter"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _judged_is_sampled(self) -> RunFile:
+        if self.judge and self.evaluate is None:
+            raise ValueError("judge compares the samples of evaluations; add an evaluate section")
         return self
 
     @model_validator(mode="after")
