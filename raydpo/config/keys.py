@@ -5,24 +5,23 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
 from raydpo.config.schema import RunFile
+from raydpo.config.schema.section import Section
 
 _ANY = "*"  # stands for the name of an entry where a mapping holds sections, such as judge.judges
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def _section(annotation: Any) -> type[Section] | None:
     """The section that a field holds, optional or not; None for a plain value."""
     for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
 
 
-def _dotted_keys(model: type[BaseModel], prefix: str = "") -> dict[str, bool]:
+def _dotted_keys(model: type[Section], prefix: str = "") -> dict[str, bool]:
     """Every dotted key below a section, and whether its value is a free mapping such as cluster.env."""
-    keys: dict[str, bool] = {}
+    keys = dict.fromkeys((prefix + former for former in model.former_keys), False)
     for name, field in model.model_fields.items():
         dotted = prefix + name
         section = _section(field.annotation)

@@ -29,7 +29,7 @@ from raydpo.model.families import check_has_classifier
 from raydpo.model.layout import share_layout
 from raydpo.model.load import DTYPES, load_model
 from raydpo.model.probe import set_plain_attention
-from raydpo.model.reward_card import RewardCard, read_card
+from raydpo.model.reward_card import CARD, RewardCard, read_card
 from raydpo.model.reward_head import RewardHead, RewardModel
 from raydpo.model.tokenizer import load_tokenizer, vocabulary_digest
 from raydpo.model.tokenizer_files import stop_ids
@@ -56,17 +56,19 @@ def start_reward_model(
 
 
 def load_reward_model(path: str, *, dtype: str, device: torch.device | str = "cpu") -> RewardModel:
-    """The reward model of an export, as it was trained: the same layout of rows, the same heads.
+    """The reward model of an export, as it was trained, or a sequence classifier that others have made.
 
-    Raises UserError where the directory holds no export of `raydpo reward`, or one that is not whole.
+    Raises UserError where the directory holds neither, or one that is not whole.
     """
-    card = read_card(path)
+    card = read_card(path) if (Path(path) / CARD).exists() else None
     with _without_report():
         lm = load_model(path, dtype=dtype, device=device, headless=True)
     weight = _read_heads(Path(path))
-    if len(weight) != card.heads:
+    heads = card.heads if card else 1
+    if len(weight) != heads:
         raise UserError(
-            f"reward model {path!r} has {len(weight)} heads, and {card.heads} by its card; export it again."
+            f"reward model {path!r} has {len(weight)} heads, and should have {heads}; export it again, with "
+            "num_labels=1."
         )
     return RewardModel(_with_heads(_classifier(lm, path), weight))
 

@@ -15,16 +15,16 @@ from raydpo.config.schema import BestOfN, Data, Evaluate, Model, Sampler
 from raydpo.data.prompts import contents_hash, prompts_hash, read_prompts, texts_hash
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.report.best_of_n import VERSION, best_of_n_table, read_best_of_n, tabulate, write_best_of_n
-from raydpo.reward.functions import scorer_source
+from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
 from raydpo.runtime.pools.probing import confirming
-from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.pools.rewards import reward_process
 from raydpo.runtime.pools.sampled import Confirm, drawn_by, sample_table, sampled
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
-from raydpo.storage.kept import Kept
 from raydpo.track.progress import Progress
 from raydpo.track.say import say
 from raydpo.workspace.layout import Layout
+from raydpo.workspace.rewards import RewardSettings, reward_source
 
 BLOCK = 16  # completions of a prompt that are drawn together; more are asked for by further blocks
 # Between the seeds of two blocks, so that no prompt has one twice. A CPU's generator takes the lower 32 bits of a seed
@@ -45,11 +45,12 @@ class BestOfNSettings:
     sampler: Sampler
     best_of_n: BestOfN
     evaluate: Evaluate  # with the prompts of best_of_n; its reward is the true one
+    rating: RewardSettings
 
     @property
     def selecting(self) -> list[str]:
         """The rewards that select."""
-        return self.best_of_n.rewards or [self.evaluate.scorer]
+        return self.best_of_n.rewards or [self.evaluate.reward]
 
 
 def best_of_n(settings: BestOfNSettings, engines: Samplers) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def best_of_n(settings: BestOfNSettings, engines: Samplers) -> dict[str, Any]:
         found = tabulate(
             _rewards(settings, drawing, engines),
             [prompt.text for prompt in drawing.prompts],
-            true_reward=settings.evaluate.scorer,
+            true_reward=settings.evaluate.reward,
             selecting=settings.selecting,
             ns=settings.best_of_n.n,
             made_from=made_from,
@@ -122,8 +123,8 @@ def _made_from(settings: BestOfNSettings, drawing: Drawing) -> dict[str, Any]:
         "contents": contents_hash(asked.prompts, asked.column, limit=asked.limit, ignore=settings.data.ignore),
         "samples": settings.best_of_n.samples_per_prompt,
         "n": sorted(set(settings.best_of_n.n)),
-        "scorer": asked.scorer,
-        "rewards": {name: scorer_source(name) for name in [asked.scorer, *settings.selecting]},
+        "scorer": asked.reward,
+        "rewards": {name: reward_source(settings.rating, name) for name in [asked.reward, *settings.selecting]},
         "record_version": VERSION,
     }
 
@@ -131,18 +132,16 @@ def _made_from(settings: BestOfNSettings, drawing: Drawing) -> dict[str, Any]:
 def _rewards(settings: BestOfNSettings, first: Drawing, engines: Samplers) -> dict[str, Floats]:
     """[P, M] rewards of the samples, by the name of the reward."""
     blocks = blocks_of(settings.best_of_n, first)
-    names = list(dict.fromkeys([settings.evaluate.scorer, *settings.selecting]))
-    drawn_from = _drawn_from(settings, first)
+    names = list(dict.fromkeys([settings.evaluate.reward, *settings.selecting]))
     found = {name: np.empty((len(first.prompts), len(blocks) * BLOCK)) for name in names}
     with ExitStack() as stack:
-        raters = [_Rater(name, settings.layout.best_of_n_rated, drawn_from, stack) for name in names]
+        raters = {name: stack.enter_context(reward_process(name, settings.rating)) for name in names}
         progress = stack.enter_context(Progress("bestofn", total=found[names[0]].size, unit="completions"))
         for block, call, completions in _completions(settings, blocks, engines):
             rows = slice(call * PROMPTS_PER_CALL, call * PROMPTS_PER_CALL + len(completions))
             groups = _groups(first, call, completions)
-            for rater in raters:
-                rewards = rater.rate(block * first.calls + call, groups)
-                found[rater.name][rows, block * BLOCK : (block + 1) * BLOCK] = rewards
+            for name, rater in raters.items():
+                found[name][rows, block * BLOCK : (block + 1) * BLOCK] = rater.rate(groups)
             progress.advance(len(completions) * BLOCK)
     return {name: values[:, : settings.best_of_n.samples_per_prompt] for name, values in found.items()}
 
@@ -171,29 +170,5 @@ def _completions(
 
 
 def _groups(drawing: Drawing, call: int, completions: Sequence[Sequence[Completion]]) -> list[Group]:
-    first = call * PROMPTS_PER_CALL + 1
-    return [
-        Group(first + i, prompt.text, [each.text for each in answers])
-        for i, (prompt, answers) in enumerate(zip(drawing.members(call), completions, strict=True))
-    ]
-
-
-class _Rater:
-    """One reward at work. What it has said of a call is kept, so that it is asked once; it starts when it is."""
-
-    def __init__(self, name: str, directory: Path, drawn_from: Mapping[str, Any], stack: ExitStack) -> None:
-        self.name = name
-        self._stack = stack
-        self._process: RewardProcess | None = None
-        source = {"scorer": name, "scorer_source": scorer_source(name)}
-        self._kept = Kept(directory / texts_hash([name]), {**drawn_from, **source})
-
-    def rate(self, number: int, groups: Sequence[Group]) -> list[list[float]]:
-        """The rewards of a call of that number. Raises UserError as RewardProcess does."""
-        kept = self._kept.read(number)
-        if kept is not None:
-            return kept
-        self._process = self._process or self._stack.enter_context(reward_process(self.name))
-        rewards = self._process.rate(groups)
-        self._kept.write(number, rewards)
-        return rewards
+    answered = zip(drawing.members(call), completions, strict=True)
+    return [Group.of(row, *both) for row, both in enumerate(answered, start=call * PROMPTS_PER_CALL + 1)]

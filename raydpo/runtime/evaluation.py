@@ -32,6 +32,7 @@ from raydpo.objective.contract import REF_LOGPS
 from raydpo.reference.dataset import MANIFEST, open_dataset
 from raydpo.reference.scoring import score_rows
 from raydpo.report.summary import reference_and_policy
+from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
 from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.cluster.preflight import EVALUATION_CPUS
@@ -96,7 +97,8 @@ class Evaluator:
         with timer("sample"):
             drawn = list(_drawn(settings, drawing, self._engines, policy))
         with timer("reward"):
-            rewards = rate_each(asked.scorer, [p.text for p in prompts], [c.text for c in drawn])
+            groups = [Group.of(row, p, [c]) for row, (p, c) in enumerate(zip(prompts, drawn, strict=True), start=1)]
+            rewards = rate_each(asked.reward, groups, settings.rewards)
         with timer("score"):
             pairs = _ranked(settings, step, policy)
         del policy  # the KL has both models in float32, one at a time

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.schema import Data, Model, Sample, Sampler
+from raydpo.config.schema import Data, Model, Rating, Sample, Sampler
 from raydpo.data.prompts import prompts_hash, read_prompts, texts_hash
 from raydpo.model.tokenizer import load_row_tokenizer
-from raydpo.reward.functions import scorer_source
+from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.pairs import PromptGroup, RatedCompletion, pair_samples
 from raydpo.runtime.pools.probing import confirming
-from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.pools.rewards import RewardProcess, reward_process
 from raydpo.runtime.pools.sampled import drawn_by, sample_table, sampled
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.storage.files import whole_file, write_json
@@ -23,6 +23,7 @@ from raydpo.storage.kept import Kept
 from raydpo.track.progress import Progress
 from raydpo.track.say import say
 from raydpo.workspace.layout import Layout
+from raydpo.workspace.rewards import RewardSettings, reward_source
 
 PAIRED_BY = 2  # version of what makes rows of them; 1 wrote a row a pair under "all" too
 
@@ -37,7 +38,13 @@ class SampleSettings:
     data: Data
     sampler: Sampler
     sample: Sample
+    rating: Rating
     probe_tokens: int  # that the policy reads at once where it is held against the sampler
+
+    @property
+    def rewards(self) -> RewardSettings:
+        """How what it samples is rated."""
+        return RewardSettings(self.layout, self.model, self.rating)
 
 
 def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
@@ -51,8 +58,8 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
     drawing = drawing_of(settings)
     completions_from = drawn_from(settings, drawing)
     rated_from = completions_from | {
-        "scorer": asked.scorer,
-        "scorer_source": scorer_source(asked.scorer),
+        "scorer": asked.reward,
+        "scorer_source": reward_source(settings.rewards, asked.reward),
         "texts": texts_hash([prompt.text for prompt in drawing.prompts]),  # two texts may have the same ids
     }
     made_from = rated_from | {"pairs": asked.pairs, "paired_by": PAIRED_BY}
@@ -62,9 +69,8 @@ def sample_pairs(settings: SampleSettings, engines: Samplers) -> dict[str, Any]:
             say(f"sample: {layout.pairs} is there already")
             return earlier["result"]
     layout.sampled.unlink(missing_ok=True)  # before the files that it vouches for change
-    rated = Kept(layout.rated, rated_from)
-    with reward_process(asked.scorer) as rewards:
-        groups = _Work(settings, drawing, engines, rewards, rated).groups()
+    with reward_process(asked.reward, settings.rewards) as rewards:
+        groups = _Work(settings, drawing, engines, rewards).groups()
     pairs, counts = pair_samples(groups, asked.pairs)
     _write_lines(layout.samples, [asdict(group) for group in groups])
     _write_lines(layout.pairs, pairs)
@@ -106,13 +112,11 @@ class _Work:
         drawing: Drawing,
         engines: Samplers,
         rewards: RewardProcess,
-        rated: Kept,
     ) -> None:
         self._settings = settings
         self._drawing = drawing
         self._engines = engines
         self._rewards = rewards
-        self._rated = rated
 
     def groups(self) -> list[PromptGroup]:
         """Every prompt with its rated completions. Raises UserError where sampler or reward function fail."""
@@ -146,18 +150,9 @@ class _Work:
         return sampled(self._engines, drawing, table, confirm)
 
     def _rate(self, call: int, completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
-        kept = self._rated.read(call)
-        if kept is not None:
-            return kept
         first = call * PROMPTS_PER_CALL + 1
-        rewards = self._rewards.rate(
-            [
-                Group(first + i, prompt.text, [each.text for each in answers])
-                for i, (prompt, answers) in enumerate(zip(self._drawing.members(call), completions, strict=True))
-            ]
-        )
-        self._rated.write(call, rewards)
-        return rewards
+        answered = enumerate(zip(self._drawing.members(call), completions, strict=True), start=first)
+        return self._rewards.rate([Group.of(row, prompt, answers) for row, (prompt, answers) in answered])
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,6 @@ from raydpo.model.families import check_has_classifier
 from raydpo.model.model_files import check_model_files
 from raydpo.model.tokenizer_files import check_tokenizer_files, tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
-from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
 from raydpo.stages.judge_inputs import judge_checks
 from raydpo.stages.values import RunValues
@@ -30,6 +29,7 @@ from raydpo.workspace.objective import check_tokens_are_kept, preference_objecti
 from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 from raydpo.workspace.provenance import TokenSource, check_made_from
+from raydpo.workspace.rewards import check_reward
 from raydpo.workspace.rows import RowSettings, check_format, check_rewarded, given_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
@@ -46,15 +46,13 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     """All that must hold of what a stage reads. Each raises UserError, and needs none of the others to have passed."""
     values = RunValues(run)
     layout = values.layout
+    start = run.model.path
     check_rows = partial(_check_files, layout, run.data.ignore)
     if stage in ("judge", "run") and run.judge:
         yield from judge_checks(run.judge, run.evaluate, run.data.ignore)
-    if stage not in (
-        "report",
-        "judge",
-    ):  # they start nothing, loads no model, and may be asked for where there is none any more
+    # Those two load no model of the run, and may be asked for where there is none any more.
+    if stage not in ("report", "judge"):
         yield check_temporary
-        start = run.model.path
         reference = run.reference.model
         whole = stage != "prepare"  # which uses the tokenizer alone
         yield from _model_checks(layout, "model.path", start, whole=whole)
@@ -66,15 +64,15 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("sft", "run") and run.sft:
         yield partial(check_rows, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
     if stage in ("sample", "run") and run.sample:
-        yield partial(check_scorer, run.sample.scorer)
+        yield partial(check_reward, values.rewards(), run.sample.reward, start)
         yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
     if stage in ("evaluate", "train", "run") and run.evaluate:
-        yield partial(check_scorer, run.evaluate.scorer)
+        yield partial(check_reward, values.rewards(), run.evaluate.reward, start)
         yield partial(check_rows, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
     if stage in ("bestofn", "run") and run.best_of_n:
         asked = values.rated_for_best_of_n()
-        for reward in {asked.scorer, *(run.best_of_n.rewards or [])}:
-            yield partial(check_scorer, reward)
+        for reward in {asked.reward, *(run.best_of_n.rewards or [])}:
+            yield partial(check_reward, values.rewards(), reward, start)
         yield partial(check_rows, "best_of_n.prompts", asked.prompts, prompt_fields(asked.column))
     unprepared = stage == "reward" and not (layout.train_tokens / MANIFEST).exists()
     if (stage in ("prepare", "run") or unprepared) and run.data.train:

@@ -13,7 +13,7 @@ from raydpo.data.paths import expand_paths
 from raydpo.errors import UserError
 from raydpo.model.model_files import check_model_files
 from raydpo.reward.address import remote_address
-from raydpo.reward.functions import check_scorer
+from raydpo.reward.functions import check_function
 from raydpo.reward.questions import read_question
 
 
@@ -29,7 +29,7 @@ def judge_checks(judge: Judge, evaluate: Evaluate | None, ignore: Sequence[str])
         yield partial(read_labels, judge.labels)
     for name, asked in judge.judges.items():
         if asked.reward:
-            yield partial(check_scorer, asked.reward)
+            yield partial(check_function, asked.reward)
         else:
             yield partial(read_question, asked.question)
         if asked.model:

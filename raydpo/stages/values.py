@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from raydpo.config.schema import Cluster, Evaluate, RunFile, Sample, Timeouts
 from raydpo.reference.store import Store
+from raydpo.reward.names import is_model
 from raydpo.workspace.asked import EvaluationSettings
 from raydpo.workspace.identity import TrainingSettings
 from raydpo.workspace.layout import Layout, store_of
 from raydpo.workspace.provenance import Part, TokenSource, sft_source, token_source
+from raydpo.workspace.rewards import RewardSettings
 from raydpo.workspace.rows import RowSettings, SftRows
 
 if TYPE_CHECKING:
@@ -131,7 +133,12 @@ class RunValues:
             training=self.training(),
             train=run.train,
             evaluate=run.evaluate,
+            rating=run.rating,
         )
+
+    def rewards(self) -> RewardSettings:
+        """Of how completions are rated."""
+        return RewardSettings(self.layout, self._run.model, self._run.rating)
 
     def judging(self) -> JudgeSettings:
         """Of its judges, which the run file must have."""
@@ -155,6 +162,7 @@ class RunValues:
             sampler=run.sampler,
             best_of_n=run.best_of_n,
             evaluate=self.rated_for_best_of_n(),
+            rating=self.rewards(),
         )
 
     def rated_for_best_of_n(self) -> Evaluate:
@@ -205,6 +213,7 @@ class RunValues:
             data=run.data,
             sampler=run.sampler,
             sample=run.sample,
+            rating=run.rating,
             probe_tokens=run.reference.tokens_per_batch,
         )
 
@@ -213,6 +222,11 @@ class RunValues:
         from raydpo.runtime.cluster.preflight import Processes
 
         run = self._run
+        rewards = {
+            "sample": [run.sample.reward] if run.sample else [],
+            "evaluate": [run.evaluate.reward] if run.evaluate else [],
+            "bestofn": [self.rated_for_best_of_n().reward, *(run.best_of_n.rewards or [])] if run.best_of_n else [],
+        }
         return Processes(
             sft=run.sft,
             reward=run.reward,
@@ -221,6 +235,7 @@ class RunValues:
             train=run.train,
             sampler=run.sampler,
             evaluate=run.evaluate,
+            raters={stage: run.rating.pool for stage, names in rewards.items() if any(map(is_model, names))},
             judge=run.judge,
             best_of_n=run.best_of_n is not None,
         )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.schema import Data, Evaluate, Model, Reference, Sampler, Train
+from raydpo.config.schema import Data, Evaluate, Model, Rating, Reference, Sampler, Train
 from raydpo.data.prompts import contents_hash
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -19,10 +19,10 @@ from raydpo.model import version
 from raydpo.model.directory import weights_digest
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
-from raydpo.reward.functions import scorer_source
 from raydpo.train.mark import read_mark
 from raydpo.workspace.identity import TrainingSettings, identity_now
 from raydpo.workspace.layout import Layout
+from raydpo.workspace.rewards import RewardSettings, reward_source
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class EvaluationSettings:
     training: TrainingSettings  # whose exports are evaluated
     train: Train  # names the loss, by which held-out pairs are ranked
     evaluate: Evaluate | None
+    rating: Rating
+
+    @property
+    def rewards(self) -> RewardSettings:
+        """How its samples are rated."""
+        return RewardSettings(self.layout, self.model, self.rating)
 
 
 def origin_of(settings: EvaluationSettings, model: str) -> Origin:
@@ -90,7 +96,7 @@ def _said(settings: EvaluationSettings) -> dict[str, Any]:
     if asked := settings.evaluate:
         said |= {
             "decoding": asked.decoding,
-            "scorer": asked.scorer,
+            "scorer": asked.reward,
             "device": "cuda" if asked.gpus else "cpu",
         }
     return said
@@ -122,7 +128,7 @@ def _digests(settings: EvaluationSettings) -> dict[str, Callable[[], str]]:
     if asked := settings.evaluate:
         ignore = settings.data.ignore
         prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=ignore)
-        digests |= {"prompts": prompts, "scorer_source": partial(scorer_source, asked.scorer)}
+        digests |= {"prompts": prompts, "scorer_source": partial(reward_source, settings.rewards, asked.reward)}
     return digests
 
 

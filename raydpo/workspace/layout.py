@@ -33,7 +33,6 @@ class Layout:
         self.pairs = self.root / "samples" / "pairs.jsonl"
         self.sampled = self.root / "samples" / "sampled.json"  # what the samples were made from, written last
         self.samples = self.root / "samples" / "samples.jsonl"
-        self.rated = self.root / "samples" / "rated"  # their rewards, as they come
         self.completions = self.root / "completions"  # all that was sampled, whatever for
         self.train_tokens = self.root / "tokens" / "train"
         self.held_out_tokens = self.root / "tokens" / "held_out"
@@ -43,11 +42,11 @@ class Layout:
         self.reward = self.root / "reward"
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
+        self.scores = self.root / "scores"  # rewards, unless rating.store says otherwise
         self.judgements = self.root / "judgements" / "judgements.json"
         self.replies = self.root / "judgements" / "replies"  # of endpoints, as they come
         self.logs = self.root / "logs"
         self.best_of_n = self.root / "best_of_n.json"
-        self.best_of_n_rated = self.root / "best_of_n"  # rewards of its samples, as they come
         self.timings = self.root / "timings.json"
         self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"
@@ -62,7 +61,6 @@ class Layout:
             self.train,
             self.exports,
             self.evaluations,
-            self.best_of_n_rated,
         ]
         if sft:
             self.written_over.append(self.sft)

@@ -35,7 +35,7 @@ WORDS = [
     "way",
 ]
 NUM_PAIRS, NUM_PROMPTS = 96, 48
-SCORER = "tests.cluster.runfiles:count_e"
+REWARD = "tests.cluster.runfiles:count_e"
 
 
 def count_e(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -116,10 +116,10 @@ def whole_run(inputs: Path, output_dir: Path) -> dict[str, Any]:
         "zero": {"stage": 1},
         "checkpoint_every": 100,
     }
-    run["sample"] = {"prompts": prompts, "completions_per_prompt": 4, "decoding": decoding, "scorer": SCORER}
+    run["sample"] = {"prompts": prompts, "completions_per_prompt": 4, "decoding": decoding, "reward": REWARD}
     run["train"] |= {"max_steps": 10, "evaluate_every": 4, "checkpoint_every": 4}
     run["sampler"] = {"max_model_len": 96, "max_num_seqs": 32, "kv_cache_gib": 1}
-    run["evaluate"] = {"prompts": prompts, "limit": 24, "decoding": decoding, "scorer": SCORER}
+    run["evaluate"] = {"prompts": prompts, "limit": 24, "decoding": decoding, "reward": REWARD}
     return run
 
 

@@ -69,8 +69,8 @@ MISTAKES = {
     ),
     "an empty file": Mistake(lambda tree, path: _pairs(tree, path), ("mine.jsonl holds no rows", "leave it out")),
     "a scorer that is not there": Mistake(
-        lambda tree, _: tree.update(evaluate={"prompts": tree["data"]["train"], "scorer": "vadr"}),
-        ("there is no scorer 'vadr'", "did you mean 'vader'"),
+        lambda tree, _: tree.update(evaluate={"prompts": tree["data"]["train"], "reward": "vadr"}),
+        ("there is no reward function 'vadr'", "did you mean 'vader'"),
     ),
     "an evaluation that was not asked for": Mistake(
         lambda tree, _: None, ("no evaluate section", "add one"), "evaluate"

@@ -33,7 +33,7 @@ def sampling_run(inputs: Path, output_dir: Path, scorer: str) -> dict[str, Any]:
     del run["sft"]
     run["model"]["path"] = str(path)
     for section in ("sample", "evaluate"):
-        run[section]["scorer"] = f"tests.cluster.rewards:{scorer}"
+        run[section]["reward"] = f"tests.cluster.rewards:{scorer}"
     return run
 
 

@@ -19,6 +19,7 @@ from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.report.best_of_n import read_best_of_n
+from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
 from raydpo.rollout.samples import SampleTable
 from raydpo.runtime.best_of_n import best_of_n
@@ -27,7 +28,7 @@ from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
 from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
-from raydpo.runtime.pools.rewards import Group, rate_each, reward_process
+from raydpo.runtime.pools.rewards import rate_each, reward_process
 from raydpo.runtime.pools.sampled import sampled
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.stages.values import RunValues
@@ -109,7 +110,7 @@ def test_the_death_of_a_sampler_costs_the_call_that_it_was_at(tmp_path: Path) ->
 
 def test_a_reward_function_that_takes_its_process_down_is_named() -> None:
     with pytest.raises(UserError, match=r"'tests.cluster.rewards:dies' took its process down at prompts 1 to 2"):
-        rate_each("tests.cluster.rewards:dies", ["a", "b"], ["c", "d"])
+        rate_each("tests.cluster.rewards:dies", [Group(1, "a", ["c"]), Group(2, "b", ["d"])])
 
 
 def test_a_wait_for_a_reward_function_is_told(
@@ -118,7 +119,7 @@ def test_a_wait_for_a_reward_function_is_told(
     monkeypatch.setattr(rewards, "SAY_EVERY_S", 1.0)
     with reward_process("tests.cluster.rewards:takes_long") as process:
         assert process.rate([Group(3, "a", ["b", "c"])]) == [[1.0, 1.0]]
-    assert "scorer 'tests.cluster.rewards:takes_long' has been at prompt 3 for" in capfd.readouterr().err
+    assert "reward 'tests.cluster.rewards:takes_long' has been at prompt 3 for" in capfd.readouterr().err
 
 
 class OtherWeights(Samplers):
@@ -242,7 +243,7 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     [by_letters] = OriginsToday(RunValues(run).evaluations()).records().valid
     evaluate_exports(RunValues(run).evaluations(), OwnWeights())
     assert capsys.readouterr().out.count("evaluating step 0") == 1
-    other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"scorer": "length"})})
+    other = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"reward": "length"})})
     evaluate_exports(RunValues(other).evaluations(), OwnWeights())
     assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
     [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid

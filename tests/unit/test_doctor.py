@@ -37,7 +37,7 @@ def test_every_fault_is_named_and_one_hides_no_other(tmp_path: Path, monkeypatch
         "model": {"path": str(tmp_path / "model")},
         "reference": {"model": str(quantised)},
         "data": {"train": [str(tmp_path / "pairs.jsonl")]},
-        "evaluate": {"prompts": [str(tmp_path / "absent.jsonl")], "scorer": "vadr"},
+        "evaluate": {"prompts": [str(tmp_path / "absent.jsonl")], "reward": "vadr"},
         "sampler": {"max_model_len": 300},
     }
     run = RunFile.model_validate(tree)
@@ -52,7 +52,7 @@ def test_every_fault_is_named_and_one_hides_no_other(tmp_path: Path, monkeypatch
     for fault in (
         "model.safetensors is not a whole safetensors file",
         "the weights are quantised (fp8)",
-        "there is no scorer 'vadr'",
+        "there is no reward function 'vadr'",
         "absent.jsonl matches no file",
         "sampler.max_model_len=300 is more than the 256 positions",
         "needs train.tokens_per_microbatch=5000",

@@ -36,7 +36,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
         "output_dir": str(tmp_path / "out"),
         "model": {"path": str(tmp_path / "model"), "dtype": "float32"},
         "data": {"train": ["pairs.jsonl"]},
-        "evaluate": {"prompts": [str(tmp_path / "prompts.jsonl")], "scorer": "length"},
+        "evaluate": {"prompts": [str(tmp_path / "prompts.jsonl")], "reward": "length"},
     }
 
 
@@ -95,7 +95,7 @@ def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Pa
         ("evaluate", {"decoding": {"temperature": 0.5}}, ["decoding"]),
         ("evaluate", {"decoding": {"max_tokens": 5}}, ["decoding"]),
         ("evaluate", {"limit": 1}, ["prompts"]),
-        ("evaluate", {"scorer": "tests.cluster.rewards:takes_long"}, ["scorer", "scorer_source"]),
+        ("evaluate", {"reward": "tests.cluster.rewards:takes_long"}, ["scorer", "scorer_source"]),
     ],
 )
 def test_another_setting_that_decides_a_figure_is_named(
@@ -166,7 +166,7 @@ def test_what_has_gone_since_is_not_held_against_the_records(tree: dict[str, Any
         shutil.rmtree(directory)
     (tmp_path / "prompts.jsonl").unlink()
     assert left_out(tree) == {}
-    tree["evaluate"]["scorer"] = "vader"
+    tree["evaluate"]["reward"] = "vader"
     assert left_out(tree) == {0: ["scorer"], 5: ["scorer"]}
 
 

@@ -82,5 +82,5 @@ def test_what_turns_ids_into_text_and_ends_them_is_in_the_name(run: dict[str, An
 
 def test_what_decides_no_completion_is_not_in_the_name(run: dict[str, Any], tmp_path: Path) -> None:
     cheaper = run | {"sampler": {"actors": 3, "cpus": 2, "max_num_seqs": 4}, "output_dir": str(tmp_path / "elsewhere")}
-    scored = run | {"sample": run["sample"] | {"scorer": "length", "pairs": "best_worst"}}
+    scored = run | {"sample": run["sample"] | {"reward": "length", "pairs": "best_worst"}}
     assert name_of(cheaper) == name_of(scored) == name_of(run)

@@ -11,6 +11,7 @@ from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.judge import AskedJudge, Budget, Judge, Prices
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.objective import ObjectiveSettings
+from raydpo.config.schema.rating import Rating
 from raydpo.config.schema.reference import Pool, Reference
 from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.run import RunFile
@@ -34,6 +35,7 @@ __all__ = [
     "Optimizer",
     "Pool",
     "Prices",
+    "Rating",
     "Reference",
     "Reward",
     "RunFile",

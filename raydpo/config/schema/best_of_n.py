@@ -12,7 +12,7 @@ from raydpo.config.schema.section import Location, Names, PositiveInt, Section
 class BestOfN(Section):
     """Keep the best of N completions of the reference by a reward, and measure what that is worth.
 
-    The true reward is evaluate.scorer, the decoding evaluate.decoding; what is None here is evaluate's as well.
+    The true reward is evaluate.reward, the decoding evaluate.decoding; what is None here is evaluate's as well.
     """
 
     n: list[Annotated[int, Field(ge=2, le=128)]] = Field([4, 16, 64], min_length=1)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from raydpo.config.schema.rating import Rewarded
 from raydpo.config.schema.sampling import Decoding
-from raydpo.config.schema.section import Location, PositiveInt, Section
+from raydpo.config.schema.section import Location, PositiveInt
 
 
-class Evaluate(Section):
+class Evaluate(Rewarded):
     """Sample held-out prompts from reference and policy and compare."""
 
     prompts: list[Location]
     column: str = "prompt"
     limit: PositiveInt | None = 256
     decoding: Decoding = Decoding()
-    scorer: str = "vader"
     gpus: float = Field(0, ge=0)  # of the task that scores samples and held-out pairs by policy and reference
     tokens_per_batch: PositiveInt = 4096
     samples_in_report: PositiveInt = 16

@@ -10,6 +10,7 @@ from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
 from raydpo.config.schema.judge import Judge
 from raydpo.config.schema.model import Model
+from raydpo.config.schema.rating import Rating
 from raydpo.config.schema.reference import Reference
 from raydpo.config.schema.reward import Reward
 from raydpo.config.schema.sampling import Sample, Sampler
@@ -31,6 +32,7 @@ class RunFile(Section):
     reference: Reference = Reference()
     train: Train = Train()
     sampler: Sampler = Sampler()
+    rating: Rating = Rating()
     evaluate: Evaluate | None = None
     judge: Judge | None = None
     best_of_n: BestOfN | None = None

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from raydpo.config.schema.rating import Rewarded
 from raydpo.config.schema.section import Cpus, Location, PositiveInt, Section
 
 
@@ -38,7 +39,7 @@ class Sampler(Section):
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1)  # GPU only
 
 
-class Sample(Section):
+class Sample(Rewarded):
     """Sample completions from the reference, score them and compare them."""
 
     prompts: list[Location]
@@ -47,7 +48,6 @@ class Sample(Section):
     completions_per_prompt: int = Field(4, ge=2)
     pairs: Literal["all", "best_worst"] = "all"  # every two of a prompt, as one ranked row; or one pair a prompt
     decoding: Decoding = Decoding()
-    scorer: str = "vader"  # a name of raydpo.reward.functions, or package.module:function
 
     @model_validator(mode="after")
     def _completions_differ(self) -> Sample:

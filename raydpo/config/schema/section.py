@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -23,7 +24,7 @@ def _absolute(path: str) -> str:
     return str(Path(local).absolute())
 
 
-def _absolute_if_local(model: str) -> str:
+def absolute_if_local(model: str) -> str:
     """A model may also be a hub name, which is what a name without a directory is taken for."""
     looks_local = model.startswith((".", "/", "~")) or Path(model).exists()
     return _absolute(model) if looks_local else model
@@ -42,7 +43,7 @@ def _listed(names: object) -> object:
 
 Location = Annotated[str, AfterValidator(_absolute)]
 Directory = Annotated[str, AfterValidator(_local), AfterValidator(_absolute)]
-ModelLocation = Annotated[str, AfterValidator(_absolute_if_local)]
+ModelLocation = Annotated[str, AfterValidator(absolute_if_local)]
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
 
 
@@ -50,3 +51,16 @@ class Section(BaseModel):
     """A section of the run file: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    former_keys: ClassVar[Mapping[str, str]] = {}  # names that earlier run files use, with those of today
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_names_of_today(cls, tree: Any) -> Any:
+        """A former key counts as the one of today; both together are refused, since nobody could say which holds."""
+        if not isinstance(tree, dict):
+            return tree
+        for former, today in cls.former_keys.items():
+            if former in tree and today in tree:
+                raise ValueError(f"{former} is the former name of {today}, and both are set; keep {today}")
+        return {cls.former_keys.get(key, key): value for key, value in tree.items()}

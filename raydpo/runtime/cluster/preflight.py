@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import ray
 
@@ -36,6 +36,7 @@ class Processes:
     train: Train
     sampler: Sampler
     evaluate: Evaluate | None
+    raters: Mapping[str, Pool] = field(default_factory=dict)  # by stage, where a model rates: sample, evaluate, bestofn
     judge: Judge | None = None
     best_of_n: bool = False  # whether it has this stage
 
@@ -47,13 +48,18 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
     train = asked.train
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
-    evaluation = [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus)] if asked.evaluate else []
+    raters = {stage: [Demand("rating.pool", p.min_actors, p.cpus, p.gpus)] for stage, p in asked.raters.items()}
+    evaluation = (
+        [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus), *raters.get("evaluate", [])]
+        if asked.evaluate
+        else []
+    )
     engines_stay = stage == "run" and (asked.samples or asked.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
     scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(train))
     phases = {
         "sft": _workers("sft", asked.sft.workers) if asked.sft else [],
-        "sample": samplers if asked.samples else [],
+        "sample": [*samplers, *raters.get("sample", [])] if asked.samples else [],
         "reward": [*_workers("reward", asked.reward.workers), *(samplers if engines_stay else [])]
         if asked.reward
         else [],
@@ -65,7 +71,7 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
         ],
         "evaluate": evaluation,
         "judge": _served_judges(asked.judge) if asked.judge else [],
-        "bestofn": samplers if asked.best_of_n else [],
+        "bestofn": [*samplers, *raters.get("bestofn", [])] if asked.best_of_n else [],
     }
     return {name: demands for name, demands in phases.items() if demands and stage in (name, "run")}
 

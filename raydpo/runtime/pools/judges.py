@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from raydpo.config.schema import AskedJudge
 from raydpo.model.directory import text_digest, weights_digest
 from raydpo.reward.address import Address, remote_address
+from raydpo.reward.contract import Group
 from raydpo.reward.endpoint import EndpointJudge
 from raydpo.reward.judge import Judge, Orders, Preference, Rate, RewardJudge
 from raydpo.reward.ledger import Ledger
 from raydpo.reward.questions import read_question
-from raydpo.runtime.pools.rewards import Group, RewardProcess, reward_process
+from raydpo.runtime.pools.rewards import RewardProcess, reward_process
 from raydpo.runtime.pools.serving import not_served, served_judge
 from raydpo.workspace.layout import Layout
 

@@ -1,7 +1,8 @@
-"""Reward functions at work, in a process of their own: whatever they do, the job can say so and can end.
+"""Rewards at work, in a process of their own: whatever they do, the job can say so and can end.
 
-A reward function is the user's code. It may hang in a regular expression, which holds its interpreter so that no signal
-is ever handled there, or take its process down.
+A reward function is the user's code, and runs in that process. It may hang in a regular expression, which holds its
+interpreter so that no signal is ever handled there, or take its process down. A reward model is asked from there, and
+works in the actors of its pool, which end with the process.
 """
 
 from __future__ import annotations
@@ -10,47 +11,52 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from raydpo.errors import UserError
+from raydpo.reward.contract import Group, where
+from raydpo.reward.functions import rate_by_function
+from raydpo.reward.kept import KeptRewards, name_by_ids, name_by_text
+from raydpo.reward.names import FunctionReward
+from raydpo.runtime.pools.reward_models import PooledReward
 from raydpo.track.say import say
+from raydpo.workspace.rewards import RewardSettings, resolve, scores_of
 
 POLL_S = 1.0
 SAY_EVERY_S = 30.0  # that a reward function is still being waited for
 
 
-@dataclass(frozen=True)
-class Group:
-    """A prompt and completions of it; `row` is for messages: which of the prompts it is, from 1."""
-
-    row: int
-    prompt: str
-    completions: Sequence[str]
-
-
 class _Process:
-    """The actor: one reward function, loaded once."""
+    """The actor: one reward, opened once."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, settings: RewardSettings | None) -> None:
         self._name = name
-        self._scorer: Any = None
+        self._settings = settings
+        self._kept: KeptRewards | None = None
 
     def rate(self, groups: Sequence[Group]) -> list[list[float]]:
-        """The rewards of some groups. Raises UserError that names function and prompt."""
-        from raydpo.reward.functions import load_scorer, rate_groups
+        """The rewards of some groups. Raises UserError that names reward and prompt."""
+        if self._kept is None:  # here rather than in __init__, whose errors Ray tells as the death of an actor
+            self._kept = _open(self._name, self._settings)
+        return self._kept.rate(groups)
 
-        if self._scorer is None:  # here rather than in __init__, whose errors Ray tells as the death of an actor
-            self._scorer = load_scorer(self._name)
-        return rate_groups(self._name, self._scorer, [(g.row, g.prompt, g.completions) for g in groups])
+
+def _open(name: str, settings: RewardSettings | None) -> KeptRewards:
+    """The reward of this name. Raises UserError for one that is not there."""
+    if settings is None:
+        return KeptRewards(rate_by_function(name), name_by_text, None)
+    kind = resolve(settings, name)
+    scores = scores_of(settings, name)
+    if isinstance(kind, FunctionReward):
+        return KeptRewards(rate_by_function(name), name_by_text, scores)
+    return KeptRewards(PooledReward(name, kind, settings.model, settings.rating), name_by_ids, scores)
 
 
 class RewardProcess:
-    """A reward function that is asked from this process and works in another."""
+    """A reward that is asked from this process and works in others. May be sent to other processes."""
 
     def __init__(self, name: str, actor: ActorHandle) -> None:
         self._name = name
@@ -59,7 +65,7 @@ class RewardProcess:
     def rate(self, groups: Sequence[Group]) -> list[list[float]]:
         """One reward a completion, in the order of the groups.
 
-        Raises UserError for a function that raises, gives another number of rewards than completions or one that is
+        Raises UserError for a reward that raises, gives another number of rewards than completions or one that is
         not finite, and for one whose process dies. Says every SAY_EVERY_S that it is waiting; a SIGTERM ends the wait.
         """
         pending = self._actor.rate.remote(groups)
@@ -69,31 +75,33 @@ class RewardProcess:
             if now - said >= SAY_EVERY_S:
                 said = now
                 waited = f"{now - began:.0f} s"
-                say(f"scorer {self._name!r} has been at {_rows(groups)} for {waited}; waiting for it", sys.stderr)
+                say(f"reward {self._name!r} has been at {where(groups)} for {waited}; waiting for it", sys.stderr)
         try:
             rewards: list[list[float]] = ray.get(pending)
         except RayActorError as error:
             raise UserError(
-                f"scorer {self._name!r} took its process down at {_rows(groups)}: {last_line(error)}. Mend the "
+                f"reward {self._name!r} took its process down at {where(groups)}: {last_line(error)}. Mend the "
                 "function, or give the machine more memory; what has been sampled is kept."
             ) from error
         return rewards
 
 
 @contextmanager
-def reward_process(name: str) -> Iterator[RewardProcess]:
-    """Start the process of a reward function; it is killed at the end of the block, whatever it is doing."""
-    actor = ray.remote(num_cpus=0)(_Process).remote(name)
+def reward_process(name: str, settings: RewardSettings | None = None) -> Iterator[RewardProcess]:
+    """Start the process of a reward; it is killed at the end of the block, whatever it is doing, with its pool.
+
+    settings: of the run whose completions are rated. Without them only functions rate, and nothing is kept.
+    """
+    actor = ray.remote(num_cpus=0)(_Process).remote(name, settings)
     try:
         yield RewardProcess(name, actor)
     finally:
         ray.kill(actor)
 
 
-def rate_each(name: str, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+def rate_each(name: str, groups: Sequence[Group], settings: RewardSettings | None = None) -> list[float]:
     """One reward for each prompt and its one completion, from a process that ends with the call."""
-    groups = [Group(i, p, [c]) for i, (p, c) in enumerate(zip(prompts, completions, strict=True), start=1)]
-    with reward_process(name) as process:
+    with reward_process(name, settings) as process:
         return [reward for [reward] in process.rate(groups)]
 
 
@@ -101,9 +109,3 @@ def last_line(error: BaseException) -> str:
     """The last line that says something, of an error that carries a report."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else type(error).__name__
-
-
-def _rows(groups: Sequence[Group]) -> str:
-    first = groups[0].row
-    last = groups[-1].row
-    return f"prompt {first}" if first == last else f"prompts {first} to {last}"
