@@ -21,6 +21,7 @@ STAGES = {
     "train": "train the policy on the pairs",
     "sample": "sample completions from the reference, score them and make pairs",
     "evaluate": "sample held-out prompts from reference and policy and compare the rewards",
+    "judge": "have judges compare the samples of evaluations with others, and count who wins",
     "report": "write report.html from what the other stages left",
     "run": "all stages that the run file asks for, in order",
     "doctor": "print versions, devices and cluster resources, and what will not fit",
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": stages.train,
         "sample": stages.sample,
         "evaluate": stages.evaluate,
+        "judge": stages.judge,
         "report": stages.report,
         "run": stages.run,
     }

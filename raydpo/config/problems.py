@@ -48,7 +48,7 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
 def _shown(problem: ErrorDetails) -> str:
     name = str(problem["loc"][-1]) if problem["loc"] else ""
     value = problem["input"]
-    if problem["loc"][:2] == ("cluster", "env"):
+    if problem["loc"][:2] == ("cluster", "env") or name == "api_key_env":  # where a key may stand by mistake
         value = redact_environment({name: str(value)})[name]
     shown = redact_text(json.dumps(value, default=str, ensure_ascii=False))
     return shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 1] + "…"

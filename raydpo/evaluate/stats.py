@@ -50,9 +50,11 @@ def mean_interval(
 
 
 def share_interval(
-    hits: Sequence[bool], groups: Sequence[Hashable] | None = None, confidence: float = 0.95
+    hits: Sequence[float], groups: Sequence[Hashable] | None = None, confidence: float = 0.95
 ) -> Interval:
     """Share of hits, 0..1, with Wilson's score interval (Wilson 1927) for as many trials as the hits are worth.
+
+    A hit is 1 or True, a miss 0 or False; a half is a tie, which spreads less and so is given no less width.
 
     Hits of one group repeat each other, so n of them are worth fewer independent ones: as many as give the variance
     between groups (their effective number, Korn and Graubard 1998). Where there is none, because all or none of the

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from raydpo.evaluate.judgements import Judgements
 from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Evaluation, RatedSample, Records
 from raydpo.objective.registry import Term, loss_at_reference, resolve
@@ -28,9 +29,11 @@ from raydpo.report.summary import (
     reward_gain,
     summary_rows,
 )
+from raydpo.report.win_rates import Table, judge_tables
 from raydpo.storage.files import whole_file, write_text
 
 DOTS_PER_INCH = 150
+_NOTHING_JUDGED = Judgements()
 PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths")  # all that a report may have
 
 
@@ -57,7 +60,7 @@ class SideBySide:
     policy: RatedSample | None
 
 
-def write_report(output_dir: Path, records: Records) -> Path:
+def write_report(output_dir: Path, records: Records, judgements: Judgements = _NOTHING_JUDGED) -> Path:
     """Write `report.html` and `figures/*.png` into the output directory and return the report's path.
 
     Figures are of the valid records; of the others the report says that they are left out. A run without evaluations
@@ -74,7 +77,7 @@ def write_report(output_dir: Path, records: Records) -> Path:
         with whole_file(path) as temporary:
             temporary.write_bytes(pictures[name].png)
     report = output_dir / "report.html"
-    write_text(report, _render(output, records, pictures))
+    write_text(report, _render(output, records, judge_tables(judgements, records.valid), pictures))
     return report
 
 
@@ -121,7 +124,7 @@ def _picture(name: str, alt: str, figure: Figure) -> Picture:
     return Picture(name, alt, buffer.getvalue())
 
 
-def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -> str:
+def _render(output: RunOutput, records: Records, judged: Sequence[Table], pictures: dict[str, Picture]) -> str:
     # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
     environment = Environment(
         loader=PackageLoader("raydpo.report"),
@@ -144,6 +147,7 @@ def _render(output: RunOutput, records: Records, pictures: dict[str, Picture]) -
         after=after,
         evaluations=evaluations,
         left_out=records.notice(),
+        judged=judged,
         basis=basis(evaluations[-1]) if evaluations else "",
         origin=_origin(evaluations[-1].made_from) if evaluations else {},
         samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),

@@ -88,8 +88,22 @@ def evaluate(run: RunFile) -> Result:
         return _evaluate(values, engines)
 
 
+def judge(run: RunFile) -> Result:
+    """The samples of the evaluations, compared with others by judges."""
+    if not run.judge:
+        raise UserError("the run file has no judge section; add one with its judges.")
+    from raydpo.runtime.judging import judge_samples
+
+    values = RunValues(run)
+    # An endpoint is asked from here; reward functions and servers have processes in the cluster.
+    in_cluster = any(asked.reward or asked.serve for asked in run.judge.judges.values())
+    with _cluster(values, "judge") if in_cluster else nullcontext(), _timed(values, "judge"):
+        return judge_samples(values.judging())
+
+
 def report(run: RunFile) -> Result:
     """report.html and its figures, from what the other stages wrote."""
+    from raydpo.evaluate.judgements import read_judgements
     from raydpo.report.diagnosis import in_short
     from raydpo.report.page import findings_of, write_report
     from raydpo.report.summary import summary_table
@@ -98,7 +112,7 @@ def report(run: RunFile) -> Result:
     values = RunValues(run)
     root = values.layout.root
     records = OriginsToday(values.evaluations()).records()
-    path = write_report(root, records)
+    path = write_report(root, records, read_judgements(values.layout.judgements))
     findings = findings_of(root, records)
     say(summary_table(records.valid))
     if records.left_out:
@@ -138,7 +152,11 @@ def run(run: RunFile) -> Result:
         results["train"] = _train(values, engines)
         if run.evaluate and engines:
             results["evaluate"] = _evaluate(values, engines)
-    results["report"] = report(run)
+    try:
+        if run.judge:
+            results["judge"] = judge(run)
+    finally:  # a judge that fails must not hide what was trained and measured
+        results["report"] = report(run)
     return results
 
 

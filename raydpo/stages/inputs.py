@@ -19,6 +19,7 @@ from raydpo.model.tokenizer_files import check_tokenizer_files
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import check_scorer
 from raydpo.rollout.limits import check_positions
+from raydpo.stages.judge_inputs import judge_checks
 from raydpo.stages.values import RunValues
 from raydpo.track.say import say
 from raydpo.workspace.asked import EvaluationSettings
@@ -45,7 +46,12 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     values = RunValues(run)
     layout = values.layout
     check_rows = partial(_check_files, layout, run.data.ignore)
-    if stage != "report":  # it starts nothing, loads no model, and may be asked for where there is none any more
+    if stage in ("judge", "run") and run.judge:
+        yield from judge_checks(run.judge, run.evaluate, run.data.ignore)
+    if stage not in (
+        "report",
+        "judge",
+    ):  # they start nothing, loads no model, and may be asked for where there is none any more
         yield check_temporary
         start = run.model.path
         reference = run.reference.model

@@ -16,6 +16,7 @@ from raydpo.workspace.rows import RowSettings, SftRows
 if TYPE_CHECKING:
     from raydpo.runtime.cluster.preflight import Processes
     from raydpo.runtime.feed.overlap import ScoringBeside
+    from raydpo.runtime.judging import JudgeSettings
     from raydpo.runtime.pairing import SampleSettings
     from raydpo.runtime.pools.scorer import ScoringSettings
 
@@ -110,6 +111,14 @@ class RunValues:
             evaluate=run.evaluate,
         )
 
+    def judging(self) -> JudgeSettings:
+        """Of its judges, which the run file must have."""
+        from raydpo.runtime.judging import JudgeSettings
+
+        run = self._run
+        assert run.judge
+        return JudgeSettings(self.evaluations(), run.judge)
+
     def token_source(self, part: Part) -> TokenSource:
         """What the tokens of a part are made from."""
         return sft_source(self.sft_rows()) if part == "sft" else token_source(self.rows(), part)
@@ -159,4 +168,5 @@ class RunValues:
             train=run.train,
             sampler=run.sampler,
             evaluate=run.evaluate,
+            judge=run.judge,
         )

@@ -33,6 +33,9 @@ class Layout:
         self.sft = self.root / "sft"
         self.exports = self.root / "exports"
         self.evaluations = self.root / "evaluations"
+        self.judgements = self.root / "judgements" / "judgements.json"
+        self.replies = self.root / "judgements" / "replies"  # of endpoints, as they come
+        self.logs = self.root / "logs"
         self.timings = self.root / "timings.json"
         self.reference_store = reference.store or str(self.root / "reference")  # may be an address
         self.sft_export = self.sft / "export"

@@ -7,6 +7,7 @@ fields in validators. Units are in the names or the comments: lengths in tokens,
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Columns, Data, Format
 from raydpo.config.schema.evaluate import Evaluate
+from raydpo.config.schema.judge import AskedJudge, Budget, Judge, Prices
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.objective import ObjectiveSettings
 from raydpo.config.schema.reference import Pool, Reference
@@ -16,16 +17,20 @@ from raydpo.config.schema.section import Section
 from raydpo.config.schema.training import Optimizer, Sft, Train, Training, Workers, Zero
 
 __all__ = [
+    "AskedJudge",
+    "Budget",
     "Cluster",
     "Columns",
     "Data",
     "Decoding",
     "Evaluate",
     "Format",
+    "Judge",
     "Model",
     "ObjectiveSettings",
     "Optimizer",
     "Pool",
+    "Prices",
     "Reference",
     "RunFile",
     "Sample",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Data
 from raydpo.config.schema.evaluate import Evaluate
+from raydpo.config.schema.judge import Judge
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.reference import Reference
 from raydpo.config.schema.sampling import Sample, Sampler
@@ -28,6 +29,7 @@ class RunFile(Section):
     train: Train = Train()
     sampler: Sampler = Sampler()
     evaluate: Evaluate | None = None
+    judge: Judge | None = None
     timeouts: Timeouts = Timeouts()
     cluster: Cluster = Cluster()
 
@@ -47,6 +49,12 @@ class RunFile(Section):
                     f"{name}.decoding.max_tokens={part.decoding.max_tokens} leaves no room for a prompt within "
                     f"sampler.max_model_len={self.sampler.max_model_len}; raise the latter"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _judged_is_sampled(self) -> RunFile:
+        if self.judge and self.evaluate is None:
+            raise ValueError("judge compares the samples of evaluations; add an evaluate section")
         return self
 
     @model_validator(mode="after")

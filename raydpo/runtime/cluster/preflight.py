@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raydpo.config.schema import Evaluate, Pool, Sampler, Sft, Train, Workers
+from raydpo.config.schema import Evaluate, Judge, Pool, Sampler, Sft, Train, Workers
 from raydpo.errors import UserError
 from raydpo.workspace.objective import needs_reference
 
@@ -35,6 +35,7 @@ class Processes:
     train: Train
     sampler: Sampler
     evaluate: Evaluate | None
+    judge: Judge | None = None
 
 
 def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
@@ -58,8 +59,18 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
             *(scorers if train.reference == "overlap" and scored else []),
         ],
         "evaluate": evaluation,
+        "judge": _served_judges(asked.judge) if asked.judge else [],
     }
     return {name: demands for name, demands in phases.items() if demands and stage in (name, "run")}
+
+
+def _served_judges(judge: Judge) -> list[Demand]:
+    """Judges are heard one after the other, so that the largest server is what must fit."""
+    served = [(name, one) for name, one in judge.judges.items() if one.serve]
+    if not served:
+        return []
+    name, largest = max(served, key=lambda item: (item[1].gpus, item[1].cpus))
+    return [Demand(f"judge.judges.{name}", 1, largest.cpus, largest.gpus)]
 
 
 def _workers(section: str, workers: Workers) -> list[Demand]:
