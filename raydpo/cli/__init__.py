@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydpo import __version__
+from raydpo.cli.chat import add_chat, run_chat
 from raydpo.cli.checkpoints import add_checkpoints, run_checkpoints
+from raydpo.cli.compare import add_compare, run_compare
 from raydpo.cli.frontier import add_frontier, run_frontier
 from raydpo.cli.reference import add_reference, run_reference
 
@@ -30,13 +32,15 @@ STAGES = {
     "doctor": "print versions, devices and cluster resources, and what will not fit",
 }
 
-GROUPS = {"checkpoints": run_checkpoints, "frontier": run_frontier, "reference": run_reference}
+GROUPS = {"checkpoints": run_checkpoints, "reference": run_reference}  # each with commands behind its name
+# All that is no stage of a run.
+COMMANDS = {**GROUPS, "chat": run_chat, "compare": run_compare, "frontier": run_frontier}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage and return the exit code: 0 only on success, 2 for a mistake that the user can mend."""
     arguments = _parser().parse_args(argv)
-    if arguments.stage in GROUPS:
+    if arguments.stage in COMMANDS:
         return _run_command(arguments)
 
     from raydpo.config.load import dump_run_file, load_run_file
@@ -78,9 +82,10 @@ def _run_command(arguments: argparse.Namespace) -> int:
     from raydpo.errors import UserError
 
     try:
-        code: int = GROUPS[arguments.stage](arguments)
+        code: int = COMMANDS[arguments.stage](arguments)
     except UserError as error:
-        print(f"raydpo {arguments.stage} {arguments.command}: {error}", file=sys.stderr)
+        name = " ".join(filter(None, ("raydpo", arguments.stage, getattr(arguments, "command", ""))))
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     return code
 
@@ -98,4 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoints(stages)
     add_frontier(stages)
     add_reference(stages)
+    add_compare(stages)
+    add_chat(stages)
     return parser

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from raydpo.evaluate.frontier import (
     BestOf,
@@ -27,7 +22,7 @@ from raydpo.evaluate.stats import Interval
 from raydpo.report.best_of_n import BestOfNRecord, Selection, read_best_of_n
 from raydpo.report.claims import claims, others
 from raydpo.report.frontier_figure import reward_against_kl
-from raydpo.report.page import DOTS_PER_INCH
+from raydpo.report.rendering import Picture, make_picture, render
 from raydpo.storage.files import whole_file, write_text
 from raydpo.track.say import say
 
@@ -55,9 +50,10 @@ def write_frontier(root: Path, runs: Sequence[Run], best: Sequence[Path], *, sub
     """
     found = findings(runs, [record for path in best if (record := read_best_of_n(path))], subject)
     write_text(root / "frontier.json", json.dumps(_tree(found), indent=1))
-    picture = reward_against_kl(found.comparison, found.reference, found.optimum)
+    figure = reward_against_kl(found.comparison, found.reference, found.optimum)
+    picture = make_picture("frontier", "True reward against sequence KL, by method", figure)
     with whole_file(root / "frontier.png") as temporary:
-        picture.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+        temporary.write_bytes(picture.png)
     write_text(root / "frontier.html", _page(name, picture, found))
     for row in _table(found):
         say("  ".join(f"{cell:24}" for cell in row).rstrip())
@@ -145,15 +141,13 @@ def _tree(found: Findings) -> dict[str, Any]:
     }
 
 
-def _page(name: str, picture: Figure, found: Findings) -> str:
-    png = io.BytesIO()
-    picture.savefig(png, format="png", dpi=DOTS_PER_INCH)
-    environment = Environment(loader=PackageLoader("raydpo.report"), undefined=StrictUndefined, autoescape=True)
-    return environment.get_template("frontier.html.j2").render(
+def _page(name: str, picture: Picture, found: Findings) -> str:
+    return render(
+        "frontier.html.j2",
         name=name,
         seeds=found.seeds,
         said=found.claims,
         table=_table(found),
         verdicts=found.verdicts,
-        picture="data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii"),
+        picture=picture,
     )

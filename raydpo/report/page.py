@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from raydpo.evaluate.judgements import Judgements
 from raydpo.evaluate.origin import Origin
@@ -21,6 +16,7 @@ from raydpo.report import figures
 from raydpo.report.best_of_n import best_of_n_rows, draws_from_the_same, optimum_in_words
 from raydpo.report.diagnosis import Finding, diagnose
 from raydpo.report.inputs import RunOutput, read_output
+from raydpo.report.rendering import Picture, make_picture, render
 from raydpo.report.summary import (
     DIGITS,
     basis,
@@ -33,24 +29,9 @@ from raydpo.report.summary import (
 from raydpo.report.win_rates import Table, judge_tables
 from raydpo.storage.files import whole_file, write_text
 
-DOTS_PER_INCH = 150
 _NOTHING_JUDGED = Judgements()
 # All that a report may have.
 PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths", "best_of_n")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page shows it."""
-
-    name: str  # also its file name under figures/
-    alt: str
-    png: bytes
-
-    @property
-    def data_uri(self) -> str:
-        """The picture itself, so that the page loads nothing."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -108,41 +89,30 @@ def _by_prompt(evaluation: Evaluation | None) -> dict[str, RatedSample]:
 
 def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
     at_reference = loss_at_reference(_terms(output))
-    yield _picture("training", "Training by step", figures.training_curves(output.metrics, at_reference=at_reference))
+    yield make_picture(
+        "training", "Training by step", figures.training_curves(output.metrics, at_reference=at_reference)
+    )
     if output.stages:
-        yield _picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
+        yield make_picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
         name = kl_name(evaluations)
-        yield _picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))
+        yield make_picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))
         if frontier := figures.frontier(evaluations):
-            yield _picture("frontier", f"Reward against {name}", frontier)
-        yield _picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
-        yield _picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
+            yield make_picture("frontier", f"Reward against {name}", frontier)
+        yield make_picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
+        yield make_picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
     if best := output.best_of_n:
         beside = [each for each in evaluations if draws_from_the_same(best, each)]
-        yield _picture("best_of_n", "Reward of the best of N against its KL", figures.best_of_n(best, beside))
-
-
-def _picture(name: str, alt: str, figure: Figure) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return Picture(name, alt, buffer.getvalue())
+        yield make_picture("best_of_n", "Reward of the best of N against its KL", figures.best_of_n(best, beside))
 
 
 def _render(output: RunOutput, records: Records, judged: Sequence[Table], pictures: dict[str, Picture]) -> str:
-    # Sampled text is hostile input: everything is escaped, and a name that is missing fails instead of showing nothing.
-    environment = Environment(
-        loader=PackageLoader("raydpo.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     run = output.run
     evaluations = records.valid
     before, after = reference_and_policy(evaluations)
     gain = reward_gain(evaluations)
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         run=run,
         config=output.config,
         pictures=pictures,

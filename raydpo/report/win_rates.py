@@ -39,7 +39,7 @@ def judge_tables(judgements: Judgements, evaluations: Sequence[Evaluation] | Non
 
 def judge_table(judgements: Judgements) -> str:
     """The same as text, with a line between tables."""
-    return "\n\n".join(map(_as_text, judge_tables(judgements)))
+    return "\n\n".join(map(as_text, judge_tables(judgements)))
 
 
 _JUDGE_HEAD = (
@@ -107,7 +107,8 @@ def _differ(column: Collection[str]) -> bool:
     return len(set(column)) > 1
 
 
-def _as_text(table: Table) -> str:
+def as_text(table: Table) -> str:
+    """The table in columns of equal width, under its title."""
     lines = [table.head, *table.rows]
     width = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
     text = ["  ".join(cell.ljust(size) for cell, size in zip(line, width, strict=True)).rstrip() for line in lines]

@@ -27,7 +27,7 @@ def prepare(run: RunFile) -> Result:
     from raydpo.runtime.prepare import prepare_pairs
 
     values = RunValues(run)
-    with _cluster(values, "prepare"), _timed(values, "prepare"):
+    with on_cluster(values, "prepare"), _timed(values, "prepare"):
         return prepare_pairs(values.rows())
 
 
@@ -40,7 +40,7 @@ def sft(run: RunFile) -> Result:
 
     values = RunValues(run)
     source = values.token_source("sft")
-    with _cluster(values, "sft"), _timed(values, "sft"):
+    with on_cluster(values, "sft"), _timed(values, "sft"):
         tokens = prepare_sft(values.sft_rows())
         return {"tokens": tokens, **train_sft(values.sft_training(), source, values.layout, run.timeouts)}
 
@@ -50,8 +50,8 @@ def sample(run: RunFile) -> Result:
     if not run.sample:
         raise UserError("the run file has no sample section; add one with its prompts, or give pairs in data.train.")
     values = RunValues(run)
-    with _cluster(values, "sample"), _engines(values) as engines:
-        return _sample(values, engines)
+    with on_cluster(values, "sample"), engines_of(values) as engines:
+        return sample_with(values, engines)
 
 
 def reward(run: RunFile) -> Result:
@@ -65,7 +65,7 @@ def reward(run: RunFile) -> Result:
 
     values = RunValues(run)
     prepared = {} if (values.layout.train_tokens / MANIFEST).exists() else {"prepare": prepare(run)}
-    with _cluster(values, "reward"), _timed(values, "reward"):
+    with on_cluster(values, "reward"), _timed(values, "reward"):
         return {**prepared, **_reward(values)}
 
 
@@ -76,7 +76,7 @@ def precompute(run: RunFile) -> Result:
     from raydpo.workspace.prepared import check_pairs
 
     values = RunValues(run)
-    with _cluster(values, "precompute"), _timed(values, "precompute"):
+    with on_cluster(values, "precompute"), _timed(values, "precompute"):
         store = values.store()
         store.claim()
         layout = values.layout
@@ -90,7 +90,7 @@ def precompute(run: RunFile) -> Result:
 def train(run: RunFile) -> Result:
     """Preference training, with evaluation beside it where the run file has an evaluate section."""
     values = RunValues(run)
-    with _cluster(values, "train"), _engines(values) if run.evaluate else nullcontext() as engines:
+    with on_cluster(values, "train"), engines_of(values) if run.evaluate else nullcontext() as engines:
         return _train(values, engines)
 
 
@@ -99,8 +99,8 @@ def evaluate(run: RunFile) -> Result:
     if not run.evaluate:
         raise UserError("the run file has no evaluate section; add one with held-out prompts.")
     values = RunValues(run)
-    with _cluster(values, "evaluate"), _engines(values) as engines:
-        return _evaluate(values, engines)
+    with on_cluster(values, "evaluate"), engines_of(values) as engines:
+        return evaluate_with(values, engines)
 
 
 def judge(run: RunFile) -> Result:
@@ -112,7 +112,7 @@ def judge(run: RunFile) -> Result:
     values = RunValues(run)
     # An endpoint is asked from here; reward functions and servers have processes in the cluster.
     in_cluster = any(asked.reward or asked.serve for asked in run.judge.judges.values())
-    with _cluster(values, "judge") if in_cluster else nullcontext(), _timed(values, "judge"):
+    with on_cluster(values, "judge") if in_cluster else nullcontext(), _timed(values, "judge"):
         return judge_samples(values.judging())
 
 
@@ -121,8 +121,8 @@ def bestofn(run: RunFile) -> Result:
     if not run.best_of_n:
         raise UserError("the run file has no best_of_n section; add one: `best_of_n: {n: [4, 16, 64]}`.")
     values = RunValues(run)
-    with _cluster(values, "bestofn"), _engines(values) as engines:
-        return _best_of_n(values, engines)
+    with on_cluster(values, "bestofn"), engines_of(values) as engines:
+        return best_of_n_with(values, engines)
 
 
 def report(run: RunFile) -> Result:
@@ -163,12 +163,12 @@ def run(run: RunFile) -> Result:
 
     values = RunValues(run)
     results: Result = {}
-    with _cluster(values, "run"), ExitStack() as stack:
+    with on_cluster(values, "run"), ExitStack() as stack:
         if run.sft:
             results["sft"] = sft(run)
-        engines = stack.enter_context(_engines(values)) if run.sample or run.evaluate else None
+        engines = stack.enter_context(engines_of(values)) if run.sample or run.evaluate else None
         if run.sample and engines:
-            results["sample"] = _sample(values, engines)
+            results["sample"] = sample_with(values, engines)
         results["prepare"] = prepare(run)
         check_trainable_pairs(values.rows())  # now, not when everything is scored
         if run.reward:
@@ -177,9 +177,9 @@ def run(run: RunFile) -> Result:
             results["precompute"] = precompute(run)
         results["train"] = _train(values, engines)
         if run.evaluate and engines:
-            results["evaluate"] = _evaluate(values, engines)
+            results["evaluate"] = evaluate_with(values, engines)
         if run.best_of_n and engines:
-            results["bestofn"] = _best_of_n(values, engines)
+            results["bestofn"] = best_of_n_with(values, engines)
         stack.close()  # the samplers make room for a judge's server
         try:
             if run.judge:
@@ -190,7 +190,7 @@ def run(run: RunFile) -> Result:
 
 
 @contextmanager
-def _engines(values: RunValues) -> Iterator[Samplers]:
+def engines_of(values: RunValues) -> Iterator[Samplers]:
     """Up for the length of the block, with the model that the run starts from."""
     from raydpo.runtime.pools.sampling import check_sampling, samplers
 
@@ -210,7 +210,7 @@ def _reward(values: RunValues) -> Result:
     return {**trained, "held_out": evaluate_reward_model(settings, values.layout)}
 
 
-def _sample(values: RunValues, engines: Samplers) -> Result:
+def sample_with(values: RunValues, engines: Samplers) -> Result:
     from raydpo.runtime.pairing import sample_pairs
 
     with _timed(values, "sample"):
@@ -230,14 +230,14 @@ def _train(values: RunValues, engines: Samplers | None) -> Result:
         return train_policy(values.rows(), evaluations, values.scoring_beside(), values.timeouts, evaluator)
 
 
-def _evaluate(values: RunValues, engines: Samplers) -> Result:
+def evaluate_with(values: RunValues, engines: Samplers) -> Result:
     from raydpo.runtime.evaluation import evaluate_exports
 
     with _timed(values, "evaluate"):
         return evaluate_exports(values.evaluations(), engines)
 
 
-def _best_of_n(values: RunValues, engines: Samplers) -> Result:
+def best_of_n_with(values: RunValues, engines: Samplers) -> Result:
     from raydpo.runtime.best_of_n import best_of_n
 
     with _timed(values, "bestofn"):
@@ -245,7 +245,7 @@ def _best_of_n(values: RunValues, engines: Samplers) -> Result:
 
 
 @contextmanager
-def _cluster(values: RunValues, stage: str) -> Iterator[None]:
+def on_cluster(values: RunValues, stage: str) -> Iterator[None]:
     """Connected to Ray, with the cluster known to hold the stage."""
     from raydpo.runtime.cluster import connection, preflight
 

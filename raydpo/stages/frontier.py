@@ -42,9 +42,9 @@ def frontier(asked: Frontier, only: Sequence[str] = ()) -> Result:
     if first.sft:
         _once(first, "sft", lambda: stages.sft(first))
     children = [child for child in asked.children() if not only or child.method in only]
-    with stages._cluster(RunValues(first), "evaluate"):
+    with stages.on_cluster(RunValues(first), "evaluate"):
         rows_run = asked.sampling(asked.file.seeds[0])
-        with stages._engines(RunValues(rows_run)) as engines:
+        with stages.engines_of(RunValues(rows_run)) as engines:
             for seed in asked.file.seeds:
                 _sample(asked.sampling(seed), engines)
             for child in children:
@@ -74,9 +74,9 @@ def _sample(run: RunFile, engines: Samplers) -> None:
     """The rows of a seed, and Best-of-N on the evaluation's prompts."""
     values = RunValues(run)
     if run.sample:
-        _once(run, "sample", lambda: stages._sample(values, engines))
+        _once(run, "sample", lambda: stages.sample_with(values, engines))
     if run.best_of_n:
-        _once(run, "bestofn", lambda: stages._best_of_n(values, engines))
+        _once(run, "bestofn", lambda: stages.best_of_n_with(values, engines))
 
 
 def _prepare(asked: Frontier, child: Child) -> None:
@@ -147,7 +147,7 @@ def _evaluate(child: Child, children: Sequence[Child], engines: Samplers) -> Non
                 shutil.copy2(record, own)
     say(f"{child.label}: evaluate")
     with owned_directory(Path(child.run.output_dir)):
-        stages._evaluate(RunValues(child.run), engines)
+        stages.evaluate_with(RunValues(child.run), engines)
 
 
 def _measured(child: Child) -> Run | None:
