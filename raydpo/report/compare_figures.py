@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -129,7 +130,7 @@ def _with_intervals(axes: Axes, steps: Sequence[int], intervals: Sequence[Interv
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend over all panels, since a run that lacks a metric is missing in some of them."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)

@@ -19,7 +19,6 @@ from raydpo.runtime.pools.rewards import RewardProcess, reward_process
 from raydpo.runtime.pools.sampled import drawn_by, sample_table, sampled
 from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, Drawing, Samplers
 from raydpo.storage.files import whole_file, write_json
-from raydpo.storage.kept import Kept
 from raydpo.track.progress import Progress
 from raydpo.track.say import say
 from raydpo.workspace.layout import Layout

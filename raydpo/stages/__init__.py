@@ -211,6 +211,7 @@ def _reward(values: RunValues) -> Result:
 
 
 def sample_with(values: RunValues, engines: Samplers) -> Result:
+    """The sample stage, with engines that are up."""
     from raydpo.runtime.pairing import sample_pairs
 
     with _timed(values, "sample"):
@@ -231,6 +232,7 @@ def _train(values: RunValues, engines: Samplers | None) -> Result:
 
 
 def evaluate_with(values: RunValues, engines: Samplers) -> Result:
+    """The evaluate stage, with engines that are up."""
     from raydpo.runtime.evaluation import evaluate_exports
 
     with _timed(values, "evaluate"):
@@ -238,6 +240,7 @@ def evaluate_with(values: RunValues, engines: Samplers) -> Result:
 
 
 def best_of_n_with(values: RunValues, engines: Samplers) -> Result:
+    """The bestofn stage, with engines that are up."""
     from raydpo.runtime.best_of_n import best_of_n
 
     with _timed(values, "bestofn"):

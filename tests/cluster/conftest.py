@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.disk import CannotMount, Disk, disk
 from tests.cluster.local import first_port, local_cluster
 from tests.cluster.processes import PYTHON, Finished, job, raydpo
-from tests.cluster.runfiles import SCORER, make_inputs, small_run, whole_run, write_run_file
+from tests.cluster.runfiles import REWARD, make_inputs, small_run, whole_run, write_run_file
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> Run:
     """Every stage, watched: what its cluster had on disk, and what it left running."""
     directory = tmp_path_factory.mktemp("whole")
     run = whole_run(inputs, directory / "out")
-    run["best_of_n"] = {"n": [2, 4], "samples": 20, "rewards": [SCORER, "length"]}
+    run["best_of_n"] = {"n": [2, 4], "samples": 20, "rewards": [REWARD, "length"]}
     run_file = write_run_file(directory / "run.yaml", run)
     with job(PYTHON, "-m", "raydpo", "run", run_file) as started:
         started.wait_until(lambda: bool(started.temporary_directories()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.processes import PYTHON, job
-from tests.cluster.runfiles import SCORER, save_model, small_run, write_jsonl, write_run_file
+from tests.cluster.runfiles import REWARD, save_model, small_run, write_jsonl, write_run_file
 from tests.evaluations import evaluate_in_words
 from tests.helpers import tiny_tokenizer
 
@@ -27,9 +27,9 @@ def test_a_reward_function_and_a_served_model_judge_the_same_samples(inputs: Pat
     config = json.loads((judge / "config.json").read_text())
     (judge / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
     run = small_run(inputs, tmp_path / "out")
-    run["evaluate"] = {"prompts": [str(tmp_path / "prompts.jsonl")], "scorer": SCORER}
+    run["evaluate"] = {"prompts": [str(tmp_path / "prompts.jsonl")], "reward": REWARD}
     served = {"serve": str(judge), "question": str(tmp_path / "question.txt"), "max_tokens": 8, "max_model_len": 1024}
-    run["judge"] = {"judges": {"e": {"reward": SCORER}, "served": served}}
+    run["judge"] = {"judges": {"e": {"reward": REWARD}, "served": served}}
     run_file = write_run_file(tmp_path / "run.yaml", run)
     evaluate_in_words(run_file, prompts, [0, 2])
 

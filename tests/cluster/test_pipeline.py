@@ -23,7 +23,7 @@ from raydpo.workspace.asked import OriginsToday
 from tests.cluster.conftest import Run
 from tests.cluster.greedy import transformers_greedy, vllm_greedy
 from tests.cluster.processes import CHECKOUT, raydpo
-from tests.cluster.runfiles import NUM_PAIRS, NUM_PROMPTS, SCORER, small_run, write_jsonl, write_run_file
+from tests.cluster.runfiles import NUM_PAIRS, NUM_PROMPTS, REWARD, small_run, write_jsonl, write_run_file
 
 pytestmark = pytest.mark.cluster
 
@@ -111,7 +111,7 @@ def test_the_best_of_n_of_the_reference_keeps_its_bound_and_selects_what_is_bett
     assert (found.prompts, found.samples) == (24, 20)
     means = [found.reference.mean]
     for row in found.selections[:2]:
-        assert row.selected_by == SCORER
+        assert row.selected_by == REWARD
         assert 0 < row.kl.mean <= row.kl_bound
         means.append(row.reward.mean)
     assert means == sorted(set(means))
