@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,16 +138,32 @@ def _is_trained(run: RunFile) -> bool:
 
 
 def _evaluate(child: Child, children: Sequence[Child], engines: Samplers) -> None:
-    """Every export of the child without a record. The reference is evaluated once a seed, and its record copied."""
-    own = RunValues(child.run).layout.evaluations
-    for sibling in children:
-        if sibling.seed == child.seed and not any(own.glob(OF_THE_REFERENCE)):
-            for record in RunValues(sibling.run).layout.evaluations.glob(OF_THE_REFERENCE):
-                own.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(record, own)
+    """Every export of the child without a record."""
+    _copy_reference(child, children)
     say(f"{child.label}: evaluate")
     with owned_directory(Path(child.run.output_dir)):
         stages.evaluate_with(RunValues(child.run), engines)
+
+
+def _copy_reference(child: Child, children: Sequence[Child]) -> None:
+    """The reference's record from a sibling with the same rows, which was asked the same; a record says of what it is.
+
+    Held-out pairs are part of that, though the reference ranks none.
+    """
+    own = RunValues(child.run).layout.evaluations
+    if any(own.glob(OF_THE_REFERENCE)):
+        return
+    for sibling in children:
+        there = RunValues(sibling.run).layout.evaluations
+        if _rows_of(sibling) == _rows_of(child) and there.exists():
+            own.mkdir(parents=True, exist_ok=True)
+            for record in there.glob(OF_THE_REFERENCE):
+                shutil.copy2(record, own)
+
+
+def _rows_of(child: Child) -> Path:
+    """Where the tokens are that it trains on, which siblings share."""
+    return (Path(child.run.output_dir) / "tokens").resolve()
 
 
 def _measured(child: Child) -> Run | None:
@@ -158,7 +174,7 @@ def _measured(child: Child) -> Run | None:
     return Run(child.method, child.strength, child.seed, found)
 
 
-def _once(run: RunFile, stage: str, work: Any) -> None:
+def _once(run: RunFile, stage: str, work: Callable[[], Result]) -> None:
     """Do a shared stage unless it was done with the same run file; `<stage>.done.json` beside its outputs says so."""
     directory = Path(run.output_dir)
     done = directory / f"{stage}.done.json"
