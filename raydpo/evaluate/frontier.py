@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydpo.errors import UserError
+from raydpo.evaluate.pooling import over_seeds_and_prompts
 from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval, mean_interval
 
@@ -55,13 +56,13 @@ class Point:
 
     @property
     def reward(self) -> Interval:
-        """Over seeds; over prompts where there is one seed."""
-        return over_seeds(self.rewards)
+        """Its mean, see interval_of."""
+        return interval_of(self.rewards)
 
     @property
     def kl(self) -> Interval:
-        """Over seeds; over prompts where there is one seed."""
-        return over_seeds(self.kls)
+        """Its mean, see interval_of."""
+        return interval_of(self.kls)
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,11 @@ class Order:
     reward: Sequence[Interval]
 
 
-def over_seeds(values: Floats) -> Interval:
-    """The mean of [S, P] values with a t interval over the means of seeds, or over prompts where there is one seed.
-
-    Prompts are the same for all seeds, so the interval over seeds is of these prompts; what another set of prompts
-    would give is not in it.
-    """
-    return mean_interval(values.mean(axis=1).tolist() if len(values) > 1 else values[0].tolist())
+def interval_of(values: Floats) -> Interval:
+    """The mean of [S, P] values, for other seeds and other prompts; of one seed's, for other prompts."""
+    if len(values) == 1:
+        return mean_interval(values[0].tolist())
+    return over_seeds_and_prompts(range(len(values)), values.tolist())
 
 
 def points_of(runs: Sequence[Run]) -> tuple[Floats, list[Point], list[int]]:

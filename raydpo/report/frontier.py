@@ -13,8 +13,8 @@ from raydpo.evaluate.frontier import (
     Comparison,
     Run,
     Verdict,
+    interval_of,
     mean_line,
-    over_seeds,
     points_of,
     pooled,
 )
@@ -73,7 +73,7 @@ def findings(runs: Sequence[Run], records: Sequence[BestOfNRecord], subject: str
     shares = {at: by_method for at, by_method in shares.items() if by_method}
     return Findings(
         seeds=seeds,
-        reference=over_seeds(reference),
+        reference=interval_of(reference),
         comparison=comparison,
         optimum=optimum,
         verdicts=[v for other in others(comparison, subject) for v in comparison.verdicts(other, subject)],

@@ -35,7 +35,7 @@ def reward_against_kl(comparison: Comparison, reference: Interval, optimum: Line
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    end = _end_of_axis([point.kl.mean for point in comparison.points])
+    end = _end_of_axis(comparison, optimum)
     axes.axhline(reference.mean, color=GREY, linewidth=0.8)
     _note(axes, "reference", 0, reference.mean)
     if optimum:
@@ -60,11 +60,12 @@ def reward_against_kl(comparison: Comparison, reference: Interval, optimum: Line
     return figure
 
 
-def _end_of_axis(kls: Sequence[float]) -> float:
+def _end_of_axis(comparison: Comparison, optimum: Line) -> float:
     """The largest KL that is not a runaway's."""
-    ordered = sorted(kls)
-    median = ordered[len(ordered) // 2]
-    return max(kl for kl in ordered if kl <= RUNAWAY * max(median, 1.0))
+    kls = sorted(point.kl.mean for point in comparison.points)
+    median = kls[len(kls) // 2]
+    near = [kl for kl in kls if kl <= RUNAWAY * max(median, 1.0)]
+    return max([*near, *(each.kl for each in comparison.best), *(kl for kl, _ in optimum)])
 
 
 def _curve(axes: Axes, points: Sequence[Point], method: str, color: str, marker: str) -> None:
