@@ -1,6 +1,6 @@
 """Tiny models and random rows for the tests.
 
-Legend: n completions per row, L tokens of one completion, V vocabulary.
+Legend: n completions per row, L tokens of one completion, V vocabulary, K heads, D hidden size.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
 from raydpo.data.pack import pack_rows
 from raydpo.data.tokens import TokenRow, row_id
 from raydpo.model import attention
 from raydpo.model.batch import Batch
+from raydpo.model.reward_head import RewardHead
 from raydpo.objective.contract import REF_LOGPS
 from tests.helpers import tiny_tokenizer
 
@@ -31,6 +32,32 @@ def tiny_llama(tied: bool = True, dtype: torch.dtype = torch.float32, vocab_size
     They are drawn wide: under transformers' default of 0.02 attention is all but uniform, and a token that a
     completion must not see would hardly move its log-prob.
     """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(_tiny_config(tied, vocab_size)).to(dtype)
+
+
+def tiny_classifier(heads: int = 1, dtype: torch.dtype = torch.float32) -> LlamaForSequenceClassification:
+    """As many layers under transformers' own head, [K, D]; of the pooling kind that reads the last token."""
+    config = _tiny_config(tied=True, vocab_size=VOCAB_SIZE)
+    config.num_labels = heads
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(config).to(dtype)
+
+
+def tiny_reward_model(heads: int = 1, dtype: torch.dtype = torch.float32) -> LlamaForSequenceClassification:
+    """The same weights under our head, as raydpo.model.reward_model makes them of a language model."""
+    lm = tiny_classifier(heads, dtype)
+    head = RewardHead(lm.config.hidden_size, heads).to(dtype)
+    head.load_state_dict(lm.score.state_dict())
+    lm.score = head
+    lm.config.num_labels = 1  # what an export has, of however many heads
+    lm.config.architectures = [type(lm).__name__]
+    return lm.eval()
+
+
+def _tiny_config(tied: bool, vocab_size: int) -> LlamaConfig:
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=64,
@@ -45,9 +72,7 @@ def tiny_llama(tied: bool = True, dtype: torch.dtype = torch.float32, vocab_size
         eos_token_id=1,
     )
     config._attn_implementation = attention.NAME
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(dtype)
+    return config
 
 
 def random_rows(n: int, seed: int, completions: int = 2) -> list[TokenRow]:

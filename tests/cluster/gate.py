@@ -13,22 +13,26 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
-from raydpo.objective.contract import LABEL, MISMATCHED, REF_LOGPS, Objective, Unit
+from raydpo.objective.contract import LABEL, MARGIN, MISMATCHED, REF_LOGPS, AnyObjective, Unit
 from raydpo.objective.likelihood import fine_tuning
 from raydpo.objective.registry import make_objective, resolve
+from raydpo.objective.reward_model import reward_objective
 from raydpo.train.step import RankBatch
-from tests.models import exact_logps, make_batch, random_rows, tiny_llama
+from tests.models import exact_logps, make_batch, random_rows, tiny_classifier, tiny_llama
 
 STEPS, GLOBAL_BATCH, WORLD = 3, 16, 2
 LR = 1e-4
-ObjectiveName = Literal["dpo", "smoothed", "sigmoid_norm", "orpo", "sft", "group", "aot", "kto", "wpo"]
+ObjectiveName = Literal[
+    "dpo", "smoothed", "sigmoid_norm", "orpo", "sft", "group", "aot", "kto", "wpo", "reward", "reward_group"
+]
 OptimizerName = Literal["rmsprop", "adamw"]
-OBJECTIVES: dict[ObjectiveName, Objective] = {
+HEADS: dict[ObjectiveName, int] = {"reward": 1, "reward_group": 3}  # of the reward models
+OBJECTIVES: dict[ObjectiveName, AnyObjective] = {
     "dpo": make_objective(resolve(["sigmoid"], beta=0.1)),
     "smoothed": make_objective(resolve(["sigmoid"], beta=0.1, label_smoothing=0.1)),
     "sigmoid_norm": make_objective(resolve(["sigmoid_norm"], beta=0.1)),
@@ -38,8 +42,13 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "aot": make_objective(resolve(["aot"], beta=0.1)),
     "kto": make_objective(resolve(["kto"], beta=0.1, undesirable_weight=1.5)),
     "wpo": make_objective(resolve(["sigmoid"], beta=0.1, use_weighting=True)),
+    **{
+        name: reward_objective(label_smoothing=0.0, center_rewards_coefficient=0.0, use_margin=True, heads=heads)
+        for name, heads in HEADS.items()
+    },
 }
-COMPLETIONS: dict[ObjectiveName, int] = {"sft": 1, "group": 4}  # of a row; of the others 2, one of kto's not its own
+# Completions of a row; of the others 2, one of kto's not its own.
+COMPLETIONS: dict[ObjectiveName, int] = {"sft": 1, "group": 4, "reward_group": 4}
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,13 @@ FLOAT32 = [
     *(Case(stage, 4, by_tokens=True) for stage in STAGES),
     *(Case(stage, 4, Problem(objective=name)) for stage, name in product(STAGES, OTHER_OBJECTIVES)),
     *(Case(stage, micro, Problem(objective="aot")) for stage, micro in product(STAGES, MICRO_BATCHES)),
+    *(Case(stage, micro, Problem(objective=name)) for stage, micro, name in product(STAGES, MICRO_BATCHES, HEADS)),
 ]
 ALONE = [Case(stage, micro, Problem(objective="aot"), world=1) for stage, micro in product(STAGES, MICRO_BATCHES)]
-BFLOAT16 = [Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)]
+BFLOAT16 = [
+    *(Case(stage, micro, dtype="bfloat16") for stage, micro in product(STAGES[1:], MICRO_BATCHES)),
+    *(Case(stage, 4, Problem(objective="reward"), dtype="bfloat16") for stage in STAGES[1:]),
+]
 WORLDS = (1, 2, 4)
 DEALT = 4  # micro-batches of a step that every world computes alike
 
@@ -123,12 +136,19 @@ def rows(problem: Problem) -> list[TokenRow]:
 
 def reference_logps(problem: Problem) -> Tensor | None:
     """Made up, so that the slopes of the losses differ from row to row; shape [rows, n]."""
-    if not OBJECTIVES[problem.objective].needs:
+    if REF_LOGPS not in OBJECTIVES[problem.objective].needs:
         return None
     per_row = COMPLETIONS.get(problem.objective, 2)
     # KTO's baseline has a bound, which it must not lie on.
     highest = -60 if problem.objective == "kto" else -20
     values = np.random.default_rng(1).uniform(highest - 60, highest, size=(STEPS * GLOBAL_BATCH, per_row))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def margin_values(problem: Problem) -> Tensor:
+    """How good the completions are beside the reward, shape [rows, n]: a pair's margin is a difference of two."""
+    per_row = COMPLETIONS.get(problem.objective, 2)
+    values = np.random.default_rng(2).uniform(0, 2, size=(STEPS * GLOBAL_BATCH, per_row))
     return torch.from_numpy(values.astype(np.float32))
 
 
@@ -142,6 +162,8 @@ def columns(problem: Problem, members: list[int]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if (ref := reference_logps(problem)) is not None:
         found[REF_LOGPS] = ref[members]
+    if problem.objective in HEADS:
+        found[MARGIN] = margin_values(problem)[members]
     if problem.objective == "kto":
         found[LABEL] = torch.tensor([[is_wanted(i), False] for i in members])
         found[MISMATCHED] = torch.tensor([False, True]).repeat(len(members))
@@ -205,7 +227,8 @@ class Trained:
 @cache
 def oracle(problem: Problem) -> Trained:
     """One process and the full batch, by other means: eager attention, one completion a pass, torch's own optimizer."""
-    lm = tiny_llama(problem.tied)
+    heads = HEADS.get(problem.objective)
+    lm: PreTrainedModel = tiny_classifier(heads) if heads else tiny_llama(problem.tied)
     lm.set_attn_implementation("eager")
     kind = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[problem.optimizer]
     optimizer = kind(lm.parameters(), lr=LR, weight_decay=problem.settings.weight_decay)
@@ -220,9 +243,13 @@ def oracle(problem: Problem) -> Trained:
     return Trained({name: p.detach() for name, p in lm.named_parameters()}, losses, grad_norms)
 
 
-def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
+def _loss(lm: PreTrainedModel, problem: Problem, step: int) -> Tensor:
     """The mean loss of a global batch, from the formulas of the papers."""
     data, ref = rows(problem), reference_logps(problem)
+    if problem.objective in HEADS:
+        margins = margin_values(problem)
+        ranked = [_ranked(lm, data[i], margins[i]) for i in global_batch(step)]
+        return torch.stack(ranked).sum() / totals(problem, step)["pairs"]
     tokens = [_token_logps(lm, data[i]) for i in global_batch(step)]
     refs = [None if ref is None else ref[i] for i in global_batch(step)]
     if problem.objective == "aot":
@@ -237,7 +264,20 @@ def _loss(lm: LlamaForCausalLM, problem: Problem, step: int) -> Tensor:
     return losses.sum() / totals(problem, step)[OBJECTIVES[problem.objective].mean_over]
 
 
-def _token_logps(lm: LlamaForCausalLM, row: TokenRow) -> list[Tensor]:
+def _ranked(lm: PreTrainedModel, row: TokenRow, above: Tensor) -> Tensor:
+    """Of one row, from the classifier's logits of each completion, [1, K]: the mean over the heads."""
+    texts = [torch.tensor([row.prompt_ids + list(ids)]) for ids in row.completions]
+    rewards = [lm(input_ids=text, use_cache=False).logits for text in texts]
+    return sum(
+        (
+            -(better - worse - (high - low)).sigmoid().log().mean()
+            for (better, high), (worse, low) in combinations(zip(rewards, above, strict=True), 2)
+        ),
+        start=torch.zeros(()),
+    )
+
+
+def _token_logps(lm: PreTrainedModel, row: TokenRow) -> list[Tensor]:
     """Of each completion."""
     return [
         every.gather(1, torch.tensor(ids)[:, None])
@@ -246,7 +286,7 @@ def _token_logps(lm: LlamaForCausalLM, row: TokenRow) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _likeness(lm: LlamaForCausalLM, row: TokenRow) -> Tensor:
+def _likeness(lm: PreTrainedModel, row: TokenRow) -> Tensor:
     """WPO's weight of a pair: how far the policy itself might have drawn both completions."""
     means = []
     for every, ids in zip(exact_logps(lm, row), row.completions, strict=True):

@@ -24,9 +24,9 @@ from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.export import export_policy
 from raydpo.train.loop import check_step_zero
 from raydpo.train.step import train_step
-from tests.cluster.gate import LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, cases_of, rank_batch
+from tests.cluster.gate import HEADS, LR, OBJECTIVES, STAGES, STEPS, WORLD, Case, cases_of, rank_batch
 from tests.helpers import tiny_tokenizer
-from tests.models import make_batch, random_rows, tiny_llama
+from tests.models import make_batch, random_rows, tiny_llama, tiny_reward_model
 
 
 def run_rank(rank: int, out: Path, world: int) -> None:
@@ -59,7 +59,9 @@ def _life_of_a_run(case: Case, directory: Path) -> dict[str, Any]:
 
 
 def _policy(case: Case) -> Policy:
-    lm = tiny_llama(case.problem.tied, getattr(torch, case.dtype))
+    dtype = getattr(torch, case.dtype)
+    heads = HEADS.get(case.problem.objective)
+    lm = tiny_reward_model(heads, dtype) if heads else tiny_llama(case.problem.tied, dtype)
     return make_policy(lm, optimizer=case.problem.settings, zero=case.zero)
 
 
