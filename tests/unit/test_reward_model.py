@@ -169,5 +169,5 @@ def test_the_name_of_a_vocabulary_survives_saving_and_another_padding(tmp_path: 
 def test_an_export_without_its_heads_is_refused(tmp_path: Path) -> None:
     _, export = exported(saved("llama", tmp_path / "lm"), tmp_path / "export", heads=3)
     (export / "ensemble" / "heads.safetensors").unlink()
-    with pytest.raises(UserError, match="has 1 heads, and 3 by its card"):
+    with pytest.raises(UserError, match="has 1 heads, and should have 3"):
         load_reward_model(str(export), dtype="float32")
