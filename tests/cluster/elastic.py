@@ -21,13 +21,16 @@ from torch.multiprocessing.spawn import spawn
 from raydpo.config.schema import Optimizer, Zero
 from raydpo.data.order import split_microbatches
 from raydpo.data.tokens import TokenRow
+from raydpo.model.reward_model import is_reward_model
+from raydpo.objective.contract import AnyObjective
 from raydpo.objective.registry import make_objective, resolve
+from raydpo.objective.reward_model import reward_objective
 from raydpo.train.checkpoint.retention import Retention
 from raydpo.train.checkpoint.saver import Saver, resume
 from raydpo.train.engine import Policy, init_distributed, make_policy
 from raydpo.train.step import RankBatch, train_step
 from tests.helpers import tiny_tokenizer
-from tests.models import make_batch, random_rows, tiny_llama
+from tests.models import make_batch, random_rows, tiny_llama, tiny_reward_model
 
 STEPS, GLOBAL_BATCH = 6, 8
 LR = 1e-4
@@ -41,9 +44,11 @@ class Problem:
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     tied: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    heads: int = 0  # of a reward model; without any it is a policy
 
     def __str__(self) -> str:
-        return f"{self.optimizer}-{'tied' if self.tied else 'untied'}-{self.dtype}"
+        words = [self.optimizer, "tied" if self.tied else "untied", self.dtype]
+        return "-".join([*words, *([f"{self.heads}heads"] if self.heads else [])])
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ def join(rank: int, world: int, rendezvous: Path) -> None:
 
 def make_tiny_policy(problem: Problem, zero: Zero) -> Policy:
     settings = Optimizer(name=problem.optimizer, lr=LR, weight_decay=0.01, warmup_steps=0, max_grad_norm=1.0)
-    return make_policy(tiny_llama(problem.tied, getattr(torch, problem.dtype)), optimizer=settings, zero=zero)
+    dtype = getattr(torch, problem.dtype)
+    lm = tiny_reward_model(problem.heads, dtype) if problem.heads else tiny_llama(problem.tied, dtype)
+    return make_policy(lm, optimizer=settings, zero=zero)
 
 
 def make_saver(policy: Policy, directory: Path, **retention: Any) -> Saver:
@@ -108,8 +115,16 @@ def train_one(policy: Policy, step: int, *, reference: float = -50.0) -> dict[st
     batches = [make_batch([rows[i] for i in micro], ref[micro]) for micro in mine]
     row_ids = [[rows[i].row_id.hex() for i in micro] for micro in mine]
     rank_batch = RankBatch(step, batches, totals={"pairs": GLOBAL_BATCH}, row_ids=row_ids)
-    metrics = train_step(policy, rank_batch, make_objective(resolve(["sigmoid"], beta=0.1)), lr=LR)
+    metrics = train_step(policy, rank_batch, _objective(policy), lr=LR)
     return {**metrics, "rows": sorted(rows[i].row_id for micro in mine for i in micro)}
+
+
+def _objective(policy: Policy) -> AnyObjective:
+    """DPO, or Bradley and Terry's for a reward model."""
+    if not is_reward_model(policy.lm):
+        return make_objective(resolve(["sigmoid"], beta=0.1))
+    heads = policy.lm.score.out_features
+    return reward_objective(label_smoothing=0.0, center_rewards_coefficient=0.0, use_margin=False, heads=heads)
 
 
 @cache

@@ -11,26 +11,31 @@ import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from raydpo.cli import main
+from raydpo.model.reward_model import load_reward_model, own_rewards
 from raydpo.train.checkpoint.commits import latest
 from raydpo.train.checkpoint.state import WEIGHT, SavedState
 from raydpo.train.mark import read_mark
 from tests.cluster.elastic import STEPS, Problem, Route, Stage, travel
 from tests.cluster.saving import WORLD, run_rank
 from tests.helpers import tiny_tokenizer
+from tests.models import make_batch, random_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # nine processes import torch and DeepSpeed first
 
 RELATIVE = 1e-5
 STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
+REWARD = Problem("adamw", heads=3)
 RMSPROP, ADAMW, UNTIED = Problem(), Problem("adamw"), Problem("adamw", tied=False)
 STAYING = [
     *(Route(((2, stage),) * 2, RMSPROP) for stage in STAGES),
     *(Route(((2, stage),) * 2, Problem("adamw", dtype="bfloat16")) for stage in STAGES[1:]),
     *(Route(((2, stage),) * 2, ADAMW, offload=True) for stage in STAGES[2:]),
     Route(((2, 3),) * 2, UNTIED),
+    *(Route(((2, stage),) * 2, REWARD) for stage in STAGES),
+    Route(((2, 2),) * 2, Problem("adamw", dtype="bfloat16", heads=1)),
 ]
 CHANGING = [
     Route(((2, 1), (1, 2), (4, 3)), RMSPROP),
@@ -167,3 +172,20 @@ def test_the_export_of_a_commit_is_its_model_in_plain_transformers(out: Path, tm
     mark = read_mark(tmp_path / "model")
     assert mark
     assert (mark.identity, mark.step) == ("run", STEPS)
+
+
+def test_the_export_of_a_reward_models_commit_gives_the_same_rewards_in_plain_transformers(
+    out: Path, tmp_path: Path
+) -> None:
+    route, export = Route(((2, 3),) * 2, REWARD), tmp_path / "model"
+    assert main(["checkpoints", "export", str(out / str(route) / "checkpoints"), str(export)]) == 0
+    state = state_of(out, route)
+    lm = AutoModelForSequenceClassification.from_pretrained(export)
+    assert {name for name, _ in lm.named_parameters()} == state.shapes.keys()
+    heads = state.whole(WEIGHT, "score.weight")
+    assert len(heads) == REWARD.heads
+    np.testing.assert_allclose(lm.score.weight.detach(), heads.mean(axis=0, keepdims=True), rtol=1e-6, atol=1e-7)
+    model = load_reward_model(str(export), dtype="float32")
+    assert np.array_equal(model.score.weight.detach(), heads)
+    batch = make_batch(random_rows(4, seed=7))
+    torch.testing.assert_close(own_rewards(export, batch, dtype="float32"), model.rewards(batch), rtol=1e-5, atol=1e-5)
