@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -182,21 +183,34 @@ class Counting(Samplers):
             yield call, [each[first : first + asked.n] for first in range(0, len(each), asked.n)]
 
 
+def kept_rewards(scores: Path) -> list[int]:
+    """How many completions each reward has rated, none of them twice."""
+    counts = []
+    for directory in sorted(scores.iterdir()):
+        ids = [each for file in directory.glob("*.parquet") for each in pq.read_table(file)["id"].to_pylist()]
+        assert len(set(ids)) == len(ids)
+        counts.append(len(ids))
+    return counts
+
+
 def test_best_of_n_draws_and_rates_what_is_new_alone(inputs: Path, tmp_path: Path) -> None:
     run = asked(inputs, tmp_path, "evaluate")
     drawn: list[int] = []
-    rated: list[set[Path]] = []
+    rated: list[list[int]] = []
     for section in ({"n": [4], "samples": 20}, {"n": [4, 40]}, {"n": [4, 40], "rewards": ["length"]}):
         tree = run.model_copy(update={"best_of_n": BestOfN.model_validate(section)})
         engines = Counting()
         best_of_n(RunValues(tree).best_of_n(), engines)
         drawn.append(len(engines.seeds))
-        rated.append({path for path in (tmp_path / "best_of_n").rglob("*.json") if path.stem.isdigit()})
+        rated.append(kept_rewards(tmp_path / "scores"))
         found = read_best_of_n(tmp_path / "best_of_n.json")
         assert found
         assert found.samples == tree.best_of_n.samples_per_prompt
     assert drawn == [2, 1, 0]
-    assert [len(paths) for paths in rated] == [2, 3, 6]
+    # Later blocks repeat the texts of the first, and what has been rated once is not rated again.
+    [distinct] = rated[0]
+    assert distinct
+    assert rated == [[distinct], [distinct], [distinct, distinct]]
 
 
 class Telling(Evaluator):
