@@ -76,7 +76,7 @@ def _commit_paths(path: Path) -> list[Path]:
     for place in _PLACES:
         markers = markers or list((path / place).glob(f"step-*/{MARKER}"))
     if not markers:
-        raise UserError(f"{path} holds no commit; name an output_dir, its train/checkpoints, or a commit in there.")
+        raise UserError(f"{path} holds no commit; name an output_dir, its train, sft or reward, or a commit in there.")
     return sorted(marker.parent for marker in markers)
 
 
