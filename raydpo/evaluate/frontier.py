@@ -94,7 +94,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Order:
+class Neighbours:
     """How a method's neighbouring strengths differ, from the one nearest the reference outwards."""
 
     pairs: Sequence[tuple[str, str]]  # strengths
@@ -190,7 +190,7 @@ def envelope(kls: Sequence[float] | Floats, rewards: Sequence[float] | Floats, a
     return best
 
 
-class Comparison:
+class Curves:
     """Points and the curves of methods, on all prompts and seeds and on B draws of them."""
 
     def __init__(
@@ -228,13 +228,13 @@ class Comparison:
             found.append(Verdict(name, strength, float(kl[0]), float(reward[0]), against, gap, decision))
         return found
 
-    def order(self, method: str) -> Order:
+    def order(self, method: str) -> Neighbours:
         """A method's strengths by rising mean KL, each against the one before."""
         points = sorted((p for p in self.points if p.method == method), key=lambda p: p.kls.mean())
         kls = [self._means(p.kls) for p in points]
         rewards = [self._means(p.rewards) for p in points]
         n = self._reference.size
-        return Order(
+        return Neighbours(
             pairs=[(a.strength, b.strength) for a, b in pairwise(points)],
             kl=[_percentiles(b - a, n) for a, b in pairwise(kls)],
             reward=[_percentiles(b - a, n) for a, b in pairwise(rewards)],

@@ -1,4 +1,4 @@
-"""Measures of texts alone: how varied they are, and how near to a reference text. Words are lower-case, cut at blanks.
+"""Measures of texts alone: how varied they are. Words are lower-case, cut at blanks.
 
 Legend: n-grams are tuples of n words of one text.
 """
@@ -42,25 +42,6 @@ def self_bleu(texts: Sequence[str]) -> list[float]:
     return scores
 
 
-def rouge_n(text: str, reference: str, n: int) -> float:
-    """F1 of shared n-grams, 0..1 (Lin 2004, ROUGE-N); without stemming."""
-    ours = Counter(_grams(text, n))
-    theirs = Counter(_grams(reference, n))
-    return _f1((ours & theirs).total(), ours.total(), theirs.total())
-
-
-def rouge_l(text: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words, 0..1 (Lin 2004, ROUGE-L)."""
-    ours = text.lower().split()
-    theirs = reference.lower().split()
-    return _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
-
-
-def exact_match(text: str, reference: str) -> bool:
-    """Whether the texts are the same but for case and blanks."""
-    return text.lower().split() == reference.lower().split()
-
-
 def _grams(text: str, n: int) -> list[Gram]:
     words = text.lower().split()
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
@@ -86,18 +67,3 @@ def _clipped(texts: Sequence[str], n: int) -> list[tuple[Counter[Gram], dict[Gra
 def _log_precision(own: Counter[Gram], most: dict[Gram, int]) -> float:
     matches = sum(min(count, most[gram]) for gram, count in own.items())
     return math.log((matches or ZERO_COUNT) / max(1, own.total()))
-
-
-def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """The length of the longest one, row by row of the usual table."""
-    row = [0] * (len(b) + 1)
-    for word in a:
-        former = row
-        row = [0]
-        for j, other in enumerate(b):
-            row.append(former[j] + 1 if word == other else max(row[j], former[j + 1]))
-    return row[-1]
-
-
-def _f1(shared: int, ours: int, theirs: int) -> float:
-    return 2 * shared / (ours + theirs) if shared else 0.0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raydpo.evaluate.frontier import Comparison, Decision, Order, Verdict
+from raydpo.evaluate.frontier import Curves, Decision, Neighbours, Verdict
 from raydpo.evaluate.stats import Interval
 
 
-def claims(comparison: Comparison, subject: str, shares: Mapping[float, Mapping[str, Interval]]) -> list[str]:
+def claims(comparison: Curves, subject: str, shares: Mapping[float, Mapping[str, Interval]]) -> list[str]:
     """What holds of the subject by itself, against each other method, and of what is attainable.
 
-    shares: by KL in nats and method, see Comparison.share_of_attainable.
+    shares: by KL in nats and method, see Curves.share_of_attainable.
     """
     said = [monotone(comparison.order(subject), subject)]
     said += [against(comparison.verdicts(other, subject), subject, other) for other in others(comparison, subject)]
@@ -21,12 +21,12 @@ def claims(comparison: Comparison, subject: str, shares: Mapping[float, Mapping[
     return [sentence for sentence in said if sentence]
 
 
-def others(comparison: Comparison, subject: str) -> list[str]:
+def others(comparison: Curves, subject: str) -> list[str]:
     """All methods but the subject."""
     return [method for method in comparison.methods if method != subject]
 
 
-def monotone(order: Order, subject: str) -> str:
+def monotone(order: Neighbours, subject: str) -> str:
     """Whether KL and reward rise from strength to strength; empty for a method with one point."""
     if not order.pairs:
         return ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from raydpo.evaluate.frontier import (
     BestOf,
-    Comparison,
+    Curves,
     Run,
     Verdict,
     interval_of,
@@ -35,7 +35,7 @@ class Findings:
 
     seeds: Sequence[int]
     reference: Interval
-    comparison: Comparison
+    comparison: Curves
     optimum: Sequence[tuple[float, float]]  # (KL, reward) by rising KL, the reference first; empty without Best-of-N
     verdicts: Sequence[Verdict]  # of all other methods' points, against the subject's curve
     shares: Mapping[float, Mapping[str, Interval]]  # of what is attainable, by KL and method
@@ -67,7 +67,7 @@ def write_frontier(root: Path, runs: Sequence[Run], best: Sequence[Path], *, sub
 def findings(runs: Sequence[Run], records: Sequence[BestOfNRecord], subject: str) -> Findings:
     """Everything that the runs, and the Best-of-N of their seeds, say of the subject."""
     reference, points, seeds = points_of(runs)
-    comparison = Comparison(reference, points, _best_of(records))
+    comparison = Curves(reference, points, _best_of(records))
     optimum = mean_line([_line(record) for record in records]) if records else []
     shares = {at: _shares(comparison, optimum, at) for at in SHARES_AT} if optimum else {}
     shares = {at: by_method for at, by_method in shares.items() if by_method}
@@ -98,7 +98,7 @@ def _line(record: BestOfNRecord) -> list[tuple[float, float]]:
     return [(0.0, record.reference.mean), *((p.kl.mean, p.reward.mean) for p in record.optimum)]
 
 
-def _shares(comparison: Comparison, optimum: Sequence[tuple[float, float]], at: float) -> dict[str, Interval]:
+def _shares(comparison: Curves, optimum: Sequence[tuple[float, float]], at: float) -> dict[str, Interval]:
     found = {method: comparison.share_of_attainable(method, optimum, at) for method in comparison.methods}
     return {method: share for method, share in found.items() if share}
 

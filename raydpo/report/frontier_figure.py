@@ -8,7 +8,7 @@ from itertools import cycle
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raydpo.evaluate.frontier import BestOf, Comparison, Point
+from raydpo.evaluate.frontier import BestOf, Curves, Point
 from raydpo.evaluate.stats import Interval
 from raydpo.report.figures import GREY, INK
 
@@ -27,7 +27,7 @@ RUNAWAY = 10  # times the median KL; a point beyond would press all others into 
 Line = Sequence[tuple[float, float]]
 
 
-def reward_against_kl(comparison: Comparison, reference: Interval, optimum: Line) -> Figure:
+def reward_against_kl(comparison: Curves, reference: Interval, optimum: Line) -> Figure:
     """All points with intervals both ways, Best-of-N hollow at its bound, and the attainable optimum.
 
     A point that has run away is named at the edge, at the height of its reward. Thin lines are the evaluations on the
@@ -60,7 +60,7 @@ def reward_against_kl(comparison: Comparison, reference: Interval, optimum: Line
     return figure
 
 
-def _end_of_axis(comparison: Comparison, optimum: Line) -> float:
+def _end_of_axis(comparison: Curves, optimum: Line) -> float:
     """The largest KL that is not a runaway's."""
     kls = sorted(point.kl.mean for point in comparison.points)
     median = kls[len(kls) // 2]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from raydpo.evaluate.records import Evaluation, RatedSample
 from raydpo.evaluate.stats import Interval, paired_difference
+from raydpo.evaluate.text import distinct, self_bleu
 
 DIGITS = {"reward": 3, "summed_kl": 2, "length": 1, "cut": 3, "pair_accuracy": 3}  # the table's rows
 NAMES = {
@@ -42,10 +44,10 @@ def kl_name(evaluations: Sequence[Evaluation]) -> str:
 
 
 def summary_rows(evaluations: Sequence[Evaluation]) -> list[SummaryRow]:
-    """Reward, KL, length, completions that were cut and pair accuracy, in this order."""
+    """Reward, KL, length, completions that were cut, pair accuracy and how alike the samples are, in this order."""
     before, after = reference_and_policy(evaluations)
     names = NAMES | {"summed_kl": kl_name(evaluations)}
-    return [
+    measured = [
         SummaryRow(
             name=names[quantity],
             before=format_interval(_interval(before, quantity), digits),
@@ -54,6 +56,25 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> list[SummaryRow]:
         )
         for quantity, digits in DIGITS.items()
     ]
+    return [*measured, *_likeness_rows(before, after)]
+
+
+def _likeness_rows(before: Evaluation | None, after: Evaluation | None) -> list[SummaryRow]:
+    """Of all samples of a model together: a policy that has collapsed repeats itself."""
+    measures = {"distinct-2": _distinct_2, "self-BLEU": _self_bleu}
+    return [SummaryRow(name, measure(before), measure(after), change="") for name, measure in measures.items()]
+
+
+def _distinct_2(evaluation: Evaluation | None) -> str:
+    return _number(distinct(_texts(evaluation), 2), 3) if evaluation else "not measured"
+
+
+def _self_bleu(evaluation: Evaluation | None) -> str:
+    return _number(fmean(self_bleu(_texts(evaluation))), 3) if evaluation else "not measured"
+
+
+def _texts(evaluation: Evaluation) -> list[str]:
+    return [sample.completion for sample in evaluation.samples]
 
 
 def reward_gain(evaluations: Sequence[Evaluation]) -> Interval | None:

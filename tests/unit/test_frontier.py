@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raydpo.config.frontier import load_frontier
 from raydpo.config.yaml12 import write_yaml
 from raydpo.errors import UserError
-from raydpo.evaluate.frontier import BestOf, Comparison, Point, Run, envelope, mean_line, points_of, pooled
+from raydpo.evaluate.frontier import BestOf, Curves, Point, Run, envelope, mean_line, points_of, pooled
 from raydpo.evaluate.records import Evaluation, RatedSample, summarise
 from raydpo.evaluate.stats import Interval
 from raydpo.report.claims import against, claims, monotone
@@ -147,10 +147,10 @@ def point(method: str, strength: str, reward: float, kl: float, *, shared: Any =
     return Point(method, strength, reward + shared + noise(seed, 0.05), kl + noise(seed + 1, 0.05))
 
 
-def compared(other: Point, *more: Point, best: tuple[BestOf, ...] = ()) -> Comparison:
+def compared(other: Point, *more: Point, best: tuple[BestOf, ...] = ()) -> Curves:
     shared = noise(0)
     dpo = [point("dpo", "beta=1", 0.3, 0.5, shared=shared, seed=2), point("dpo", "beta=0.1", 0.6, 2.0, shared=shared)]
-    return Comparison(shared, [*dpo, other, *more], best, draws=400)
+    return Curves(shared, [*dpo, other, *more], best, draws=400)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,7 @@ def test_strengths_are_told_from_the_nearest_outwards() -> None:
     assert order.pairs == [("beta=1", "beta=0.1")]
     assert order.kl[0].low > 0
     assert "dpo is monotone in its strength" in monotone(order, "dpo")
-    turned = Comparison(np.zeros((SEEDS, PROMPTS)), [point("dpo", "a", 0.6, 0.5), point("dpo", "b", 0.2, 2.0)]).order(
-        "dpo"
-    )
+    turned = Curves(np.zeros((SEEDS, PROMPTS)), [point("dpo", "a", 0.6, 0.5), point("dpo", "b", 0.2, 2.0)]).order("dpo")
     assert "is not shown to be monotone" in monotone(turned, "dpo")
     assert "The reward falls from a to b" in monotone(turned, "dpo")
 
@@ -201,7 +199,7 @@ def test_best_of_n_stands_at_its_bound_with_the_width_of_its_interval() -> None:
 def test_the_share_of_the_attainable_is_one_on_its_line_and_none_beyond_it() -> None:
     reference = np.zeros((2, PROMPTS))
     on_the_line = Point("dpo", "", np.full((2, PROMPTS), 0.5), np.full((2, PROMPTS), 1.0))
-    comparison = Comparison(reference, [on_the_line], draws=50)
+    comparison = Curves(reference, [on_the_line], draws=50)
     line = [(0.0, 0.0), (1.0, 0.5), (3.0, 1.0)]
     share = comparison.share_of_attainable("dpo", line, 1.0)
     assert share is not None

@@ -260,11 +260,13 @@ def test_samples_are_shown_in_prompt_order_whatever_their_reward() -> None:
 def test_the_terminal_table_says_how_reward_and_length_changed_on_the_same_prompts() -> None:
     far = summary_table([evaluation(0, prompts=256), evaluation(101, prompts=256)]).splitlines()
     near = summary_table([evaluation(0, prompts=256), evaluation(1, prompts=256)]).splitlines()
-    reward, kl, length, cut, accuracy, basis = far[1:]
+    reward, kl, length, cut, accuracy, distinct, bleu, basis = far[1:]
     assert re.search(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]: not 0$", reward)
     assert near[1].endswith(": may be 0")
     assert length.endswith(": not 0")
     assert not [row for row in (kl, cut, accuracy) if row.endswith("0") and ": " in row]
+    assert re.match(r"distinct-2 +0\.\d{3} ", distinct)
+    assert re.match(r"self-BLEU +[01]\.\d{3} ", bleu)
     assert basis == (
         "95 % intervals over 256 samples of 256 prompts, 200 held-out pairs of 50 prompts; "
         "temperature=1.0 top_p=1.0 max_tokens=64"

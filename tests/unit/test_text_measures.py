@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.evaluate.text import distinct, exact_match, rouge_l, rouge_n, self_bleu
+from raydpo.evaluate.text import distinct, self_bleu
 
 pytestmark = pytest.mark.unit
 
@@ -22,16 +22,6 @@ def test_distinct_counts_different_words_of_all_texts() -> None:
     assert distinct(["", ""], 1) == 0
 
 
-def test_rouge_is_that_of_the_paper() -> None:
-    # Lin 2004, section 3.1: "police killed the gunman" against "police kill the gunman" and "the gunman kill police".
-    reference = "police killed the gunman"
-    assert rouge_l("police kill the gunman", reference) == 3 / 4
-    assert rouge_l("the gunman kill police", reference) == 2 / 4
-    assert rouge_n("police kill the gunman", reference, 2) == 1 / 3
-    assert rouge_n("the gunman kill police", reference, 2) == 1 / 3
-    assert rouge_n("the the", "the", 1) == pytest.approx(2 / 3)
-
-
 def test_bleu_by_hand() -> None:
     # Of "a b c d e": 5/5 words, 3/4 pairs, 2/3 triples, 1/2 fours stand in "a b c d x e"; of equal length but for one.
     first, second = self_bleu(["a b c d e", "a b c d x e"])
@@ -39,16 +29,9 @@ def test_bleu_by_hand() -> None:
     assert second == pytest.approx((5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
 
 
-@given(TEXT)
-def test_a_text_is_its_own_best_match(text: str) -> None:
-    full = 1.0 if text else 0.0
-    assert rouge_l(text, text) == rouge_n(text, text, 1) == full
-    assert exact_match(text, f" {text.upper()} ")
-
-
 @given(st.lists(TEXT, min_size=2, max_size=6))
 def test_measures_are_shares(texts: list[str]) -> None:
-    for value in [*self_bleu(texts), distinct(texts, 1), distinct(texts, 2), rouge_l(texts[0], texts[1])]:
+    for value in [*self_bleu(texts), distinct(texts, 1), distinct(texts, 2)]:
         assert 0 <= value <= 1
 
 
