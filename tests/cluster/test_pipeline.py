@@ -145,9 +145,9 @@ def test_a_reward_is_what_the_scorer_of_the_run_file_says(whole: Run) -> None:
 def test_the_report_needs_nothing_but_itself(whole: Run) -> None:
     html = (whole.output_dir / "report.html").read_text()
     links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', html)
-    assert sum(link.startswith("data:image/png;base64,") for link in links) == 6
+    assert sum(link.startswith("data:image/png;base64,") for link in links) == 7
     assert not [link for link in links if not link.startswith(("data:", "#"))]
-    assert len(list((whole.output_dir / "figures").glob("*.png"))) == 6
+    assert len(list((whole.output_dir / "figures").glob("*.png"))) == 7
 
 
 def test_greedy_output_of_the_export_is_the_same_in_transformers_and_vllm(whole: Run) -> None:
