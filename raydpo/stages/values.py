@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydpo.config.schema import Cluster, Evaluate, RunFile, Sample, Timeouts
+from raydpo.config.schema import Cluster, Evaluate, RunFile, Sample, Timeouts, Training
 from raydpo.reference.store import Store
 from raydpo.reward.names import is_model
 from raydpo.workspace.asked import EvaluationSettings
@@ -79,11 +80,8 @@ class RunValues:
     def training(self) -> TrainingSettings:
         """Of the preference training."""
         run = self._run
-        return TrainingSettings(
-            training=run.train,
-            seed=run.seed,
-            dtype=run.model.dtype,
-            fp32_head=run.model.fp32_head,
+        return self._training_of(
+            run.train,
             model=self.layout.start_model,
             reference_model=self.layout.reference_model,
             tokens=self.layout.train_tokens,
@@ -94,11 +92,8 @@ class RunValues:
         """Of the supervised fine-tuning, which the run file must have."""
         run = self._run
         assert run.sft
-        return TrainingSettings(
-            training=run.sft,
-            seed=run.seed,
-            dtype=run.model.dtype,
-            fp32_head=run.model.fp32_head,
+        return self._training_of(
+            run.sft,
             model=run.model.path,
             reference_model=None,
             tokens=self.layout.sft_tokens,
@@ -109,15 +104,27 @@ class RunValues:
         """Of the reward model, which the run file must have."""
         run = self._run
         assert run.reward
-        return TrainingSettings(
-            training=run.reward,
-            seed=run.seed,
-            dtype=run.model.dtype,
-            fp32_head=run.model.fp32_head,
+        return self._training_of(
+            run.reward,
             model=run.reward.model or self.layout.start_model,
             reference_model=None,
             tokens=self.layout.train_tokens,
             directory=self.layout.reward,
+        )
+
+    def _training_of(
+        self, training: Training, *, model: str, reference_model: str | None, tokens: Path, directory: Path
+    ) -> TrainingSettings:
+        run = self._run
+        return TrainingSettings(
+            training=training,
+            seed=run.seed,
+            dtype=run.model.dtype,
+            fp32_head=run.model.fp32_head,
+            model=model,
+            reference_model=reference_model,
+            tokens=tokens,
+            directory=directory,
         )
 
     def evaluations(self) -> EvaluationSettings:
