@@ -9,9 +9,6 @@ What a marker looks like is its owner's affair. What it promises of a file, besi
     a shard's <shard>.json         size and sha256, each of one file                    raydpo.reference.shard
     manifest.json of tokens        sha256                                               raydpo.data.shards
     an export's raydpo.json        nothing: it is looked at too often to hash weights   raydpo.train.mark
-
-raydpo.storage.kept is no case of it: its marker says what pieces are made from and so comes before them, and each piece
-counts by itself.
 """
 
 from __future__ import annotations

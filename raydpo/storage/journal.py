@@ -12,8 +12,6 @@ from raydpo.storage.files import to_disk, whole_lines
 
 class Journal:
     """Entries of one writer, in the order in which they were added.
-
-    Unlike raydpo.storage.kept it says nothing of what its entries are made from: each of them does so itself.
     """
 
     def __init__(self, path: Path) -> None:
