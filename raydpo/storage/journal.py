@@ -11,8 +11,7 @@ from raydpo.storage.files import to_disk, whole_lines
 
 
 class Journal:
-    """Entries of one writer, in the order in which they were added.
-    """
+    """Entries of one writer, in the order in which they were added."""
 
     def __init__(self, path: Path) -> None:
         """Take up what an earlier writer has left. UserError names a line that is no JSON object."""
