@@ -26,10 +26,12 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: setup
 	$(BIN)/python -m jobs.demo
 
-# The laws of one process go over all cores; what starts clusters of its own has the machine to itself.
+# The laws of one process go over all cores. Of what starts clusters two files run beside each other, each with the
+# fixtures that it shares; what measures how long something waits has the machine to itself.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m unit -n logical --maxprocesses 8 --dist worksteal
-	$(BIN)/python -m pytest -m "not unit"
+	$(BIN)/python -m pytest -m "not unit and not alone" -n 2 --dist loadfile --durations 25
+	$(BIN)/python -m pytest -m alone --durations 10
 
 lint: setup
 	$(BIN)/ruff check

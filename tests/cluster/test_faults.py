@@ -39,7 +39,7 @@ from tests.cluster.outputs import (
 )
 from tests.cluster.processes import PYTHON, Finished, Job, job, raydpo
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 
 EPOCHS = 20  # 240 steps: long enough for the workers of a dead driver to die before they are through
 SELDOM = 10**6  # steps between checkpoints: whatever is committed before the end was asked for

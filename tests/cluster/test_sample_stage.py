@@ -16,7 +16,7 @@ from tests.cluster.processes import PYTHON, job, raydpo
 from tests.cluster.runfiles import NUM_PROMPTS, whole_run, write_run_file
 from tests.helpers import tiny_tokenizer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 
 PADDING = 64  # rows of the vocabulary that the tokenizer does not know, a sixth of all
 
