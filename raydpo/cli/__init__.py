@@ -16,6 +16,7 @@ from raydpo.cli.checkpoints import add_checkpoints, run_checkpoints
 from raydpo.cli.compare import add_compare, run_compare
 from raydpo.cli.frontier import add_frontier, run_frontier
 from raydpo.cli.reference import add_reference, run_reference
+from raydpo.cli.submit import add_submit, run_logs, run_status, run_stop, run_submit
 
 STAGES = {
     "prepare": "read preference pairs, check them and write token shards",
@@ -34,7 +35,16 @@ STAGES = {
 
 GROUPS = {"checkpoints": run_checkpoints, "reference": run_reference}  # each with commands behind its name
 # All that is no stage of a run.
-COMMANDS = {**GROUPS, "chat": run_chat, "compare": run_compare, "frontier": run_frontier}
+COMMANDS = {
+    **GROUPS,
+    "chat": run_chat,
+    "compare": run_compare,
+    "frontier": run_frontier,
+    "logs": run_logs,
+    "status": run_status,
+    "stop": run_stop,
+    "submit": run_submit,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,4 +115,5 @@ def _parser() -> argparse.ArgumentParser:
     add_reference(stages)
     add_compare(stages)
     add_chat(stages)
+    add_submit(stages, [*STAGES])
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,35 @@ def dump_run_file(run: RunFile) -> str:
     tree = redact(run.model_dump(mode="json"))
     tree["cluster"]["env"] = redact_environment(run.cluster.env)
     return write_yaml(tree)
+
+
+def shipped_run_file(run: RunFile) -> str:
+    """The resolved run file as YAML, to be sent to a cluster, where others may read it.
+
+    Raises UserError where it holds a secret, which belongs into the environment of the nodes.
+    """
+    for name, value in run.cluster.env.items():
+        if redact_environment({name: value})[name] != value:
+            raise UserError(
+                f"cluster.env.{name} looks like a secret, and a submitted job's settings can be read on the dashboard. "
+                "Set it in the environment of the nodes, and take it out of the run file."
+            )
+    tree = run.model_dump(mode="json")
+    if key := _first_secret(tree):
+        raise UserError(
+            f"{key} has credentials in its address, and a submitted job's settings can be read on the dashboard. Give "
+            "the nodes the credentials by their environment, and take them out of the run file."
+        )
+    return write_yaml(tree)
+
+
+def _first_secret(value: Any, key: str = "") -> str | None:
+    """The dotted key of the first text that would be redacted."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (_first_secret(item, f"{key}.{name}".lstrip(".")) for name, item in items)
+        return next(filter(None, found), None)
+    return key if redact(value) != value else None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -89,4 +119,4 @@ def set_key(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
         tree = tree[section]
         if not isinstance(tree, dict):
             raise UserError(f"{where}: {section} is not a section in the run file but {tree!r}.")
-    tree[name] = value
+    tree[name] = copy.deepcopy(value)  # later keys may be laid into it

@@ -20,8 +20,9 @@ from raydpo import stages
 from raydpo.config.frontier import Child, Frontier
 from raydpo.config.load import dump_run_file
 from raydpo.config.schema import RunFile
+from raydpo.errors import UserError
 from raydpo.evaluate.frontier import Run
-from raydpo.stages.inputs import check_inputs
+from raydpo.stages.inputs import check_inputs, loss_checks
 from raydpo.stages.values import RunValues
 from raydpo.storage.files import write_json, write_text
 from raydpo.track.say import say
@@ -37,7 +38,11 @@ OF_THE_REFERENCE = "step-000000*.json"
 
 
 def frontier(asked: Frontier, only: Sequence[str] = ()) -> Result:
-    """Everything that is not done yet, and the figure. only: methods to train now; the others are left as they are."""
+    """Everything that is not done yet, and the figure. only: methods to train now; the others are left as they are.
+
+    Raises UserError before the first stage for a loss that does not take what is set, or not the rows that there are.
+    """
+    _check_losses(asked)
     first = asked.fine_tuning()
     if first.sft:
         _once(first, "sft", lambda: stages.sft(first))
@@ -63,11 +68,25 @@ def draw(asked: Frontier) -> Result:
 
 
 def plan(asked: Frontier) -> list[str]:
-    """A line for every training: what it is, where, and whether it is done."""
+    """A line for every training: what it is, where, and whether it is done. Raises UserError as the frontier does."""
+    _check_losses(asked)
     return [
         f"{child.label:40} {'done' if _is_trained(child.run) else 'to do':6} {child.run.output_dir}"
         for child in asked.children()
     ]
+
+
+def _check_losses(asked: Frontier) -> None:
+    """Every point once; what is wrong with the last would else show when all others have been trained."""
+    for child in asked.children():
+        if child.seed != asked.file.seeds[0]:
+            continue
+        try:
+            for check in loss_checks(child.run, RunValues(child.run).rows()):
+                check()
+        except UserError as error:
+            point = " ".join(filter(None, (child.method, child.strength)))
+            raise UserError(f"{asked.file.name}: {point}: {error}") from None
 
 
 def _sample(run: RunFile, engines: Samplers) -> None:

@@ -82,12 +82,17 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
     if stage in ("sample", "evaluate", "bestofn", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
-        yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)
-        yield partial(_check_rows_for_loss, values.rows())
+        yield from loss_checks(run, values.rows())
     if stage in ("reward", "run") and run.reward:
         yield from _reward_checks(values, run.reward)
     if stage in ("precompute", "train"):
         yield from _token_checks(values.rows(), trained_on=stage == "train")
+
+
+def loss_checks(run: RunFile, rows: RowSettings) -> Iterator[Check]:
+    """That the loss takes what is set of it, and that its rows and the reference's values are such as it needs."""
+    yield partial(check_tokens_are_kept, run.train, kept=run.reference.keep_token_logps)
+    yield partial(_check_rows_for_loss, rows)
 
 
 def _reward_checks(values: RunValues, reward: Reward) -> Iterator[Check]:

@@ -19,6 +19,7 @@ from raydpo.evaluate.records import Evaluation, RatedSample, summarise
 from raydpo.evaluate.stats import Interval
 from raydpo.report.claims import against, claims, monotone
 from raydpo.report.frontier import write_frontier
+from raydpo.stages.frontier import frontier, plan
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -115,7 +116,22 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, changes: dict[st
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("frontier_*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_are_frontier_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
-    assert load_frontier(path).children()
+    asked = load_frontier(path)
+    assert len(plan(asked)) == len(asked.children()) > 0
+
+
+def test_a_loss_that_does_not_take_what_the_base_sets_is_named_before_anything_runs(tmp_path: Path) -> None:
+    path = frontier_file(tmp_path, set={"train.objective.beta": 0.1})
+    with pytest.raises(UserError, match=r"unlikelihood alpha=0\.5: train\.objective\.beta is set, and unlikelihood"):
+        frontier(load_frontier(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_point_keeps_nothing_of_the_points_before_it(tmp_path: Path) -> None:
+    objective = {"train.objective": {"loss_type": "sigmoid"}}
+    methods = {"dpo": {"set": objective, "sweep": {"train.objective.beta": [1.0, 0.1]}}, "alone": {"set": objective}}
+    children = load_frontier(frontier_file(tmp_path, methods=methods, seeds=[0])).children()
+    assert [child.run.train.objective.beta for child in children] == [1.0, 0.1, None]
 
 
 def test_a_curve_is_straight_between_points_and_flat_beyond_the_last() -> None:

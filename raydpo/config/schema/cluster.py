@@ -14,6 +14,7 @@ class Timeouts(Section):
     worker: PositiveInt = 600  # for a worker process to answer Ray Train
     collective: PositiveInt = 1800  # for the slowest rank in any exchange between ranks
     data: PositiveInt = 600  # for the rows of the next step, the very first included
+    stop: PositiveInt = 900  # for a submitted job that is stopped: the step that it is in, the next one, and a commit
 
 
 class Cluster(Section):

@@ -18,10 +18,15 @@ from raydpo.config.schema import Cluster
 from raydpo.errors import UserError
 from raydpo.runtime.cluster.ray_private import LOGGERS_OF_ERRORS, init_grpc_channel, read_ray_address
 from raydpo.storage.files import storage_refusal
-from raydpo.track.say import MARKED
+from raydpo.track.say import MARKED, say
 from raydpo.workspace.temporary import files_of_a_cluster
 
 CONNECT_S = 5.0
+
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Seconds from SIGTERM to SIGKILL when a submitted job is stopped. Ray reads it where the job runs; else they are 3."""
+
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray gives it to the process of a submitted job
 
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -86,6 +91,11 @@ def _attach(env: dict[str, str]) -> bool:
         return False
     # Ray Train's helpers ask the state API, which would fail where a machine has more than one cluster.
     runtime_env = {"env_vars": env | {"RAY_ADDRESS": address}}
+    if _SUBMITTED in os.environ and STOP_WAIT not in os.environ:
+        say(
+            "stopping this job kills it after 3 seconds, before it can commit the step that it is in. Submit it with "
+            f"`raydpo submit`, or set {STOP_WAIT} in the env_vars of its runtime environment."
+        )
     ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
     return True
 
