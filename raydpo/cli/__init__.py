@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from raydpo import __version__
 from raydpo.cli.chat import add_chat, run_chat
@@ -65,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raydpo import stages
     from raydpo.stages.inputs import check_inputs
 
-    def checked() -> dict[str, Any]:
+    def check() -> None:
         check_inputs(run, arguments.stage)
-        return functions[arguments.stage](run)
+        stages.check_reachable(arguments.stage)
 
     functions = {
         "prepare": stages.prepare,
@@ -85,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The doctor looks at a run that may be going on; it must neither wait for its lock nor touch its result.
     if arguments.stage == "doctor":
         return run_check("doctor", run.name, lambda: stages.doctor(run))
-    return run_stage(StageJob(arguments.stage, run.name, run.output_dir, dump_run_file(run)), checked)
+    job = StageJob(arguments.stage, run.name, run.output_dir, dump_run_file(run))
+    return run_stage(job, lambda: functions[arguments.stage](run), check)
 
 
 def _run_command(arguments: argparse.Namespace) -> int:

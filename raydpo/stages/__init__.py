@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -245,6 +246,15 @@ def best_of_n_with(values: RunValues, engines: Samplers) -> Result:
 
     with _timed(values, "bestofn"):
         return best_of_n(values.best_of_n(), engines)
+
+
+def check_reachable(stage: str) -> None:
+    """Raise UserError where RAY_ADDRESS leads nowhere and the stage needs a cluster."""
+    from raydpo.runtime.cluster.connection import check_address
+
+    named = os.environ.get("RAY_ADDRESS")
+    if named and stage != "report":
+        check_address(named)
 
 
 @contextmanager

@@ -46,26 +46,31 @@ class StageJob:
     run_file: str  # resolved, as text
 
 
-def run_stage(job: StageJob, work: Callable[[], dict[str, Any]]) -> int:
+def run_stage(job: StageJob, work: Callable[[], dict[str, Any]], check: Callable[[], object] | None = None) -> int:
     """Run a stage that owns `output_dir`: lock it, save the resolved run file, leave result.json. Returns the code.
 
     What libraries print is kept in logs/<stage>.log, and the last line of a failure names it. A result.json of an
-    earlier job is removed at the start, so that a job killed without warning never shows another's success.
+    earlier job is removed before the work, so that a job killed without warning never shows another's success; where
+    `check` refuses the job there is no work, and what an earlier job has left stays.
     """
     started = time.monotonic()
     outcome: Ending | None = None
     with _terminate_as_exit() as arrived:
         try:
             directory = Path(job.output_dir)
+            result = directory / "result.json"
             log = directory / "logs" / f"{job.stage}.log"
             with owned_directory(directory):
-                (directory / "result.json").unlink(missing_ok=True)
-                write_text(directory / "run.yaml", job.run_file)
                 with only_our_lines(log):
-                    outcome = _attempt(job.stage, job.name, work, arrived)
+                    refusal = _refusal(job, check, arrived)
+                    if not refusal:
+                        result.unlink(missing_ok=True)
+                        write_text(directory / "run.yaml", job.run_file)
+                    outcome = refusal or _attempt(job.stage, job.name, work, arrived)
                 if outcome.exit_code in (_DEFECT, _USER_ERROR):
                     say(f"raydpo {job.stage}: all output is in {log}", sys.stderr)
-                write_text(directory / "result.json", outcome.line + "\n")
+                if not (refusal and result.exists()):
+                    write_text(result, outcome.line + "\n")
         except UserError as error:
             outcome = _user_error(job.stage, job.name, error, started)
         except OSError as error:
@@ -73,6 +78,18 @@ def run_stage(job: StageJob, work: Callable[[], dict[str, Any]]) -> int:
             ended = _user_error(job.stage, job.name, reason, started)
             outcome = outcome if outcome and outcome.exit_code else ended  # what went wrong first is the cause
     return _announce(outcome)
+
+
+def _refusal(job: StageJob, check: Callable[[], object] | None, arrived: list[int]) -> Ending | None:
+    """How the job ends where its check does not pass; None where it does."""
+
+    def checked() -> dict[str, Any]:
+        if check:
+            check()
+        return {}
+
+    ending = _attempt(job.stage, job.name, checked, arrived)
+    return ending if ending.exit_code else None
 
 
 def run_check(stage: str, name: str, work: Callable[[], dict[str, Any]]) -> int:

@@ -61,6 +61,10 @@ def raising(error: BaseException) -> Any:
     return stage
 
 
+def unreachable() -> dict[str, Any]:
+    raise AssertionError("the work of a refused job has begun")
+
+
 def start_sleeping_job(directory: Path, script: str = SLEEPING_JOB) -> subprocess.Popen[str]:
     job = subprocess.Popen(
         [sys.executable, "-c", script, str(directory)],
@@ -154,6 +158,19 @@ def test_a_killed_job_leaves_neither_a_lock_nor_an_older_jobs_success(run: RunFi
     job.wait()
     assert not Path(run.output_dir, "result.json").exists()
     assert run_stage(job_of(run), lambda: {}) == 0
+
+
+def test_a_job_that_is_refused_before_its_work_leaves_what_an_earlier_one_has_left(run: RunFile) -> None:
+    def refuse() -> None:
+        raise UserError("no such file")
+
+    assert run_stage(job_of(run), unreachable, refuse) == 2
+    assert result_of(run)["error"] == "no such file"  # there was nothing to leave
+    assert run_stage(job_of(run, "prepare"), lambda: {}) == 0
+    assert run_stage(job_of(run), unreachable, refuse) == 2
+    assert (result_of(run)["stage"], result_of(run)["status"]) == ("prepare", "succeeded")
+    assert run_stage(job_of(run), raising(UserError("full disk"))) == 2
+    assert result_of(run)["status"] == "failed"
 
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

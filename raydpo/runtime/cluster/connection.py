@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc  # a part of ray[default]
@@ -91,13 +91,18 @@ def _attach(env: dict[str, str]) -> bool:
         return False
     # Ray Train's helpers ask the state API, which would fail where a machine has more than one cluster.
     runtime_env = {"env_vars": env | {"RAY_ADDRESS": address}}
-    if _SUBMITTED in os.environ and STOP_WAIT not in os.environ:
+    if is_killed_at_once(os.environ):
         say(
             "stopping this job kills it after 3 seconds, before it can commit the step that it is in. Submit it with "
             f"`raydpo submit`, or set {STOP_WAIT} in the env_vars of its runtime environment."
         )
     ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
     return True
+
+
+def is_killed_at_once(environment: Mapping[str, str]) -> bool:
+    """Whether these are the variables of a submitted job that has next to no time to end when it is stopped."""
+    return _SUBMITTED in environment and STOP_WAIT not in environment
 
 
 def check_address(address: str) -> None:

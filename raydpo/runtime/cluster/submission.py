@@ -187,8 +187,9 @@ def submissions(address: str | None) -> Iterator[Submissions]:
         check_address(named)
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)  # it says what it uploads and how its socket closes
+    os.environ["RAY_API_SERVER_ADDRESS"] = named  # to an address that it is given, Ray prefers what RAY_ADDRESS says
     try:
-        yield Submissions(JobSubmissionClient(named))
+        yield Submissions(JobSubmissionClient())
     except AuthenticationError:
         raise UserError(
             f"the cluster at {named} does not take this token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to "
