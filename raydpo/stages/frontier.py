@@ -174,10 +174,12 @@ def _copy_reference(child: Child, children: Sequence[Child]) -> None:
         return
     for sibling in children:
         there = RunValues(sibling.run).layout.evaluations
-        if _rows_of(sibling) == _rows_of(child) and there.exists():
+        records = list(there.glob(OF_THE_REFERENCE))
+        if records and _rows_of(sibling) == _rows_of(child):
             own.mkdir(parents=True, exist_ok=True)
-            for record in there.glob(OF_THE_REFERENCE):
+            for record in records:
                 shutil.copy2(record, own)
+            return
 
 
 def _rows_of(child: Child) -> Path:

@@ -19,7 +19,7 @@ from raydpo.evaluate.records import Evaluation, RatedSample, summarise
 from raydpo.evaluate.stats import Interval
 from raydpo.report.claims import against, claims, monotone
 from raydpo.report.frontier import write_frontier
-from raydpo.stages.frontier import frontier, plan
+from raydpo.stages.frontier import _copy_reference, frontier, plan
 from tests.evaluations import origin
 
 pytestmark = pytest.mark.unit
@@ -125,6 +125,22 @@ def test_a_loss_that_does_not_take_what_the_base_sets_is_named_before_anything_r
     with pytest.raises(UserError, match=r"unlikelihood alpha=0\.5: train\.objective\.beta is set, and unlikelihood"):
         frontier(load_frontier(path))
     assert not (tmp_path / "out").exists()
+
+
+def test_siblings_with_the_same_rows_take_the_reference_s_record_from_whoever_has_it(tmp_path: Path) -> None:
+    children = [child for child in load_frontier(frontier_file(tmp_path)).children() if child.seed == 7]
+    for child in children:
+        rows = tmp_path / ("others" if child.method == "unlikelihood" else "rows")
+        rows.mkdir(exist_ok=True)
+        Path(child.run.output_dir).mkdir(parents=True)
+        (Path(child.run.output_dir) / "tokens").symlink_to(rows)
+    [first, second, other, last] = [Path(child.run.output_dir) / "evaluations" for child in children]
+    second.mkdir()
+    (second / "step-000000.json").write_text("{}")
+    for child in children * 2:
+        _copy_reference(child, children)
+    assert all((there / "step-000000.json").exists() for there in (first, second, last))
+    assert not other.exists()
 
 
 def test_a_point_keeps_nothing_of_the_points_before_it(tmp_path: Path) -> None:
