@@ -115,12 +115,13 @@ def test_a_submission_that_fails_ends_with_the_exit_code_of_its_job(
     assert '"status": "failed"' in submitted.stdout
 
 
-def test_without_the_token_a_submission_is_refused_in_a_sentence(
-    foreign_cluster: dict[str, str], run_file: Path, tmp_path: Path
+@pytest.mark.parametrize("command", [("submit", "prepare"), ("prepare",)], ids=" ".join)
+def test_without_the_token_a_job_is_refused_in_a_sentence(
+    foreign_cluster: dict[str, str], run_file: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "token").write_text("0" * 64)
     wrong = foreign_cluster | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    refused = raydpo("submit", "train", run_file, env=wrong)
+    refused = raydpo(*command, run_file, env=wrong)
     assert refused.exit_code == 2
     assert "does not take this token. Set RAY_AUTH_MODE=token" in refused.stderr
     assert "Traceback" not in refused.stderr

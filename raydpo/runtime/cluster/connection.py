@@ -13,10 +13,11 @@ from contextlib import contextmanager
 import grpc  # a part of ray[default]
 import ray
 import ray.data
+from ray.exceptions import AuthenticationError
 
 from raydpo.config.schema import Cluster
 from raydpo.errors import UserError
-from raydpo.runtime.cluster.ray_private import LOGGERS_OF_ERRORS, init_grpc_channel, read_ray_address
+from raydpo.runtime.cluster.ray_private import LOGGERS_OF_ERRORS, GcsClient, init_grpc_channel, read_ray_address
 from raydpo.storage.files import storage_refusal
 from raydpo.track.say import MARKED, say
 from raydpo.workspace.temporary import files_of_a_cluster
@@ -106,13 +107,28 @@ def is_killed_at_once(environment: Mapping[str, str]) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Raise UserError where no head of a Ray cluster answers at host:port. Ray itself would try for minutes."""
+    """Raise UserError where no head of a Ray cluster answers at host:port, or not to this token.
+
+    Ray itself would try for minutes in one case, and in the other for 20 seconds without a word of the token.
+    """
     if why := _nobody_at(address):
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: {why}. Start one and give its head as host:port (the "
             "port of `ray start --head`, 6379 where none was asked for, and not that of its dashboard), or unset "
             "RAY_ADDRESS to run on a local cluster of this job's own."
         )
+    try:
+        GcsClient(address=address)
+    except AuthenticationError:
+        raise wrong_token(address) from None
+
+
+def wrong_token(address: str) -> UserError:
+    """What to say where a cluster answers but does not take the token, or misses one."""
+    return UserError(
+        f"the cluster at {address} does not take this token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the "
+        "file that holds its token."
+    )
 
 
 def _nobody_at(address: str) -> str | None:

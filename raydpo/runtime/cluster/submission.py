@@ -22,7 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raydpo.errors import UserError
-from raydpo.runtime.cluster.connection import STOP_WAIT, check_address
+from raydpo.runtime.cluster.connection import STOP_WAIT, check_address, wrong_token
 from raydpo.storage.files import write_text
 
 NAME, STAGE, OUTPUT_DIR = "raydpo_name", "raydpo_stage", "raydpo_output_dir"
@@ -191,10 +191,7 @@ def submissions(address: str | None) -> Iterator[Submissions]:
     try:
         yield Submissions(JobSubmissionClient())
     except AuthenticationError:
-        raise UserError(
-            f"the cluster at {named} does not take this token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to "
-            "the file that holds its token."
-        ) from None
+        raise wrong_token(named) from None
     except (ConnectionError, requests.exceptions.RequestException) as error:
         raise UserError(f"no dashboard of a Ray cluster answers at {named}: {error}") from None
 
