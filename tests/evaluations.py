@@ -34,10 +34,15 @@ def origin(**parts: Any) -> Origin:
     return Origin(**usual | parts)
 
 
+def rated(prompt: str, completion: str, reward: float, kl: float, length: int, finish_reason: str) -> RatedSample:
+    """A sample with the numbers that all have."""
+    return RatedSample(prompt, completion, finish_reason, {"reward": reward, "kl": kl, "length": length})
+
+
 def evaluate_in_words(run_file: Path, prompts: Sequence[str], steps: Sequence[int]) -> None:
     """Leave evaluations of a run whose samples are longer the later they were drawn; no model is asked."""
     values = RunValues(load_run_file(run_file))
     made_from = origin_of(values.evaluations(), values.layout.reference_model)
     for step in steps:
-        samples = [RatedSample(prompt, " good" + " very" * step, 1.0, float(step), 3, "stop") for prompt in prompts]
+        samples = [rated(prompt, " good" + " very" * step, 1.0, float(step), 3, "stop") for prompt in prompts]
         write_evaluation(summarise(step, "m", samples, made_from=made_from, seconds={}), values.layout.evaluations)

@@ -9,7 +9,7 @@ from typing import Any
 
 from raydpo.config.schema import Decoding
 
-VERSION = 2  # of the records and of how their numbers come about; 1 did not say what it was made from
+VERSION = 3  # of the records and of how their numbers come about; 2 had a fixed list of measures
 
 
 @dataclass(frozen=True)

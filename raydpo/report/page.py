@@ -18,12 +18,13 @@ from raydpo.report.diagnosis import Finding, diagnose
 from raydpo.report.inputs import RunOutput, read_output
 from raydpo.report.rendering import Picture, make_picture, render
 from raydpo.report.summary import (
-    DIGITS,
     basis,
+    digits_of,
     format_change,
     kl_name,
     reference_and_policy,
     reward_gain,
+    sample_line,
     summary_rows,
 )
 from raydpo.report.win_rates import Table, judge_tables
@@ -31,7 +32,7 @@ from raydpo.storage.files import whole_file, write_text
 
 _NOTHING_JUDGED = Judgements()
 # All that a report may have.
-PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths", "best_of_n")
+PICTURES = ("training", "timings", "measures", "frontier", "rewards", "lengths", "best_of_n")
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,9 @@ def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[
     if output.stages:
         yield make_picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
-        name = kl_name(evaluations)
-        yield make_picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))
+        yield make_picture("measures", "Measures by step", figures.measures_by_step(evaluations))
         if frontier := figures.frontier(evaluations):
-            yield make_picture("frontier", f"Reward against {name}", frontier)
+            yield make_picture("frontier", f"Reward against {kl_name(evaluations)}", frontier)
         yield make_picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
         yield make_picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
     if best := output.best_of_n:
@@ -117,7 +117,7 @@ def _render(output: RunOutput, records: Records, judged: Sequence[Table], pictur
         config=output.config,
         pictures=pictures,
         rows=summary_rows(evaluations),
-        gain=format_change(gain, DIGITS["reward"]) if gain else "",
+        gain=format_change(gain, digits_of("reward")) if gain else "",
         before=before,
         after=after,
         evaluations=evaluations,
@@ -125,6 +125,7 @@ def _render(output: RunOutput, records: Records, judged: Sequence[Table], pictur
         judged=judged,
         basis=basis(evaluations[-1]) if evaluations else "",
         origin=_origin(evaluations[-1].made_from) if evaluations else {},
+        sample_line=sample_line,
         samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
         training=_training(output.metrics),
         losses=_losses(_terms(output)),

@@ -23,6 +23,7 @@ from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.ranking import ranked_pairs
 from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, summarise, write_evaluation
+from raydpo.evaluate.stats import Interval
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
@@ -81,7 +82,7 @@ class Evaluator:
         with checkpoint.as_directory() as path:
             pointer = json.loads((Path(path) / "export.json").read_text())
         found = self.evaluate(pointer["step"], pointer["path"])
-        return {"evaluated_step": found.step, "reward": found.reward.mean}
+        return {"evaluated_step": found.step, **{name: each.mean for name, each in found.measures.items()}}
 
     def evaluate(self, step: int, model: str) -> Evaluation:
         """Evaluate one model and write its record; step 0 is the reference itself."""
@@ -105,7 +106,7 @@ class Evaluator:
         with timer("kl"):
             kl = _summed_kl(settings, model, prompts, drawn) if step else np.zeros(len(prompts))
         samples = [
-            RatedSample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
+            RatedSample(p.text, c.text, c.finish_reason, {"reward": r, "kl": float(k), "length": len(c.ids)})
             for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
         ]
         found = summarise(step, model, samples, made_from=made_from, seconds=timer.seconds, pairs=pairs)
@@ -225,14 +226,23 @@ def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[st
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The reference's evaluation and the last one, for a job's result; null for what was not measured."""
     before, after = reference_and_policy(evaluations)
+    was = before.measures if before else {}
+    now = after.measures if after else {}
     kl = after and after.sequence_kl
-    accuracy = after and after.pair_accuracy
     return {
-        "reward_before": before and [before.reward.mean, before.reward.low, before.reward.high],
-        "reward_after": after and [after.reward.mean, after.reward.low, after.reward.high],
+        "reward_before": _bounds(was.get("reward")),
+        "reward_after": _bounds(now.get("reward")),
         "kl": kl and kl.mean,
-        "length_before": before and before.length.mean,
-        "length_after": after and after.length.mean,
-        "pair_accuracy": accuracy and accuracy.mean,
+        "length_before": _mean(was.get("length")),
+        "length_after": _mean(now.get("length")),
+        "pair_accuracy": _mean(now.get("pair_accuracy")),
         "step": after and after.step,
     }
+
+
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return [interval.mean, interval.low, interval.high] if interval else None
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return interval.mean if interval else None

@@ -234,7 +234,7 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     evaluate_exports(RunValues(other).evaluations(), OwnWeights())
     assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
     [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid
-    assert by_words.reward != by_letters.reward
+    assert by_words.measures["reward"] != by_letters.measures["reward"]
     assert by_words.samples[0].completion == by_letters.samples[0].completion
 
 
@@ -247,7 +247,7 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
     policy = tmp_path / "policy"
     shutil.copytree(run.model.path, policy)
     unmoved = Evaluator(RunValues(run).evaluations(), OwnWeights()).evaluate(5, str(policy))
-    assert {sample.summed_kl for sample in unmoved.samples} == {0.0}
+    assert set(unmoved.column("kl")) == {0.0}
     ref = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.bfloat16)
     moved = deepcopy(ref)
     with torch.no_grad():
@@ -261,4 +261,4 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
         for sample, prompt, [completion] in zip(found.samples, prompts, drawn, strict=True):
             row = make_row(prompt.ids, completion.ids)
             [p], [q] = exact_logps(exact(moved), row), exact_logps(exact(ref), row)
-            assert sample.summed_kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=0.01)
+            assert sample.numbers["kl"] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=0.01)

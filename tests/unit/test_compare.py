@@ -15,11 +15,11 @@ import pytest
 from raydpo.cli import main
 from raydpo.config.schema import Decoding
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, summarise, write_evaluation
 from raydpo.report.compare_page import comparison_text, write_comparison
 from raydpo.report.compared import read_runs
 from raydpo.report.comparison import differing_settings, why_unpaired
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +28,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 def evaluation(step: int, lift: float = 0.0, count: int = 32, **parts: Any) -> Evaluation:
     samples = [
-        RatedSample(f"prompt {i}", f" completion {i}", i / count + lift, float(step > 0), 5 + i % 3, "stop")
+        rated(f"prompt {i}", f" completion {i}", i / count + lift, float(step > 0), 5 + i % 3, "stop")
         for i in range(count)
     ]
     return summarise(step, "policy", samples, made_from=origin(**parts), seconds={})
@@ -80,7 +80,7 @@ def test_what_was_made_otherwise_is_not_paired_and_it_is_said(parts: dict[str, A
 def test_another_reward_leaves_lengths_comparable_and_another_reference_rewards() -> None:
     assert why_unpaired(evaluation(5), evaluation(5, scorer="vader"), "length") == ""
     assert why_unpaired(evaluation(5), evaluation(5, reference="s"), "reward") == ""
-    assert why_unpaired(evaluation(5), evaluation(5, reference="s"), "summed_kl") == "other reference"
+    assert why_unpaired(evaluation(5), evaluation(5, reference="s"), "kl") == "other reference"
 
 
 def test_fewer_prompts_under_the_same_digest_are_not_paired() -> None:

@@ -12,15 +12,15 @@ from raydpo.config.schema import Decoding
 from raydpo.data.answers import LabelledPair, read_answers, read_labels
 from raydpo.errors import UserError
 from raydpo.evaluate.contests import against_answers, against_samples
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise
-from tests.evaluations import origin
+from raydpo.evaluate.records import Evaluation, summarise
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
 
 def evaluation(step: int, completions: dict[str, str] | list[tuple[str, str]], **parts: Any) -> Evaluation:
     pairs = completions.items() if isinstance(completions, dict) else completions
-    samples = [RatedSample(prompt, text, 0.0, 0.0, 1, "stop") for prompt, text in pairs]
+    samples = [rated(prompt, text, 0.0, 0.0, 1, "stop") for prompt, text in pairs]
     return summarise(step, "m", samples, made_from=origin(**parts), seconds={})
 
 

@@ -14,7 +14,7 @@ from raydpo import stages
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, summarise, write_evaluation
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.pools.sampling import check_sampling
 from raydpo.stages.inputs import check_inputs
@@ -22,6 +22,7 @@ from raydpo.stages.values import RunValues
 from raydpo.train.mark import mark_export
 from raydpo.workspace.asked import OriginsToday, origin_of
 from raydpo.workspace.identity import identity_now
+from tests.evaluations import rated
 from tests.models import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -61,7 +62,7 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
             shutil.copytree(run.model.path, model)
             if identity := identity_now(RunValues(run).training()):
                 mark_export(model, identity=identity.digest, step=step)
-        samples = [RatedSample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
+        samples = [rated(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
         found: Evaluation = summarise(
             step, str(model), samples, made_from=origin_of(RunValues(run).evaluations(), str(model)), seconds={}
         )
