@@ -60,6 +60,7 @@ class Evaluation:
     measures: dict[str, Interval]
     samples: list[RatedSample]  # in the order of the prompts
     seconds: dict[str, float]  # where the time went
+    prompt_set: str = ""  # a name of evaluate.sets; empty for the section's own prompts
 
     def column(self, name: str) -> list[float]:
         """A number of every sample, in their order."""
@@ -83,6 +84,7 @@ def summarise(
     made_from: Origin,
     seconds: Mapping[str, float],
     pairs: Sequence[RankedPair] = (),
+    prompt_set: str = "",
 ) -> Evaluation:
     """The evaluation of a model, with 95 % intervals; a prompt that comes twice is one group of two samples.
 
@@ -101,6 +103,7 @@ def summarise(
         measures=_measures(samples, prompts, pairs),
         samples=list(samples),
         seconds=dict(seconds),
+        prompt_set=prompt_set,
     )
 
 
@@ -126,25 +129,27 @@ class Records:
 
     valid: list[Evaluation]
     left_out: dict[int, list[str]]  # step -> the parts of its origin that differ
+    where: str = ""  # which prompts and temperature, in words; empty for the section's own
 
     def notice(self) -> str:
         """One line on what is left out; empty where nothing is."""
         if not self.left_out:
             return ""
         steps = [f"step {step} ({', '.join(parts)})" for step, parts in self.left_out.items()]
+        where = f" ({self.where})" if self.where else ""
         return (
-            f"evaluations left out, made from something else than the run file says now: {'; '.join(steps)}. "
+            f"evaluations left out{where}, made from something else than the run file says now: {'; '.join(steps)}. "
             "`raydpo evaluate` makes those anew whose exports are there."
         )
 
 
-def check_enough(prompts: Sequence[str]) -> None:
-    """Raise UserError for prompts that give no interval."""
+def check_enough(prompts: Sequence[str], key: str = "evaluate") -> None:
+    """Raise UserError for prompts that give no interval. key: where the run file names them."""
     different = len(set(prompts))
     if different < 2:
         raise UserError(
-            f"evaluate.prompts: {len(prompts)} prompts, of which {different} differ, give no interval; evaluate at "
-            "least 2 (evaluate.limit says how many are taken)."
+            f"{key}.prompts: {len(prompts)} prompts, of which {different} differ, give no interval; evaluate at "
+            f"least 2 ({key}.limit says how many are taken)."
         )
 
 
@@ -154,6 +159,20 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
     with whole_file(path) as temporary:
         temporary.write_bytes(_JSON.dump_json(evaluation, indent=1))
     return path
+
+
+def read_record(directory: Path, step: int, made_from: Origin) -> Evaluation | None:
+    """The evaluation of a step where it was made from just this; None where it is another one, or not there."""
+    path = directory / _file_name(step)
+    if not path.exists():
+        return None
+    _, found = _read(path)
+    return found if found and found.made_from == made_from else None
+
+
+def folders_of(directory: Path) -> list[Path]:
+    """The directory itself, for the section's own prompts and temperature, and below it a folder for each other."""
+    return [directory, *sorted(path for path in directory.glob("*") if path.is_dir())]
 
 
 def read_records(directory: Path, asked: Callable[[int], Mapping[str, Any]]) -> Records:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.schema import Data, Evaluate, Model, Rating, Reference, Sampler, Train
+from raydpo.config.schema import Data, Evaluate, Model, PromptSet, Rating, Reference, Sampler, Train
 from raydpo.data.prompts import contents_hash
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
@@ -42,11 +42,44 @@ class EvaluationSettings:
     train: Train  # names the loss, by which held-out pairs are ranked
     evaluate: Evaluate | None
     rating: Rating
+    prompt_set: str = ""  # whose prompts `evaluate` has; empty for the section's own
+    folder: str = ""  # where records are below the others; empty for the section's own prompts and temperature
+
+    @property
+    def directory(self) -> Path:
+        """Of its records."""
+        return self.layout.evaluations / self.folder
+
+    @property
+    def where(self) -> str:
+        """Which prompts and temperature, in words."""
+        assert self.evaluate
+        return f"{self.prompt_set or 'own'} prompts at temperature {self.evaluate.decoding.temperature:g}"
+
+    def everywhere(self) -> list[EvaluationSettings]:
+        """The settings on each set of prompts at each temperature alone; on the section's own prompts and at its own
+        temperature first.
+        """
+        asked = self.evaluate
+        if asked is None:
+            return [self]
+        settings = [
+            replace(self, evaluate=_alone(asked, prompts, temperature), prompt_set=name, folder=f"{name}@{temperature}")
+            for name, prompts in asked.all_sets.items()
+            for temperature in asked.all_temperatures
+        ]
+        return [replace(settings[0], folder=""), *settings[1:]]
 
     @property
     def rewards(self) -> RewardSettings:
         """How its samples are rated."""
         return RewardSettings(self.layout, self.model, self.rating)
+
+
+def _alone(asked: Evaluate, prompts: PromptSet, temperature: float) -> Evaluate:
+    decoding = asked.decoding.model_copy(update={"temperature": temperature})
+    own = {name: getattr(prompts, name) for name in PromptSet.model_fields}
+    return asked.model_copy(update={**own, "decoding": decoding, "sets": {}, "temperatures": []})
 
 
 def origin_of(settings: EvaluationSettings, model: str) -> Origin:
@@ -65,6 +98,7 @@ class OriginsToday:
     """
 
     def __init__(self, settings: EvaluationSettings) -> None:
+        self._settings = settings
         self._layout = settings.layout
         self._parts = _said(settings) | _told(_digests(settings))
         self._training = _training(settings.training)
@@ -78,7 +112,13 @@ class OriginsToday:
 
     def records(self) -> Records:
         """The run's evaluations, those that do not answer what is asked apart."""
-        return read_records(self._layout.evaluations, self.of)
+        found = read_records(self._settings.directory, self.of)
+        return replace(found, where=self._settings.where) if self._settings.folder else found
+
+
+def records_everywhere(settings: EvaluationSettings) -> list[Records]:
+    """On each set of prompts at each temperature, in the order of `everywhere`."""
+    return [OriginsToday(each).records() for each in settings.everywhere()]
 
 
 def _said(settings: EvaluationSettings) -> dict[str, Any]:
@@ -111,6 +151,8 @@ def _training(settings: TrainingSettings) -> dict[str, str]:
 
 
 def _held_out(settings: EvaluationSettings) -> dict[str, Any]:
+    if settings.folder:
+        return {"held_out": None}  # pairs are ranked once, whatever prompts are sampled
     manifest = settings.layout.held_out_tokens / MANIFEST
     if manifest.exists():
         return {"held_out": TokenManifest.read(manifest).digest}

@@ -14,7 +14,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.schema import BestOfN, Decoding, RunFile, Sampler
+from raydpo.config.schema import BestOfN, Decoding, PromptSet, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
@@ -31,7 +31,7 @@ from raydpo.runtime.pools import rewards
 from raydpo.runtime.pools.rewards import rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.stages.values import RunValues
-from raydpo.workspace.asked import OriginsToday
+from raydpo.workspace.asked import OriginsToday, records_everywhere
 from tests.cluster.own_ray import own_ray
 from tests.cluster.runfiles import whole_run
 from tests.models import exact, exact_logps, make_row
@@ -236,6 +236,23 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid
     assert by_words.measures["reward"] != by_letters.measures["reward"]
     assert by_words.samples[0].completion == by_letters.samples[0].completion
+
+
+def test_sets_and_temperatures_are_evaluated_with_what_the_own_prompts_were(inputs: Path, tmp_path: Path) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    assert run.evaluate
+    evaluate_exports(RunValues(run).evaluations(), OwnWeights())
+    own = tmp_path / "evaluations" / "step-000000.json"
+    before = own.stat().st_mtime_ns
+    sets = {"few": PromptSet(prompts=run.evaluate.prompts, limit=2)}
+    more = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"sets": sets, "temperatures": [0.5]})})
+    result = evaluate_exports(RunValues(more).evaluations(), OwnWeights())
+    assert own.stat().st_mtime_ns == before, "its own record is not made again"
+    assert [*result["elsewhere"]] == ["@0.5", "few@1.0", "few@0.5"]
+    found = [records.valid[0] for records in records_everywhere(RunValues(more).evaluations())]
+    assert [len(each.samples) for each in found] == [24, 24, 2, 2]
+    assert [each.prompt_set for each in found] == ["", "", "few", "few"]
+    assert found[2].column("reward") == found[0].column("reward")[:2]
 
 
 def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_rounding(

@@ -93,6 +93,19 @@ def test_the_best_evaluation_is_shown_where_it_is_not_the_last(tmp_path: Path) -
     assert "with the highest reward" in comparison_text(runs)
 
 
+def test_other_prompts_and_temperatures_have_tables_of_their_own(tmp_path: Path) -> None:
+    places = two(tmp_path, evaluation(5))
+    cool = {"decoding": Decoding(temperature=0.5)}
+    for name, lift in (("a", 0.0), ("b", 0.25)):
+        write_evaluation(evaluation(5, lift=lift, **cool), tmp_path / name / "evaluations" / "@0.5")
+        news = replace(evaluation(5, prompts=name), prompt_set="news")
+        write_evaluation(news, tmp_path / name / "evaluations" / "news@1.0")
+    text = comparison_text(read_runs(places))
+    assert "Last evaluations, own prompts at temperature 0.5" in text
+    assert "Last evaluations, news prompts at temperature 1" in text
+    assert re.search(r"b +reward +\+0\.250 \[\+0\.250, \+0\.250\] +not 0", text)
+
+
 def test_a_run_without_rewards_or_evaluations_is_compared_all_the_same(tmp_path: Path) -> None:
     places = [make_run(tmp_path / "a"), make_run(tmp_path / "b", rewarded=False, evaluations=[])]
     runs = read_runs(places)

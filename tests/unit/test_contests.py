@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def test_samples_of_another_temperature_are_not_met() -> None:
     before = evaluation(0, {"p": "p0", "q": "q0"}, decoding=Decoding(temperature=0.5))
     after = evaluation(5, {"p": "p5", "q": "q5"})
     assert against_samples([after], [before], "reference", None) == []
+
+
+def test_samples_of_another_set_of_prompts_are_not_met() -> None:
+    before = replace(evaluation(0, {"p": "p0", "q": "q0"}), prompt_set="news")
+    after = evaluation(5, {"p": "p5", "q": "q5"})
+    assert against_samples([after], [before], "reference", None) == []
+    [entry] = against_samples([replace(after, prompt_set="news")], [before], "reference", None)
+    assert entry.subject.prompt_set == "news"
 
 
 def test_less_than_two_prompts_are_refused_and_a_limit_takes_the_first() -> None:

@@ -30,6 +30,7 @@ from raydpo.evaluate.judgements import (
 )
 from raydpo.evaluate.records import Evaluation, RankedPair, Records, summarise
 from raydpo.report import figures
+from raydpo.report.elsewhere import reward_by_temperature, table_by_set
 from raydpo.report.page import side_by_side, write_report
 from raydpo.report.summary import summary_rows, summary_table
 from raydpo.runtime.evaluation import summary
@@ -326,6 +327,25 @@ def test_samples_that_are_not_the_policys_have_no_sequence_kl_and_no_frontier(tm
     assert figures.measures_by_step(sharpened.valid).axes[1].get_title("left") == "Summed token KL (nats)"
     assert figures.measures_by_step(WHOLE.valid).axes[1].get_title("left") == "Sequence KL (nats)"
     assert "sequence KL" not in summary_table(sharpened.valid)
+
+
+def test_sets_and_temperatures_stand_beside_each_other(tmp_path: Path) -> None:
+    cool = records(0, 101, decoding=Decoding(temperature=0.25))
+    news = Records([replace(each, prompt_set="news") for each in records(0).valid], {101: ["prompts"]}, "news")
+    html = write_report(make_output(tmp_path), WHOLE, elsewhere=[cool, news]).read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "temperatures.png").exists()
+    assert "evaluations left out (news)" in html
+    everywhere = [each.valid for each in (WHOLE, cool, news)]
+    rows = table_by_set(everywhere, ["reward"]).rows
+    assert [row[:3] for row in rows] == [["own", "1", "reward"], ["own", "0.25", "reward"], ["news", "1", "reward"]]
+    assert rows[2][4] == "not measured", "there is no policy"
+    figure = reward_by_temperature(everywhere)
+    assert figure
+    [axes] = figure.axes
+    policy = axes.containers[1].lines[0]
+    assert list(policy.get_xdata()) == [0.25, 1.0]
+    assert list(policy.get_ydata()) == [each[-1].measures["reward"].mean for each in (cool.valid, WHOLE.valid)]
+    assert reward_by_temperature(everywhere[::2]) is None, "no set has two temperatures"
 
 
 def test_the_report_says_what_the_figures_were_made_from(tmp_path: Path) -> None:
