@@ -21,7 +21,11 @@ OF_IDENTITY_ALONE = {
     "reference_weights": "reference",
 }
 SAME = ("prompts", "decoding", "seed")  # parts of an origin that decide which draws are made
-ALSO_SAME = {"reward": ("scorer", "scorer_source"), "kl": ("reference",)}  # and what measures them
+ALSO_SAME = {  # and what measures them
+    "reward": ("scorer", "scorer_source"),
+    "kl": ("reference",),
+    **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l", "exact_match"), ("answers",)),
+}
 ABSENT = "–"
 
 

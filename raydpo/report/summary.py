@@ -14,6 +14,9 @@ _NAMES = {  # of measures whose own name says too little
     "cut": "cut at max_tokens (share)",
     "distinct_2": "distinct-2",
     "self_bleu": "self-BLEU",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
 }
 _DIGITS = {"kl": 2, "length": 1}
 

@@ -34,6 +34,7 @@ from raydpo.evaluate.records import (
     write_evaluation,
 )
 from raydpo.evaluate.stats import Interval
+from raydpo.evaluate.text import against_reference
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
@@ -52,7 +53,7 @@ from raydpo.runtime.pools.rewards import rate_each
 from raydpo.runtime.pools.sampled import sample_table, sampled
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.track.say import say
-from raydpo.workspace.asked import EvaluationSettings, origin_of, records_everywhere
+from raydpo.workspace.asked import EvaluationSettings, origin_of, records_everywhere, reference_answers
 from raydpo.workspace.exports import exports_of_run
 from raydpo.workspace.layout import store_of
 from raydpo.workspace.objective import preference_objective
@@ -145,6 +146,7 @@ class _Sampled:
 
     prompts: Sequence[Prompt]
     completions: Sequence[Completion]
+    answers: Sequence[str]  # that they are held against; may be none
     rewards: Sequence[float]
     seconds: dict[str, float]
 
@@ -155,10 +157,14 @@ class _Sampled:
 
     def rated(self, kls: Sequence[float]) -> list[RatedSample]:
         """With the KL of each, in nats."""
-        return [
+        samples = [
             RatedSample(p.text, c.text, c.finish_reason, {"reward": r, "kl": kl, "length": len(c.ids)})
             for p, c, r, kl in zip(self.prompts, self.completions, self.rewards, kls, strict=True)
         ]
+        if self.answers:
+            for sample, answer in zip(samples, self.answers, strict=True):
+                sample.numbers.update(against_reference(sample.completion, answer))
+        return samples
 
 
 def _sample(
@@ -174,7 +180,7 @@ def _sample(
     with timer("reward"):
         groups = [Group.of(row, p, [c]) for row, (p, c) in enumerate(zip(prompts, drawn, strict=True), start=1)]
         rewards = rate_each(asked.reward, groups, settings.rewards)
-    return _Sampled(prompts, drawn, rewards, timer.seconds)
+    return _Sampled(prompts, drawn, reference_answers(settings), rewards, timer.seconds)
 
 
 def _drawn(

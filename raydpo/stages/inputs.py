@@ -70,7 +70,10 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(check_reward, values.rewards(), run.evaluate.reward, start)
         for name, prompts in run.evaluate.all_sets.items():
             key = f"evaluate.sets.{name}.prompts" if name else "evaluate.prompts"
-            yield partial(check_rows, key, prompts.prompts, prompt_fields(prompts.column))
+            fields = prompt_fields(prompts.column)
+            if prompts.reference_column:
+                fields += (Field("completion", prompts.reference_column),)
+            yield partial(check_rows, key, prompts.prompts, fields)
     if stage in ("bestofn", "run") and run.best_of_n:
         asked = values.rated_for_best_of_n()
         for reward in {asked.reward, *(run.best_of_n.rewards or [])}:

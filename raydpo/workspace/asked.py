@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.config.schema import Data, Evaluate, Model, PromptSet, Rating, Reference, Sampler, Train
-from raydpo.data.prompts import contents_hash
+from raydpo.data.answers import read_answers
+from raydpo.data.prompts import contents_hash, texts_hash
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
 from raydpo.evaluate.origin import VERSION, Origin
@@ -90,6 +91,15 @@ def origin_of(settings: EvaluationSettings, model: str) -> Origin:
     return Origin(weights=weights_digest(model), training=training, **_said(settings), **digests)
 
 
+def reference_answers(settings: EvaluationSettings) -> list[str]:
+    """The reference answer to each of the prompts, in their order; none without evaluate.reference_column."""
+    asked = settings.evaluate
+    if asked is None or asked.reference_column is None:
+        return []
+    ignore = settings.data.ignore
+    return read_answers(asked.prompts, asked.column, asked.reference_column, limit=asked.limit, ignore=ignore)
+
+
 class OriginsToday:
     """The parts of an Origin as they would be today. May be sent to other processes.
 
@@ -139,6 +149,8 @@ def _said(settings: EvaluationSettings) -> dict[str, Any]:
             "scorer": asked.reward,
             "device": "cuda" if asked.gpus else "cpu",
         }
+        if asked.reference_column is None:
+            said["answers"] = None
     return said
 
 
@@ -171,6 +183,8 @@ def _digests(settings: EvaluationSettings) -> dict[str, Callable[[], str]]:
         ignore = settings.data.ignore
         prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=ignore)
         digests |= {"prompts": prompts, "scorer_source": partial(reward_source, settings.rewards, asked.reward)}
+        if asked.reference_column:
+            digests["answers"] = lambda: texts_hash(reference_answers(settings))
     return digests
 
 

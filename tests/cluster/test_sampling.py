@@ -18,6 +18,7 @@ from raydpo.config.schema import BestOfN, Decoding, PromptSet, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
+from raydpo.evaluate.text import against_reference
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.report.best_of_n import read_best_of_n
 from raydpo.reward.contract import Group
@@ -33,7 +34,7 @@ from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.stages.values import RunValues
 from raydpo.workspace.asked import OriginsToday, records_everywhere
 from tests.cluster.own_ray import own_ray
-from tests.cluster.runfiles import whole_run
+from tests.cluster.runfiles import whole_run, write_jsonl
 from tests.models import exact, exact_logps, make_row
 
 pytestmark = pytest.mark.cluster
@@ -244,7 +245,9 @@ def test_sets_and_temperatures_are_evaluated_with_what_the_own_prompts_were(inpu
     evaluate_exports(RunValues(run).evaluations(), OwnWeights())
     own = tmp_path / "evaluations" / "step-000000.json"
     before = own.stat().st_mtime_ns
-    sets = {"few": PromptSet(prompts=run.evaluate.prompts, limit=2)}
+    answered = [{"prompt": f"film {i}", "summary": f"It is film {i}."} for i in range(2)]
+    file = write_jsonl(tmp_path / "few.jsonl", answered)
+    sets = {"few": PromptSet(prompts=[str(file)], reference_column="summary")}
     more = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"sets": sets, "temperatures": [0.5]})})
     result = evaluate_exports(RunValues(more).evaluations(), OwnWeights())
     assert own.stat().st_mtime_ns == before, "its own record is not made again"
@@ -252,7 +255,16 @@ def test_sets_and_temperatures_are_evaluated_with_what_the_own_prompts_were(inpu
     found = [records.valid[0] for records in records_everywhere(RunValues(more).evaluations())]
     assert [len(each.samples) for each in found] == [24, 24, 2, 2]
     assert [each.prompt_set for each in found] == ["", "", "few", "few"]
-    assert found[2].column("reward") == found[0].column("reward")[:2]
+    assert [name for name in found[2].measures if name not in found[0].measures] == [
+        "rouge_1",
+        "rouge_2",
+        "rouge_l",
+        "exact_match",
+    ]
+    own_words = [
+        against_reference(s.completion, row["summary"]) for s, row in zip(found[2].samples, answered, strict=True)
+    ]
+    assert [each.numbers["rouge_1"] for each in found[2].samples] == [each["rouge_1"] for each in own_words]
 
 
 def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_rounding(

@@ -91,7 +91,7 @@ def test_answers_are_text_or_the_last_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl row 1 has no column 'summary'"):
         read_answers(file, "prompt", "summary", limit=2)
     ids = rows(tmp_path / "b.jsonl", {"prompt": "p", "chosen_ids": [1, 2], "chosen": "x", "completion_ids": [3]})
-    with pytest.raises(UserError, match="token ids, which no judge can read"):
+    with pytest.raises(UserError, match="token ids, which are no text to compare"):
         read_answers(ids, "prompt", "chosen", limit=None)
 
 

@@ -146,6 +146,25 @@ def test_prompts_that_changed_in_the_same_file_are_named(tree: dict[str, Any], t
     assert left_out(tree) == {0: ["prompts"]}
 
 
+def test_reference_answers_that_came_or_changed_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    def answer(*texts: str) -> None:
+        rows = zip(("a film", "a story"), texts, strict=True)
+        lines = [json.dumps({"prompt": prompt, "summary": text}) + "\n" for prompt, text in rows]
+        (tmp_path / "prompts.jsonl").write_text("".join(lines))
+
+    answer("good", "bad")
+    evaluated(tree, 0)
+    tree["evaluate"]["reference_column"] = "summary"
+    assert left_out(tree) == {0: ["answers"]}
+    evaluated(tree, 0)
+    assert left_out(tree) == {}
+    answer("good", "worse")
+    assert left_out(tree) == {0: ["answers"]}
+    tree["evaluate"]["reference_column"] = "sumary"
+    with pytest.raises(UserError, match="has no column 'sumary'"):
+        check_inputs(RunFile.model_validate(tree), "evaluate")
+
+
 def test_weights_that_changed_in_the_same_directory_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
     evaluated(tree, 0, 5)
     move_weights(RunValues(RunFile.model_validate(tree)).layout.export(5))

@@ -140,6 +140,7 @@ PARTS = {
     "date": datetime.date(2026, 11, 27),
     "held_out": "others",
     "training": "another",
+    "answers": "others",
 }
 
 
