@@ -34,10 +34,22 @@ def origin(**parts: Any) -> Origin:
     return Origin(**usual | parts)
 
 
-def evaluate_in_words(run_file: Path, prompts: Sequence[str], steps: Sequence[int]) -> None:
-    """Leave evaluations of a run whose samples are longer the later they were drawn; no model is asked."""
-    values = RunValues(load_run_file(run_file))
-    made_from = origin_of(values.evaluations(), values.layout.reference_model)
-    for step in steps:
-        samples = [RatedSample(prompt, " good" + " very" * step, 1.0, float(step), 3, "stop") for prompt in prompts]
-        write_evaluation(summarise(step, "m", samples, made_from=made_from, seconds={}), values.layout.evaluations)
+def rated(prompt: str, completion: str, reward: float, kl: float, length: int, finish_reason: str) -> RatedSample:
+    """A sample with the numbers that all have."""
+    return RatedSample(prompt, completion, finish_reason, {"reward": reward, "kl": kl, "length": length})
+
+
+def evaluate_in_words(
+    run_file: Path, prompts: Sequence[str], steps: Sequence[int], overrides: Sequence[str] = ()
+) -> None:
+    """Leave evaluations of a run whose samples are longer the later they were drawn; no model is asked.
+
+    All sets have the same prompts.
+    """
+    values = RunValues(load_run_file(run_file, overrides))
+    for asked in values.evaluations().everywhere():
+        made_from = origin_of(asked, values.layout.reference_model)
+        for step in steps:
+            samples = [rated(prompt, " good" + " very" * step, 1.0, float(step), 3, "stop") for prompt in prompts]
+            found = summarise(step, "m", samples, made_from=made_from, seconds={}, prompt_set=asked.prompt_set)
+            write_evaluation(found, asked.directory)

@@ -72,4 +72,4 @@ def _text(value: Value, place: str) -> str:
     last = value[-1]
     if isinstance(last, dict):
         return last[CONTENT]
-    raise UserError(f"{place} holds token ids, which no judge can read; give text.")
+    raise UserError(f"{place} holds token ids, which are no text to compare; give text.")

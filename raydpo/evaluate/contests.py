@@ -32,7 +32,7 @@ class Entry:
 
 def cell_of(evaluation: Evaluation) -> Cell:
     """The set of prompts that an evaluation was made on, empty for the section's own, and the temperature."""
-    return "", evaluation.made_from.decoding.temperature
+    return evaluation.prompt_set, evaluation.made_from.decoding.temperature
 
 
 def against_samples(

@@ -128,13 +128,13 @@ def points_of(runs: Sequence[Run]) -> tuple[Floats, list[Point], list[int]]:
             Point(
                 method,
                 strength,
-                rewards=np.asarray([[sample.reward for sample in found.samples] for found in last]),
-                kls=np.asarray([[sample.summed_kl for sample in found.samples] for found in last]),
+                rewards=np.asarray([found.column("reward") for found in last]),
+                kls=np.asarray([found.column("kl") for found in last]),
                 course=_course(members),
             )
         )
     first = next(iter(by_point.values()))
-    reference = [[sample.reward for sample in first[seed].evaluations[0].samples] for seed in seeds]
+    reference = [first[seed].evaluations[0].column("reward") for seed in seeds]
     return np.asarray(reference), points, seeds
 
 
@@ -163,12 +163,12 @@ def _check_same_prompts(runs: Sequence[Run]) -> None:
 
 def _course(runs: Sequence[Run]) -> list[tuple[float, float]]:
     steps = [found.step for found in runs[0].evaluations]
-    by_step = [{found.step: found for found in run.evaluations} for run in runs]
+    by_step = [{found.step: found.measures for found in run.evaluations} for run in runs]
     shared = [step for step in steps if all(step in found for found in by_step)]
     return [
         (
-            float(np.mean([found[step].summed_kl.mean for found in by_step])),
-            float(np.mean([found[step].reward.mean for found in by_step])),
+            float(np.mean([found[step]["kl"].mean for found in by_step])),
+            float(np.mean([found[step]["reward"].mean for found in by_step])),
         )
         for step in shared
     ]

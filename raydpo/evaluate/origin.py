@@ -9,7 +9,7 @@ from typing import Any
 
 from raydpo.config.schema import Decoding
 
-VERSION = 2  # of the records and of how their numbers come about; 1 did not say what it was made from
+VERSION = 3  # of the records and of how their numbers come about; 2 had a fixed list of measures
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Origin:
     date: datetime.date | None = None  # that chat templates print
     training: str | None = None  # digest of the identity that the model's mark names; None of a model without one
     held_out: str | None = None  # digest of the tokens; None without held-out pairs
+    answers: str | None = None  # digest of the reference answers; None where samples are held against none
     record_version: int = VERSION
 
     @property

@@ -1,4 +1,5 @@
-"""Measures of texts alone: how varied they are. Words are lower-case, cut at blanks.
+"""Measures of texts: how varied they are, and how near to a reference text. Words are lower-case, cut at blanks; those
+of ROUGE are its own, see rouge_words.
 
 Legend: n-grams are tuples of n words of one text.
 """
@@ -6,6 +7,7 @@ Legend: n-grams are tuples of n words of one text.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ ZERO_COUNT = 0.1  # stands for 0 matches, method 1 of Chen and Cherry 2014
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Different n-grams of all texts by all n-grams, 0..1 (Li et al. 2016, distinct-n); 0 where there are none."""
-    counts = Counter(gram for text in texts for gram in _grams(text, n))
+    counts = Counter(gram for text in texts for gram in _grams(_words(text), n))
     total = counts.total()
     return len(counts) / total if total else 0.0
 
@@ -42,14 +44,65 @@ def self_bleu(texts: Sequence[str]) -> list[float]:
     return scores
 
 
-def _grams(text: str, n: int) -> list[Gram]:
-    words = text.lower().split()
+def against_reference(text: str, reference: str) -> dict[str, float]:
+    """How near a text is to a reference text, by several measures, each 0..1."""
+    ours = rouge_words(text)
+    theirs = rouge_words(reference)
+    return {
+        "rouge_1": rouge_n(ours, theirs, 1),
+        "rouge_2": rouge_n(ours, theirs, 2),
+        "rouge_l": rouge_l(ours, theirs),
+        "exact_match": float(exact_match(text, reference)),
+    }
+
+
+def rouge_words(text: str) -> list[str]:
+    """Lower-case runs of letters and digits, without stemming; of English those of the package rouge-score."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def rouge_n(ours: Sequence[str], theirs: Sequence[str], n: int) -> float:
+    """F1 of shared n-grams of words, 0..1 (Lin 2004, ROUGE-N)."""
+    a, b = (Counter(_grams(words, n)) for words in (ours, theirs))
+    return _f1((a & b).total(), a.total(), b.total())
+
+
+def rouge_l(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of words, 0..1 (Lin 2004, ROUGE-L), of whole texts."""
+    return _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
+
+
+def exact_match(text: str, reference: str) -> bool:
+    """Whether the texts are the same but for case and blanks."""
+    return text.lower().split() == reference.lower().split()
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """The length of the longest one, row by row of the usual table."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        former = row
+        row = [0]
+        for j, other in enumerate(b):
+            row.append(former[j] + 1 if word == other else max(row[j], former[j + 1]))
+    return row[-1]
+
+
+def _f1(shared: int, ours: int, theirs: int) -> float:
+    return 2 * shared / (ours + theirs) if shared else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return text.lower().split()
+
+
+def _grams(words: Sequence[str], n: int) -> list[Gram]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def _clipped(texts: Sequence[str], n: int) -> list[tuple[Counter[Gram], dict[Gram, int]]]:
     """For every text its n-grams and how often each stands at most in one of the others."""
-    counts = [Counter(_grams(text, n)) for text in texts]
+    counts = [Counter(_grams(_words(text), n)) for text in texts]
     # The two highest counts of each n-gram: without a text, the most is the one that is not its own.
     highest: dict[Gram, list[int]] = {}
     for counter in counts:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import cycle, islice
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from raydpo.evaluate.contests import Cell
 from raydpo.evaluate.stats import Interval
 from raydpo.report.compared import ComparedRun, is_number
-from raydpo.report.comparison import called, in_cell, measures_of
-from raydpo.report.figures import BLUE, FULL, GREEN, INK, ORANGE, _by_step, _curve, _dress, _errors
+from raydpo.report.comparison import in_cell
+from raydpo.report.figures import BLUE, FULL, GREEN, INK, ORANGE, _by_step, _curve, _dress, _errors, _panels
+from raydpo.report.summary import called, measures_of
 
 CURVES = {  # of metrics.jsonl: name -> title, unit
     "loss": ("Loss", "mean of the batch"),
@@ -55,13 +54,13 @@ def metric_curves(runs: Sequence[ComparedRun]) -> Figure | None:
 
 def measure_curves(runs: Sequence[ComparedRun], cell: Cell) -> Figure | None:
     """Each measure that any run's evaluations have, by step and with 95 % intervals; None without evaluations."""
-    shown = list(dict.fromkeys(name for run in runs for each in in_cell(run, cell) for name in measures_of(each)))
+    shown = measures_of([each for run in runs for each in in_cell(run, cell)])
     if not shown:
         return None
     figure, panels = _panels(len(shown))
     for name, axes in zip(shown, panels, strict=True):
         for run, look in zip(runs, looks(runs), strict=True):
-            found = [(each.step, measures_of(each)[name]) for each in in_cell(run, cell) if name in measures_of(each)]
+            found = [(each.step, each.measures[name]) for each in in_cell(run, cell) if name in each.measures]
             _with_intervals(axes, [step for step, _ in found], [interval for _, interval in found], look, run.name)
         _dress(axes, called(name))
         _by_step(axes)
@@ -75,7 +74,7 @@ def frontiers(runs: Sequence[ComparedRun], cell: Cell) -> Figure | None:
     axes = figure.subplots()
     drawn = False
     for run, (colour, style) in zip(runs, looks(runs), strict=True):
-        points = [(each.sequence_kl, each.reward) for each in in_cell(run, cell) if each.sequence_kl]
+        points = [(each.sequence_kl, each.measures["reward"]) for each in in_cell(run, cell) if each.sequence_kl]
         if not points:
             continue
         drawn = True
@@ -97,16 +96,6 @@ def frontiers(runs: Sequence[ComparedRun], cell: Cell) -> Figure | None:
     _dress(axes, "Reward against distance", x="sequence KL to the run's reference (nats)", y="reward")
     axes.legend(frameon=False, fontsize=9)
     return figure
-
-
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of two columns with so many axes."""
-    rows = math.ceil(count / 2)
-    figure = Figure(figsize=(FULL, 3.3 * rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.12))
-    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for unused in panels[count:]:
-        unused.remove()
-    return figure, panels[:count]
 
 
 def _with_intervals(axes: Axes, steps: Sequence[int], intervals: Sequence[Interval], look: Look, label: str) -> None:

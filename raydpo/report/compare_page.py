@@ -17,6 +17,7 @@ from raydpo.report.comparison import (
     samples_side_by_side,
 )
 from raydpo.report.rendering import Picture, make_picture, render
+from raydpo.report.summary import sample_line
 from raydpo.report.win_rates import Table, as_text
 from raydpo.storage.files import write_text
 
@@ -57,6 +58,7 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> None:
         found=Comparison.of(runs),
         pictures={picture.name: picture for picture in _pictures(runs)},
         samples=samples_side_by_side(runs, SAMPLES),
+        sample_line=sample_line,
     )
     write_text(path, page)
 

@@ -19,7 +19,7 @@ from raydpo.config.load import load_run_file
 from raydpo.config.yaml12 import read_yaml
 from raydpo.errors import UserError
 from raydpo.evaluate.judgements import Judgements, read_judgements
-from raydpo.evaluate.records import Evaluation, read_records
+from raydpo.evaluate.records import Evaluation, folders_of, read_records
 from raydpo.storage.files import whole_lines
 
 Settings = dict[str, Any]
@@ -35,7 +35,7 @@ class ComparedRun:
     settings: Settings = field(default_factory=dict)  # of its run file as it ran
     identity: Settings = field(default_factory=dict)  # of its training: what decides which weights come out
     metrics: list[dict[str, Any]] = field(default_factory=list)  # one a step, by rising step
-    evaluations: list[Evaluation] = field(default_factory=list)  # by rising step
+    evaluations: list[Evaluation] = field(default_factory=list)  # by prompts and temperature, then by rising step
     judgements: Judgements = field(default_factory=Judgements)
     problems: list[str] = field(default_factory=list)  # what is missing or damaged, each naming its file
 
@@ -149,17 +149,20 @@ def _step(line: str) -> dict[str, Any] | None:
 
 
 def _evaluations(directory: Path, problems: list[str]) -> list[Evaluation]:
-    try:
-        records = read_records(directory, lambda step: {})
-    except (OSError, UserError) as error:
-        problems.append(f"no evaluation is shown: {error}")
-        return []
-    if records.left_out:
-        steps = ", ".join(map(str, records.left_out))
-        problems.append(f"{directory}: evaluations of step {steps} are of another version of raydpo")
-    elif not records.valid:
-        problems.append(f"{directory} holds no evaluation: the run file asks for none, or none has been made yet")
-    return records.valid
+    found: list[Evaluation] = []
+    for folder in folders_of(directory):
+        try:
+            records = read_records(folder, lambda step: {})
+        except (OSError, UserError) as error:
+            problems.append(f"no evaluation is shown: {error}")
+            return []
+        if records.left_out:
+            steps = ", ".join(map(str, records.left_out))
+            problems.append(f"{folder}: evaluations of step {steps} are of another version of raydpo")
+        elif not records.valid:
+            problems.append(f"{folder} holds no evaluation: the run file asks for none, or none has been made yet")
+        found += records.valid
+    return found
 
 
 def flat(tree: dict[str, Any], before: str = "") -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from raydpo.evaluate.contests import Cell, cell_of
@@ -11,7 +11,7 @@ from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.records import Evaluation, RatedSample
 from raydpo.evaluate.stats import Interval, paired_difference
 from raydpo.report.compared import ComparedRun, Settings
-from raydpo.report.summary import DIGITS, NAMES, format_change, format_interval
+from raydpo.report.summary import called, digits_of, format_change, format_interval, measures_of
 from raydpo.report.win_rates import Table, judge_tables
 
 NOT_SETTINGS = {"name", "output_dir"}  # two runs always differ in these
@@ -21,9 +21,12 @@ OF_IDENTITY_ALONE = {
     "reference_weights": "reference",
 }
 SAME = ("prompts", "decoding", "seed")  # parts of an origin that decide which draws are made
-ALSO_SAME = {"reward": ("scorer", "scorer_source"), "summed_kl": ("reference",)}  # and what measures them
+ALSO_SAME = {  # and what measures them
+    "reward": ("scorer", "scorer_source"),
+    "kl": ("reference",),
+    **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l", "exact_match"), ("answers",)),
+}
 ABSENT = "–"
-BARE_DIGITS = 3
 
 
 def differing_settings(runs: Sequence[ComparedRun]) -> Table:
@@ -57,12 +60,7 @@ class Choice:
 
 
 LAST = Choice("last", lambda evaluations: evaluations[-1])
-BEST = Choice("best", lambda evaluations: max(evaluations, key=lambda each: measures_of(each)["reward"].mean))
-
-
-def measures_of(evaluation: Evaluation) -> dict[str, Interval]:
-    """Everything that an evaluation measures, by name."""
-    return {name: value for name, value in vars(evaluation).items() if isinstance(value, Interval)}
+BEST = Choice("best", lambda evaluations: max(evaluations, key=lambda each: each.measures["reward"].mean))
 
 
 def cells_of(runs: Sequence[ComparedRun]) -> list[Cell]:
@@ -101,19 +99,13 @@ def _where(cell: Cell) -> str:
 
 
 def _measure_table(title: str, runs: Sequence[ComparedRun], evaluations: Sequence[Evaluation | None]) -> Table:
-    measured = [measures_of(each) if each else {} for each in evaluations]
-    names = dict.fromkeys(name for each in measured for name in each)
+    names = measures_of([each for each in evaluations if each])
     rows: list[Sequence[str]] = [["step", *(str(each.step) if each else ABSENT for each in evaluations)]]
     for name in names:
-        digits = DIGITS.get(name, BARE_DIGITS)
-        cells = [format_interval(each.get(name), digits) if each else ABSENT for each in measured]
+        digits = digits_of(name)
+        cells = [format_interval(each.measures.get(name), digits) if each else ABSENT for each in evaluations]
         rows.append([called(name), *cells])
     return Table(title, ["", *(run.name for run in runs)], rows)
-
-
-def called(name: str) -> str:
-    """A measure as tables and figures call it."""
-    return "summed token KL (nats)" if name == "summed_kl" else NAMES.get(name, name)
 
 
 def difference_tables(runs: Sequence[ComparedRun]) -> list[Table]:
@@ -138,14 +130,14 @@ def _difference_rows(
     if before is None or after is None:
         return [[other.name, ABSENT, ABSENT, f"{lacking} has no such evaluation"]]
     rows: list[Sequence[str]] = []
-    for name in _numbers_of_samples(before, after):
+    for name in (name for name in before.samples[0].numbers if name in after.samples[0].numbers):
         why = why_unpaired(before, after, name)
         change = None if why else _paired(before, after, name)
         if change is None:
             rows.append([other.name, called(name), ABSENT, f"not paired: {why}"])
             continue
         certain = change.low > 0 or change.high < 0
-        cell = format_change(change, DIGITS.get(name, BARE_DIGITS))
+        cell = format_change(change, digits_of(name))
         rows.append([other.name, called(name), cell, "not 0" if certain else "may be 0"])
     return rows
 
@@ -158,7 +150,7 @@ def why_unpaired(before: Evaluation, after: Evaluation, name: str) -> str:
         return f"other {', '.join(part.replace('_', ' ') for part in other)}"
     if _prompts(before) != _prompts(after):
         return "other prompts"
-    if name == "summed_kl" and not (before.made_from.draws_policy and after.made_from.draws_policy):
+    if name == "kl" and not (before.made_from.draws_policy and after.made_from.draws_policy):
         return "temperature or the like have changed what is drawn, so these are no KLs"
     return ""
 
@@ -168,21 +160,7 @@ def _part(origin: Origin, name: str) -> Any:
 
 
 def _paired(before: Evaluation, after: Evaluation, name: str) -> Interval:
-    return paired_difference(_values(before, name), _values(after, name), _prompts(before))
-
-
-def _numbers_of_samples(*evaluations: Evaluation) -> list[str]:
-    """The quantities that each sample has: the fields that hold numbers, in all of the evaluations."""
-    samples = [evaluation.samples[0] for evaluation in evaluations if evaluation.samples]
-    return [each.name for each in fields(RatedSample) if all(_is_number(getattr(s, each.name)) for s in samples)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _values(evaluation: Evaluation, name: str) -> list[float]:
-    return [float(getattr(sample, name)) for sample in evaluation.samples]
+    return paired_difference(before.column(name), after.column(name), _prompts(before))
 
 
 def _prompts(evaluation: Evaluation) -> list[str]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raydpo.evaluate.records import Evaluation, RatedSample
+from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval, paired_difference
 from raydpo.report.course import Course, Metrics, course_of
-from raydpo.report.summary import DIGITS, difference, format_change, reference_and_policy
+from raydpo.report.summary import difference, digits_of, format_change, reference_and_policy
 
 FALL_NATS = 1.0  # a completion e times less probable; rounding in bfloat16 moves a whole completion by less
 FALL_ERRORS = 3.0  # standard errors: batches hold other rows, so their means differ by chance too
@@ -181,10 +181,10 @@ def memorised(metrics: Metrics, evaluations: Sequence[Evaluation]) -> Finding | 
     """Pairs that are trained on are ranked much better than held-out ones."""
     accuracies = course_of(metrics, "rewards/accuracies")
     _, after = reference_and_policy(evaluations)
-    if accuracies is None or after is None or after.pair_accuracy is None:
+    held_out = after.measures.get("pair_accuracy") if after else None
+    if accuracies is None or after is None or held_out is None:
         return None
     trained = accuracies.end
-    held_out = after.pair_accuracy
     if not trained.mean - held_out.high >= MEMORISED_GAP:
         return None
     return Finding(
@@ -209,7 +209,7 @@ def rewarded_for_length(evaluations: Sequence[Evaluation]) -> Finding | None:
     correlation, slope = _reward_by_length(before, after)
     if correlation < LENGTH_CORRELATION or slope * growth.mean < LENGTH_SHARE * gain.mean:
         return None
-    digits = DIGITS["reward"]
+    digits = digits_of("reward")
     return Finding(
         "longer, not better",
         f"From step 0 to step {after.step} completions grew by {growth.mean:.1f} tokens and the reward by "
@@ -223,7 +223,8 @@ def rewarded_for_length(evaluations: Sequence[Evaluation]) -> Finding | None:
 
 def kl_explodes(evaluations: Sequence[Evaluation]) -> Finding | None:
     """An evaluated policy is so far from the reference that hardly anything of that is left."""
-    by_token = {e.step: e.summed_kl.mean / e.length.mean for e in evaluations if e.length.mean > 0}
+    means = {e.step: (e.measures["kl"].mean, e.measures["length"].mean) for e in evaluations}
+    by_token = {step: kl / length for step, (kl, length) in means.items() if length > 0}
     worst = max(by_token, key=lambda step: by_token[step], default=None)
     if worst is None or by_token[worst] < KL_PER_TOKEN:
         return None
@@ -244,12 +245,13 @@ def no_longer_ends(evaluations: Sequence[Evaluation]) -> Finding | None:
     before, after = reference_and_policy(evaluations)
     if before is None or after is None:
         return None
-    if after.cut.mean < MOSTLY_CUT or after.cut.low <= before.cut.high:
+    was, now = before.measures["cut"], after.measures["cut"]
+    if now.mean < MOSTLY_CUT or now.low <= was.high:
         return None
     return Finding(
         "completions no longer end",
-        f"{after.cut.mean:.0%} of the completions of step {after.step} were cut at max_tokens="
-        f"{after.made_from.decoding.max_tokens}, of the reference's {before.cut.mean:.0%}.",
+        f"{now.mean:.0%} of the completions of step {after.step} were cut at max_tokens="
+        f"{after.made_from.decoding.max_tokens}, of the reference's {was.mean:.0%}.",
         "The policy has unlearnt to end: chosen completions lack the end token, were truncated, or are longer than "
         "rejected ones. Rewards are then of stumps.",
         "Keep data.append_eos on and see in tokens/*/manifest.json that no completion was truncated. If completions "
@@ -286,8 +288,8 @@ def _reward_by_length(before: Evaluation, after: Evaluation) -> tuple[float, flo
 
     Each model's means are taken out, so that what training changed has no say. 0 and 0 where either is constant.
     """
-    lengths = np.concatenate([_centred([s.length for s in e.samples]) for e in (before, after)])
-    rewards = np.concatenate([_centred([s.reward for s in e.samples]) for e in (before, after)])
+    lengths = np.concatenate([_centred(e.column("length")) for e in (before, after)])
+    rewards = np.concatenate([_centred(e.column("reward")) for e in (before, after)])
     length_spread = float(lengths @ lengths)
     reward_spread = float(rewards @ rewards)
     if not length_spread or not reward_spread:
@@ -304,16 +306,17 @@ def _centred(values: Sequence[float]) -> NDArray[np.float64]:
 def _at_equal_length(before: Evaluation, after: Evaluation, slope: float) -> Interval:
     """Interval of the reward's change, prompt by prompt, less what the lengths explain."""
 
-    def adjusted(samples: Sequence[RatedSample]) -> list[float]:
-        return [sample.reward - slope * sample.length for sample in samples]
+    def adjusted(evaluation: Evaluation) -> list[float]:
+        both = zip(evaluation.column("reward"), evaluation.column("length"), strict=True)
+        return [reward - slope * length for reward, length in both]
 
     prompts = [sample.prompt for sample in before.samples]
-    return paired_difference(adjusted(before.samples), adjusted(after.samples), prompts)
+    return paired_difference(adjusted(before), adjusted(after), prompts)
 
 
 def _best_evaluation(evaluations: Sequence[Evaluation]) -> str:
     """Which step ranked held-out pairs best, where it is not the last one; else nothing."""
-    accuracies = {e.step: e.pair_accuracy.mean for e in evaluations if e.pair_accuracy}
+    accuracies = {e.step: e.measures["pair_accuracy"].mean for e in evaluations if "pair_accuracy" in e.measures}
     best = max(accuracies, key=lambda step: accuracies[step])
     if accuracies[best] == accuracies[evaluations[-1].step]:
         return ""

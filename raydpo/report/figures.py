@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from raydpo.evaluate.records import Evaluation
 from raydpo.evaluate.stats import Interval
 from raydpo.report.best_of_n import BestOfNRecord
-from raydpo.report.summary import kl_name
+from raydpo.report.summary import called, kl_name, measures_of
 
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
@@ -48,14 +48,21 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], *, at_reference: float
     else:
         panels += [_rewards_panel] if "rewards/chosen" in measured else []
         panels += [_logps_panel] if "logps/chosen" in measured else []
-    rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(FULL, 3.3 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
-    for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).flat, strict=False):
+    figure, places = _panels(len(panels))
+    for panel, axes in zip(panels, places, strict=True):
         panel(axes, metrics)
         _by_step(axes)
-    for unused in figure.axes[len(panels) :]:
-        unused.remove()
     return figure
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of two columns with so many axes."""
+    rows = math.ceil(count / 2)
+    figure = Figure(figsize=(FULL, 3.3 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
 
 
 def _loss_panel(at_reference: float | None, axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -95,16 +102,15 @@ def _chosen_and_rejected(axes: Axes, metrics: Sequence[Mapping[str, Any]], name:
     axes.legend(frameon=False, fontsize=9)
 
 
-def reward_and_kl(evaluations: Sequence[Evaluation]) -> Figure:
-    """Reward and KL of every evaluation by step, with 95 % bands."""
-    figure = Figure(figsize=(FULL, 3.6), layout="constrained")
-    reward, kl = figure.subplots(1, 2)
-    steps = [evaluation.step for evaluation in evaluations]
-    _band(reward, steps, [evaluation.reward for evaluation in evaluations], BLUE)
-    _band(kl, steps, [evaluation.summed_kl for evaluation in evaluations], ORANGE)
-    _dress(reward, "Reward on held-out prompts", y="scorer's reward")
-    _dress(kl, "Distance from the reference", y=kl_name(evaluations))
-    for axes in (reward, kl):
+def measures_by_step(evaluations: Sequence[Evaluation]) -> Figure:
+    """Every measure that any of the evaluations has, by step and with 95 % bands."""
+    shown = measures_of(evaluations)
+    figure, panels = _panels(len(shown))
+    for name, axes in zip(shown, panels, strict=True):
+        having = [each for each in evaluations if name in each.measures]
+        _band(axes, [each.step for each in having], [each.measures[name] for each in having], BLUE)
+        title = kl_name(evaluations) if name == "kl" else called(name)
+        _dress(axes, title[:1].upper() + title[1:])
         _by_step(axes)
     return figure
 
@@ -119,7 +125,7 @@ def frontier(evaluations: Sequence[Evaluation]) -> Figure | None:
         return None
     figure = Figure(figsize=(HALF, 3.7), layout="constrained")
     axes = figure.subplots()
-    rewards = [evaluation.reward for evaluation in evaluations]
+    rewards = [evaluation.measures["reward"] for evaluation in evaluations]
     x = [kl.mean for kl in kls]
     y = [reward.mean for reward in rewards]
     axes.plot(x, y, color=GREY, linewidth=1, zorder=1)
@@ -154,7 +160,7 @@ def best_of_n(record: BestOfNRecord, evaluations: Sequence[Evaluation]) -> Figur
         for row, at in zip(rows, zip(x, y, strict=True), strict=True):
             axes.annotate(f"{row.n}", at, xytext=(7, -12), textcoords="offset points", fontsize=9, color=INK)
     kls = [evaluation.sequence_kl for evaluation in evaluations if evaluation.sequence_kl]
-    rewards = [evaluation.reward for evaluation in evaluations]
+    rewards = [evaluation.measures["reward"] for evaluation in evaluations]
     if kls:
         where = [kl.mean for kl in kls]
         what = [reward.mean for reward in rewards]
@@ -168,14 +174,14 @@ def best_of_n(record: BestOfNRecord, evaluations: Sequence[Evaluation]) -> Figur
 
 def reward_distribution(evaluations: Sequence[Evaluation]) -> Figure:
     """Histogram of the samples' rewards in the first and the last evaluation."""
-    rewards = {_name(each): [sample.reward for sample in each.samples] for each in _ends(evaluations)}
+    rewards = {_name(each): each.column("reward") for each in _ends(evaluations)}
     bins = np.histogram_bin_edges(np.concatenate(list(rewards.values())), bins=24)
     return _histograms(rewards, bins.tolist(), "Rewards of the samples", "scorer's reward")
 
 
 def length_distribution(evaluations: Sequence[Evaluation]) -> Figure:
     """Histogram of the completions' lengths in the first and the last evaluation."""
-    lengths = {_name(each): [float(sample.length) for sample in each.samples] for each in _ends(evaluations)}
+    lengths = {_name(each): each.column("length") for each in _ends(evaluations)}
     low = min(map(min, lengths.values()))
     high = max(map(max, lengths.values()))
     width = max(1, math.ceil((high - low + 1) / 24))  # whole tokens: every bar holds the same number of lengths

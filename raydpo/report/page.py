@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -15,15 +16,17 @@ from raydpo.objective.registry import Term, loss_at_reference, resolve
 from raydpo.report import figures
 from raydpo.report.best_of_n import best_of_n_rows, draws_from_the_same, optimum_in_words
 from raydpo.report.diagnosis import Finding, diagnose
+from raydpo.report.elsewhere import Everywhere, reward_by_temperature, table_by_set
 from raydpo.report.inputs import RunOutput, read_output
 from raydpo.report.rendering import Picture, make_picture, render
 from raydpo.report.summary import (
-    DIGITS,
     basis,
+    digits_of,
     format_change,
     kl_name,
     reference_and_policy,
     reward_gain,
+    sample_line,
     summary_rows,
 )
 from raydpo.report.win_rates import Table, judge_tables
@@ -31,7 +34,7 @@ from raydpo.storage.files import whole_file, write_text
 
 _NOTHING_JUDGED = Judgements()
 # All that a report may have.
-PICTURES = ("training", "timings", "reward_kl", "frontier", "rewards", "lengths", "best_of_n")
+PICTURES = ("training", "timings", "measures", "frontier", "rewards", "lengths", "temperatures", "best_of_n")
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,22 @@ class SideBySide:
     policy: RatedSample | None
 
 
-def write_report(output_dir: Path, records: Records, judgements: Judgements = _NOTHING_JUDGED) -> Path:
+def write_report(
+    output_dir: Path,
+    records: Records,
+    judgements: Judgements = _NOTHING_JUDGED,
+    elsewhere: Sequence[Records] = (),
+) -> Path:
     """Write `report.html` and `figures/*.png` into the output directory and return the report's path.
 
-    Figures are of the valid records; of the others the report says that they are left out. A run without evaluations
-    gets a report that says so. Raises UserError naming any other input that is missing or broken and the stage that
-    makes it.
+    Figures are of the valid records; of the others the report says that they are left out. elsewhere: those on other
+    prompts and at other temperatures. A run without evaluations gets a report that says so. Raises UserError naming any
+    other input that is missing or broken and the stage that makes it.
     """
     output = read_output(output_dir)
-    pictures = {picture.name: picture for picture in _pictures(output, records.valid)}
+    found = [records, *elsewhere]
+    everywhere = [each.valid for each in found]
+    pictures = {picture.name: picture for picture in _pictures(output, everywhere)}
     for name in PICTURES:
         path = output_dir / "figures" / f"{name}.png"
         if name not in pictures:
@@ -60,7 +70,8 @@ def write_report(output_dir: Path, records: Records, judgements: Judgements = _N
         with whole_file(path) as temporary:
             temporary.write_bytes(pictures[name].png)
     report = output_dir / "report.html"
-    write_text(report, _render(output, records, judge_tables(judgements, records.valid), pictures))
+    judged = judge_tables(judgements, list(chain.from_iterable(everywhere)))
+    write_text(report, _render(output, found, judged, pictures))
     return report
 
 
@@ -87,7 +98,8 @@ def _by_prompt(evaluation: Evaluation | None) -> dict[str, RatedSample]:
     return first
 
 
-def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
+def _pictures(output: RunOutput, everywhere: Everywhere) -> Iterator[Picture]:
+    evaluations = everywhere[0]
     at_reference = loss_at_reference(_terms(output))
     yield make_picture(
         "training", "Training by step", figures.training_curves(output.metrics, at_reference=at_reference)
@@ -95,20 +107,22 @@ def _pictures(output: RunOutput, evaluations: Sequence[Evaluation]) -> Iterator[
     if output.stages:
         yield make_picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
-        name = kl_name(evaluations)
-        yield make_picture("reward_kl", f"Reward and {name} by step", figures.reward_and_kl(evaluations))
+        yield make_picture("measures", "Measures by step", figures.measures_by_step(evaluations))
         if frontier := figures.frontier(evaluations):
-            yield make_picture("frontier", f"Reward against {name}", frontier)
+            yield make_picture("frontier", f"Reward against {kl_name(evaluations)}", frontier)
         yield make_picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
         yield make_picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
+    if temperatures := reward_by_temperature(everywhere):
+        yield make_picture("temperatures", "Reward by temperature", temperatures)
     if best := output.best_of_n:
         beside = [each for each in evaluations if draws_from_the_same(best, each)]
         yield make_picture("best_of_n", "Reward of the best of N against its KL", figures.best_of_n(best, beside))
 
 
-def _render(output: RunOutput, records: Records, judged: Sequence[Table], pictures: dict[str, Picture]) -> str:
+def _render(output: RunOutput, found: Sequence[Records], judged: Sequence[Table], pictures: dict[str, Picture]) -> str:
+    """found: on the section's own prompts and at its own temperature first."""
     run = output.run
-    evaluations = records.valid
+    evaluations = found[0].valid
     before, after = reference_and_policy(evaluations)
     gain = reward_gain(evaluations)
     return render(
@@ -117,14 +131,16 @@ def _render(output: RunOutput, records: Records, judged: Sequence[Table], pictur
         config=output.config,
         pictures=pictures,
         rows=summary_rows(evaluations),
-        gain=format_change(gain, DIGITS["reward"]) if gain else "",
+        gain=format_change(gain, digits_of("reward")) if gain else "",
         before=before,
         after=after,
         evaluations=evaluations,
-        left_out=records.notice(),
+        left_out=[notice for records in found if (notice := records.notice())],
+        by_set=table_by_set([records.valid for records in found]) if len(found) > 1 else None,
         judged=judged,
         basis=basis(evaluations[-1]) if evaluations else "",
         origin=_origin(evaluations[-1].made_from) if evaluations else {},
+        sample_line=sample_line,
         samples=side_by_side(evaluations, run.evaluate.samples_in_report if run.evaluate else 0),
         training=_training(output.metrics),
         losses=_losses(_terms(output)),

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from raydpo.evaluate.records import Evaluation, RatedSample
 from raydpo.evaluate.stats import Interval, paired_difference
-from raydpo.evaluate.text import distinct, self_bleu
 
-DIGITS = {"reward": 3, "summed_kl": 2, "length": 1, "cut": 3, "pair_accuracy": 3}  # the table's rows
-NAMES = {
-    "reward": "reward",
+_NAMES = {  # of measures whose own name says too little
+    "kl": "summed token KL (nats)",
     "length": "length (tokens)",
     "cut": "cut at max_tokens (share)",
-    "pair_accuracy": "pair accuracy",
+    "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
 }
-COMPARED = ("reward", "length")  # not the KL: the reference's is 0 by definition, so any interval excludes it
+_DIGITS = {"kl": 2, "length": 1}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,21 @@ class SummaryRow:
     change: str  # from prompt to prompt, and whether it may be none; empty for what is not compared
 
 
+def called(measure: str) -> str:
+    """A measure as tables and figures call it."""
+    return _NAMES.get(measure, measure.replace("_", " "))
+
+
+def digits_of(measure: str) -> int:
+    """Decimals that it is shown with."""
+    return _DIGITS.get(measure, 3)
+
+
+def measures_of(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The measures that any of the evaluations has; those of the last, which may have more, in its order first."""
+    return list(dict.fromkeys(name for each in reversed(evaluations) for name in each.measures))
+
+
 def reference_and_policy(evaluations: Sequence[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
     """The evaluation of step 0 and the last one after it; None for the one that is missing."""
     before = next((evaluation for evaluation in evaluations if evaluation.step == 0), None)
@@ -40,41 +56,22 @@ def reference_and_policy(evaluations: Sequence[Evaluation]) -> tuple[Evaluation 
 def kl_name(evaluations: Sequence[Evaluation]) -> str:
     """What the summed KLs are: the sequence KL where all samples come from π, else no more than what they are."""
     exact = all(evaluation.sequence_kl for evaluation in evaluations)
-    return "sequence KL (nats)" if exact else "summed token KL (nats)"
+    return "sequence KL (nats)" if exact else called("kl")
 
 
 def summary_rows(evaluations: Sequence[Evaluation]) -> list[SummaryRow]:
-    """Reward, KL, length, completions that were cut, pair accuracy and how alike the samples are, in this order."""
+    """A row for each measure of the reference and of the last policy."""
     before, after = reference_and_policy(evaluations)
-    names = NAMES | {"summed_kl": kl_name(evaluations)}
-    measured = [
+    ends = [each for each in (before, after) if each]
+    return [
         SummaryRow(
-            name=names[quantity],
-            before=format_interval(_interval(before, quantity), digits),
-            after=format_interval(_interval(after, quantity), digits),
-            change=_change(before, after, quantity) if before and after and quantity in COMPARED else "",
+            name=kl_name(evaluations) if measure == "kl" else called(measure),
+            before=_shown(before, measure),
+            after=_shown(after, measure),
+            change=_change(before, after, measure) if before and after else "",
         )
-        for quantity, digits in DIGITS.items()
+        for measure in measures_of(ends)
     ]
-    return [*measured, *_likeness_rows(before, after)]
-
-
-def _likeness_rows(before: Evaluation | None, after: Evaluation | None) -> list[SummaryRow]:
-    """Of all samples of a model together: a policy that has collapsed repeats itself."""
-    measures = {"distinct-2": _distinct_2, "self-BLEU": _self_bleu}
-    return [SummaryRow(name, measure(before), measure(after), change="") for name, measure in measures.items()]
-
-
-def _distinct_2(evaluation: Evaluation | None) -> str:
-    return _number(distinct(_texts(evaluation), 2), 3) if evaluation else "not measured"
-
-
-def _self_bleu(evaluation: Evaluation | None) -> str:
-    return _number(fmean(self_bleu(_texts(evaluation))), 3) if evaluation else "not measured"
-
-
-def _texts(evaluation: Evaluation) -> list[str]:
-    return [sample.completion for sample in evaluation.samples]
 
 
 def reward_gain(evaluations: Sequence[Evaluation]) -> Interval | None:
@@ -83,12 +80,18 @@ def reward_gain(evaluations: Sequence[Evaluation]) -> Interval | None:
     return difference(before, after, "reward") if before and after else None
 
 
-def difference(before: Evaluation, after: Evaluation, quantity: str) -> Interval | None:
-    """Interval of the mean change of a quantity of the samples, prompt by prompt; None where the prompts differ."""
+def difference(before: Evaluation, after: Evaluation, measure: str) -> Interval | None:
+    """Interval of the mean change of a measure of the samples, prompt by prompt; None where the prompts differ."""
     prompts = [sample.prompt for sample in before.samples]
     if prompts != [sample.prompt for sample in after.samples]:
         return None
-    return paired_difference(_values(before.samples, quantity), _values(after.samples, quantity), prompts)
+    return paired_difference(before.column(measure), after.column(measure), prompts)
+
+
+def sample_line(sample: RatedSample) -> str:
+    """What is measured of one sample: `reward 0.312 · kl 1.2 · length 34`."""
+    parts = [f"{name.replace('_', ' ')} {round(value, 3):g}" for name, value in sample.numbers.items()]
+    return " · ".join([*parts, "cut at the token limit"] if sample.finish_reason == "length" else parts)
 
 
 def summary_table(evaluations: Sequence[Evaluation]) -> str:
@@ -109,9 +112,9 @@ def summary_table(evaluations: Sequence[Evaluation]) -> str:
 
 def basis(evaluation: Evaluation) -> str:
     """What the intervals of an evaluation rest on, in half a sentence."""
-    pairs = evaluation.pair_accuracy
+    pairs = evaluation.measures.get("pair_accuracy")
     held_out = f", {pairs.n} held-out pairs of {pairs.groups} prompts" if pairs else ""
-    reward = evaluation.reward
+    reward = evaluation.measures["reward"]
     return (
         f"95 % intervals over {reward.n} samples of {reward.groups} prompts{held_out}; {evaluation.made_from.decoding}"
     )
@@ -131,21 +134,20 @@ def format_change(change: Interval, digits: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _change(before: Evaluation, after: Evaluation, quantity: str) -> str:
-    change = difference(before, after, quantity)
+def _change(before: Evaluation, after: Evaluation, measure: str) -> str:
+    """Empty for what is no number of single samples, and for the KL: any interval of it excludes the reference's 0."""
+    of_both = set(before.samples[0].numbers) & set(after.samples[0].numbers)
+    if measure == "kl" or measure not in of_both:
+        return ""
+    change = difference(before, after, measure)
     if change is None:
         return "other prompts: not compared"
     certain = change.low > 0 or change.high < 0
-    return f"{format_change(change, DIGITS[quantity])}: {'not 0' if certain else 'may be 0'}"
+    return f"{format_change(change, digits_of(measure))}: {'not 0' if certain else 'may be 0'}"
 
 
-def _interval(evaluation: Evaluation | None, quantity: str) -> Interval | None:
-    interval: Interval | None = getattr(evaluation, quantity) if evaluation else None
-    return interval
-
-
-def _values(samples: Sequence[RatedSample], quantity: str) -> list[float]:
-    return [getattr(sample, quantity) for sample in samples]
+def _shown(evaluation: Evaluation | None, measure: str) -> str:
+    return format_interval(evaluation.measures.get(measure) if evaluation else None, digits_of(measure))
 
 
 def _number(value: float, digits: int) -> str:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,20 @@ from raydpo.data.order import split_microbatches
 from raydpo.data.pack import pack_rows
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
+from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenRow
+from raydpo.evaluate.origin import Origin
 from raydpo.evaluate.ranking import ranked_pairs
-from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, summarise, write_evaluation
+from raydpo.evaluate.records import (
+    Evaluation,
+    RankedPair,
+    RatedSample,
+    read_record,
+    summarise,
+    write_evaluation,
+)
+from raydpo.evaluate.stats import Interval
+from raydpo.evaluate.text import against_reference
 from raydpo.model.batch import Batch
 from raydpo.model.divergence import predict, summed_kl
 from raydpo.model.load import load_model
@@ -41,7 +53,7 @@ from raydpo.runtime.pools.rewards import rate_each
 from raydpo.runtime.pools.sampled import sample_table, sampled
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.track.say import say
-from raydpo.workspace.asked import EvaluationSettings, OriginsToday, origin_of
+from raydpo.workspace.asked import EvaluationSettings, origin_of, records_everywhere, reference_answers
 from raydpo.workspace.exports import exports_of_run
 from raydpo.workspace.layout import store_of
 from raydpo.workspace.objective import preference_objective
@@ -69,7 +81,7 @@ class Evaluator:
     @contextmanager
     def reference_beside(self) -> Iterator[None]:
         """Evaluate the reference while the block runs, unless that is done already; training never waits for it."""
-        if any(found.step == 0 for found in OriginsToday(self._settings).records().valid):
+        if all(any(each.step == 0 for each in found.valid) for found in records_everywhere(self._settings)):
             yield
             return
         pending = self.start(0, self._settings.layout.reference_model)
@@ -81,36 +93,94 @@ class Evaluator:
         with checkpoint.as_directory() as path:
             pointer = json.loads((Path(path) / "export.json").read_text())
         found = self.evaluate(pointer["step"], pointer["path"])
-        return {"evaluated_step": found.step, "reward": found.reward.mean}
+        return {"evaluated_step": found.step, **{name: each.mean for name, each in found.measures.items()}}
 
     def evaluate(self, step: int, model: str) -> Evaluation:
-        """Evaluate one model and write its record; step 0 is the reference itself."""
+        """Evaluate one model on each set of prompts at each temperature, but where a record answers already.
+
+        Step 0 is the reference itself. Returns the evaluation on the section's own prompts and at its own temperature.
+        """
+        asked = [(each, origin_of(each, model)) for each in self._settings.everywhere()]
+        lacking = [(each, made_from) for each, made_from in asked if not read_record(each.directory, step, made_from)]
+        if lacking:
+            self._make(step, model, lacking)
+        own, made_from = asked[0]
+        found = read_record(own.directory, step, made_from)
+        assert found
+        return found
+
+    def _make(self, step: int, model: str, lacking: Sequence[tuple[EvaluationSettings, Origin]]) -> None:
+        """Models are loaded once for all; what ranks pairs and the KLs take stands with the first record."""
         settings = self._settings
-        asked = self._asked
         timer = _Timer()
-        made_from = origin_of(settings, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date)
-        prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=settings.data.ignore)
         policy = _load(settings.model, model, granted_device())
-        drawing = Drawing(model, prompts, asked.decoding, 1, settings.seed)
-        with timer("sample"):
-            drawn = list(_drawn(settings, drawing, self._engines, policy))
-        with timer("reward"):
-            groups = [Group.of(row, p, [c]) for row, (p, c) in enumerate(zip(prompts, drawn, strict=True), start=1)]
-            rewards = rate_each(asked.reward, groups, settings.rewards)
-        with timer("score"):
-            pairs = _ranked(settings, step, policy)
+        sampled = [_sample(each, model, tokenizer, self._engines, policy) for each, _ in lacking]
+        pairs: list[RankedPair] = []
+        if not lacking[0][0].folder:
+            with timer("score"):
+                pairs = _ranked(settings, step, policy)
         del policy  # the KL has both models in float32, one at a time
+        rows = [row for each in sampled for row in each.rows]
         with timer("kl"):
-            kl = _summed_kl(settings, model, prompts, drawn) if step else np.zeros(len(prompts))
+            kl = _summed_kl(settings, model, rows) if step else np.zeros(len(rows))
+        values = iter(kl.tolist())
+        for (asked, made_from), drawn in zip(lacking, sampled, strict=True):
+            found = summarise(
+                step,
+                model,
+                drawn.rated([next(values) for _ in drawn.prompts]),
+                made_from=made_from,
+                seconds=drawn.seconds | timer.seconds,
+                pairs=pairs,
+                prompt_set=asked.prompt_set,
+            )
+            write_evaluation(found, asked.directory)
+            timer, pairs = _Timer(), []
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A completion of each of some prompts, its reward, and how long both took."""
+
+    prompts: Sequence[Prompt]
+    completions: Sequence[Completion]
+    answers: Sequence[str]  # that they are held against; may be none
+    rewards: Sequence[float]
+    seconds: dict[str, float]
+
+    @property
+    def rows(self) -> list[TokenRow]:
+        """What a model reads of them."""
+        return [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(self.prompts, self.completions, strict=True)]
+
+    def rated(self, kls: Sequence[float]) -> list[RatedSample]:
+        """With the KL of each, in nats."""
         samples = [
-            RatedSample(p.text, c.text, r, float(k), len(c.ids), c.finish_reason)
-            for p, c, r, k in zip(prompts, drawn, rewards, kl, strict=True)
+            RatedSample(p.text, c.text, c.finish_reason, {"reward": r, "kl": kl, "length": len(c.ids)})
+            for p, c, r, kl in zip(self.prompts, self.completions, self.rewards, kls, strict=True)
         ]
-        found = summarise(step, model, samples, made_from=made_from, seconds=timer.seconds, pairs=pairs)
-        write_evaluation(found, settings.layout.evaluations)
-        return found
+        if self.answers:
+            for sample, answer in zip(samples, self.answers, strict=True):
+                sample.numbers.update(against_reference(sample.completion, answer))
+        return samples
+
+
+def _sample(
+    settings: EvaluationSettings, model: str, tokenizer: RowTokenizer, engines: Samplers, policy: ScoringModel
+) -> _Sampled:
+    asked = settings.evaluate
+    assert asked
+    timer = _Timer()
+    prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=settings.data.ignore)
+    drawing = Drawing(model, prompts, asked.decoding, 1, settings.seed)
+    with timer("sample"):
+        drawn = list(_drawn(settings, drawing, engines, policy))
+    with timer("reward"):
+        groups = [Group.of(row, p, [c]) for row, (p, c) in enumerate(zip(prompts, drawn, strict=True), start=1)]
+        rewards = rate_each(asked.reward, groups, settings.rewards)
+    return _Sampled(prompts, drawn, reference_answers(settings), rewards, timer.seconds)
 
 
 def _drawn(
@@ -159,17 +229,14 @@ def _ranked(settings: EvaluationSettings, step: int, policy: ScoringModel) -> li
     return ranked_pairs(rows, scored, dataset.ref_logps, objective.compares)
 
 
-def _summed_kl(
-    settings: EvaluationSettings, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion]
-) -> np.ndarray:
-    """The KL to the reference, summed over the tokens of every sample, shape [prompts], in nats.
+def _summed_kl(settings: EvaluationSettings, model: str, rows: Sequence[TokenRow]) -> np.ndarray:
+    """The KL to the reference, summed over the tokens of every row's completion, shape [rows], in nats.
 
     Of the weights as model.dtype holds them, but computed in float32, see raydpo.model.divergence. One model at a time
     is in memory.
     """
     assert settings.evaluate
     device = granted_device()
-    rows = [TokenRow(b"", p.ids, (c.ids,)) for p, c in zip(prompts, drawn, strict=True)]
     lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
     bound = max(settings.evaluate.tokens_per_batch, int(lengths.max()))
     [members] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
@@ -208,31 +275,42 @@ def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
 def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[str, Any]:
     """Evaluate the reference and every export of the run's own without a record that answers what is asked now."""
     layout = settings.layout
-    asked = OriginsToday(settings)
-    found = asked.records()
-    if found.left_out:
-        say(found.notice())
-    done = {evaluation.step for evaluation in found.valid}
+    found = records_everywhere(settings)
+    for records in found:
+        if records.left_out:
+            say(records.notice())
+    done = set.intersection(*({evaluation.step for evaluation in records.valid} for records in found))
     exports = exports_of_run(layout.exports, settings.training)
     models = {0: layout.reference_model} | {step: str(path) for step, path in exports.items()}
     evaluator = Evaluator(settings, engines)
     for step in sorted(models.keys() - done):
         say(f"evaluating step {step}: {models[step]}")
         ray.get(evaluator.start(step, models[step]))
-    return summary(asked.records().valid)
+    own, *others = zip(settings.everywhere(), records_everywhere(settings), strict=True)
+    elsewhere = {each.folder: summary(records.valid) for each, records in others}
+    return summary(own[1].valid) | ({"elsewhere": elsewhere} if elsewhere else {})
 
 
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The reference's evaluation and the last one, for a job's result; null for what was not measured."""
     before, after = reference_and_policy(evaluations)
+    was = before.measures if before else {}
+    now = after.measures if after else {}
     kl = after and after.sequence_kl
-    accuracy = after and after.pair_accuracy
     return {
-        "reward_before": before and [before.reward.mean, before.reward.low, before.reward.high],
-        "reward_after": after and [after.reward.mean, after.reward.low, after.reward.high],
+        "reward_before": _bounds(was.get("reward")),
+        "reward_after": _bounds(now.get("reward")),
         "kl": kl and kl.mean,
-        "length_before": before and before.length.mean,
-        "length_after": after and after.length.mean,
-        "pair_accuracy": accuracy and accuracy.mean,
+        "length_before": _mean(was.get("length")),
+        "length_after": _mean(now.get("length")),
+        "pair_accuracy": _mean(now.get("pair_accuracy")),
         "step": after and after.step,
     }
+
+
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return [interval.mean, interval.low, interval.high] if interval else None
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return interval.mean if interval else None

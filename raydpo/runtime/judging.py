@@ -34,7 +34,7 @@ from raydpo.evaluate.judgements import (
     win_rate,
     write_judgements,
 )
-from raydpo.evaluate.records import Evaluation, read_records
+from raydpo.evaluate.records import Evaluation, folders_of, read_records
 from raydpo.evaluate.stats import Interval
 from raydpo.report.win_rates import judge_table
 from raydpo.reward.judge import Orders, Preference, Winner
@@ -89,42 +89,59 @@ def judge_samples(settings: JudgeSettings) -> dict[str, Any]:
 def _entries(settings: JudgeSettings) -> list[Entry]:
     """What is compared with what. UserError where that is nothing."""
     asked = settings.judge
-    records = OriginsToday(settings.evaluations).records()
-    if records.left_out:
-        say(records.notice())
-    found = records.valid
-    policies = [evaluation for evaluation in found if evaluation.step or asked.against != "reference"]
+    policies: list[Evaluation] = []
+    references: list[Evaluation] = []
+    for each in _judged_settings(settings):
+        records = OriginsToday(each).records()
+        if records.left_out:
+            say(records.notice())
+        found = [evaluation for evaluation in records.valid if evaluation.step or asked.against != "reference"]
+        policies += found[-1:] if asked.steps == "last" else found
+        references += [evaluation for evaluation in records.valid if evaluation.step == 0]
     if not policies:
         raise UserError("judge: there are no evaluations of the run's exports to compare; run `raydpo evaluate` first.")
-    if asked.steps == "last":
-        policies = [evaluation for evaluation in policies if evaluation.step == policies[-1].step]
     if asked.against == "chosen":
         return against_answers(policies, _answers(settings), asked.limit)
-    others, name = _others(asked.against, found)
+    others, name = (references, "reference") if asked.against == "reference" else _of_another_run(asked.against)
     if entries := against_samples(policies, others, name, asked.limit):
         return entries
     raise UserError(f"judge: {name} has no evaluation with the run's prompts and temperature; evaluate it on them.")
 
 
+def _judged_settings(settings: JudgeSettings) -> list[EvaluationSettings]:
+    """Those of the evaluations that the judges are asked about, the section's own first."""
+    evaluate = settings.evaluations.evaluate
+    assert evaluate
+    sets = {"", *settings.judge.sets}
+    temperatures = {evaluate.decoding.temperature, *settings.judge.temperatures}
+    return [
+        each
+        for each in settings.evaluations.everywhere()
+        if each.prompt_set in sets and each.evaluate and each.evaluate.decoding.temperature in temperatures
+    ]
+
+
 def _answers(settings: JudgeSettings) -> dict[str, list[str]]:
     """The preferred answers by set of prompts."""
-    asked = settings.evaluations.evaluate
-    assert asked
+    evaluate = settings.evaluations.evaluate
+    assert evaluate
     column = settings.judge.column
     ignore = settings.evaluations.data.ignore
-    return {"": read_answers(asked.prompts, asked.column, column, limit=asked.limit, ignore=ignore)}
+    asked = {name: evaluate.all_sets[name] for name in ("", *settings.judge.sets)}
+    return {
+        name: read_answers(each.prompts, each.column, column, limit=each.limit, ignore=ignore)
+        for name, each in asked.items()
+    }
 
 
-def _others(against: str, found: Sequence[Evaluation]) -> tuple[list[Evaluation], str]:
-    """The evaluations to compare with, and what to call them."""
-    if against == "reference":
-        return [evaluation for evaluation in found if evaluation.step == 0], against
+def _of_another_run(directory: str) -> tuple[list[Evaluation], str]:
+    """Its last evaluation on each set of prompts at each temperature, and what to call them."""
     # The other run's file may be anywhere, so its records are taken as they are.
-    theirs = read_records(Path(against) / "evaluations", lambda step: {}).valid
-    if not theirs:
-        raise UserError(f"judge.against: {against} holds no evaluations; give the output_dir of a run that has some.")
-    last = theirs[-1].step
-    return [evaluation for evaluation in theirs if evaluation.step == last], f"{against} step {last}"
+    folders = folders_of(Path(directory) / "evaluations")
+    last = [found[-1] for folder in folders if (found := read_records(folder, lambda step: {}).valid)]
+    if not last:
+        raise UserError(f"judge.against: {directory} holds no evaluations; give the output_dir of a run that has some.")
+    return last, f"{directory} step {last[0].step}"
 
 
 def _hear(
@@ -211,8 +228,17 @@ def _among_people(pairs: Sequence[LabelledPair]) -> list[Between]:
 
 
 def _result(judgements: Judgements) -> dict[str, Any]:
-    """For the job's status line: the last contest of each judge, what it cost, and what lacks."""
-    last = {contest.judge: contest for contest in judgements.contests}
+    """For the job's status line: the last contest of each judge, what it cost, and what lacks.
+
+    `elsewhere` are the last win rates on other prompts and at other temperatures, where there are any.
+    """
+    contests = judgements.contests
+    own = _place(contests[0])
+    last = {contest.judge: contest for contest in contests if _place(contest) == own}
+    rates: dict[str, dict[str, list[float] | None]] = {}
+    for contest in contests:
+        if _place(contest) != own:
+            rates.setdefault(contest.judge, {})[_place(contest)] = _bounds(contest.found.rate)
     return {
         judge.name: {
             "step": last[judge.name].subject.step,
@@ -225,9 +251,15 @@ def _result(judgements: Judgements) -> dict[str, Any]:
             "requests": judge.requests,
             "tokens": judge.input_tokens + judge.output_tokens,
             "cost": judge.cost,
+            **({"elsewhere": rates[judge.name]} if judge.name in rates else {}),
         }
         for judge in judgements.judges
     }
+
+
+def _place(contest: Contest) -> str:
+    """Which prompts and temperature, as the folders of evaluations are called."""
+    return f"{contest.subject.prompt_set}@{contest.subject.temperature}"
 
 
 def _bounds(interval: Interval | None) -> list[float] | None:

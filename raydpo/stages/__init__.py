@@ -130,18 +130,24 @@ def report(run: RunFile) -> Result:
     """report.html and its figures, from what the other stages wrote."""
     from raydpo.evaluate.judgements import read_judgements
     from raydpo.report.diagnosis import in_short
+    from raydpo.report.elsewhere import table_by_set
     from raydpo.report.page import findings_of, write_report
     from raydpo.report.summary import summary_table
-    from raydpo.workspace.asked import OriginsToday
+    from raydpo.report.win_rates import as_text
+    from raydpo.workspace.asked import records_everywhere
 
     values = RunValues(run)
     root = values.layout.root
-    records = OriginsToday(values.evaluations()).records()
-    path = write_report(root, records, read_judgements(values.layout.judgements))
+    everywhere = records_everywhere(values.evaluations())
+    records, *elsewhere = everywhere
+    path = write_report(root, records, read_judgements(values.layout.judgements), elsewhere)
     findings = findings_of(root, records)
     say(summary_table(records.valid))
-    if records.left_out:
-        say(records.notice())
+    if elsewhere:
+        say(as_text(table_by_set([each.valid for each in everywhere], ["reward"])))
+    for each in everywhere:
+        if each.left_out:
+            say(each.notice())
     say(in_short(findings))
     say(f"report: {path}")
     return {"report": str(path), "findings": [finding.name for finding in findings]}

@@ -170,15 +170,16 @@ def _copy_reference(child: Child, children: Sequence[Child]) -> None:
     Held-out pairs are part of that, though the reference ranks none.
     """
     own = RunValues(child.run).layout.evaluations
-    if any(own.glob(OF_THE_REFERENCE)):
+    if any(own.rglob(OF_THE_REFERENCE)):
         return
     for sibling in children:
         there = RunValues(sibling.run).layout.evaluations
-        records = list(there.glob(OF_THE_REFERENCE))
+        records = list(there.rglob(OF_THE_REFERENCE))
         if records and _rows_of(sibling) == _rows_of(child):
-            own.mkdir(parents=True, exist_ok=True)
             for record in records:
-                shutil.copy2(record, own)
+                copy = own / record.relative_to(there)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(record, copy)
             return
 
 

@@ -68,7 +68,12 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
     if stage in ("evaluate", "train", "run") and run.evaluate:
         yield partial(check_reward, values.rewards(), run.evaluate.reward, start)
-        yield partial(check_rows, "evaluate.prompts", run.evaluate.prompts, prompt_fields(run.evaluate.column))
+        for name, prompts in run.evaluate.all_sets.items():
+            key = f"evaluate.sets.{name}.prompts" if name else "evaluate.prompts"
+            fields = prompt_fields(prompts.column)
+            if prompts.reference_column:
+                fields += (Field("completion", prompts.reference_column),)
+            yield partial(check_rows, key, prompts.prompts, fields)
     if stage in ("bestofn", "run") and run.best_of_n:
         asked = values.rated_for_best_of_n()
         for reward in {asked.reward, *(run.best_of_n.rewards or [])}:

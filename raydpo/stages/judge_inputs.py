@@ -21,8 +21,10 @@ def judge_checks(judge: Judge, evaluate: Evaluate | None, ignore: Sequence[str])
     """All that must hold of a judge section. Each raises UserError, and needs none of the others to have passed."""
     if judge.against == "chosen":
         assert evaluate  # the run file sees to it
-        fields = (Field("prompt", evaluate.column), Field("completion", judge.column))
-        yield lambda: check_files(expand_paths(evaluate.prompts), fields, ignore)
+        for name in ("", *judge.sets):
+            prompts = evaluate.all_sets[name]
+            fields = (Field("prompt", prompts.column), Field("completion", judge.column))
+            yield partial(_check_answers, prompts.prompts, fields, ignore)
     elif judge.against != "reference":
         yield partial(_check_run, judge.against)
     if judge.labels:
@@ -36,6 +38,10 @@ def judge_checks(judge: Judge, evaluate: Evaluate | None, ignore: Sequence[str])
             yield partial(remote_address, name, asked)
         if asked.serve:
             yield partial(_check_chat_model, name, asked)
+
+
+def _check_answers(patterns: Sequence[str], fields: Sequence[Field], ignore: Sequence[str]) -> None:
+    check_files(expand_paths(patterns), fields, ignore)
 
 
 def _check_run(directory: str) -> None:

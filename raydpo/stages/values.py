@@ -178,7 +178,7 @@ class RunValues:
         assert run.best_of_n
         assert run.evaluate
         own = run.best_of_n.model_dump(include={"prompts", "column", "limit"}, exclude_none=True)
-        return run.evaluate.model_copy(update=own)
+        return run.evaluate.model_copy(update={"sets": {}, "temperatures": [], **own})
 
     def sampled_by(self) -> list[Sample | Evaluate]:
         """The sections that the run's engines sample for."""

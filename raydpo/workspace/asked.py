@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.schema import Data, Evaluate, Model, Rating, Reference, Sampler, Train
-from raydpo.data.prompts import contents_hash
+from raydpo.config.schema import Data, Evaluate, Model, PromptSet, Rating, Reference, Sampler, Train
+from raydpo.data.answers import read_answers
+from raydpo.data.prompts import contents_hash, texts_hash
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
 from raydpo.evaluate.origin import VERSION, Origin
@@ -42,11 +43,44 @@ class EvaluationSettings:
     train: Train  # names the loss, by which held-out pairs are ranked
     evaluate: Evaluate | None
     rating: Rating
+    prompt_set: str = ""  # whose prompts `evaluate` has; empty for the section's own
+    folder: str = ""  # where records are below the others; empty for the section's own prompts and temperature
+
+    @property
+    def directory(self) -> Path:
+        """Of its records."""
+        return self.layout.evaluations / self.folder
+
+    @property
+    def where(self) -> str:
+        """Which prompts and temperature, in words."""
+        assert self.evaluate
+        return f"{self.prompt_set or 'own'} prompts at temperature {self.evaluate.decoding.temperature:g}"
+
+    def everywhere(self) -> list[EvaluationSettings]:
+        """The settings on each set of prompts at each temperature alone; on the section's own prompts and at its own
+        temperature first.
+        """
+        asked = self.evaluate
+        if asked is None:
+            return [self]
+        settings = [
+            replace(self, evaluate=_alone(asked, prompts, temperature), prompt_set=name, folder=f"{name}@{temperature}")
+            for name, prompts in asked.all_sets.items()
+            for temperature in asked.all_temperatures
+        ]
+        return [replace(settings[0], folder=""), *settings[1:]]
 
     @property
     def rewards(self) -> RewardSettings:
         """How its samples are rated."""
         return RewardSettings(self.layout, self.model, self.rating)
+
+
+def _alone(asked: Evaluate, prompts: PromptSet, temperature: float) -> Evaluate:
+    decoding = asked.decoding.model_copy(update={"temperature": temperature})
+    own = {name: getattr(prompts, name) for name in PromptSet.model_fields}
+    return asked.model_copy(update={**own, "decoding": decoding, "sets": {}, "temperatures": []})
 
 
 def origin_of(settings: EvaluationSettings, model: str) -> Origin:
@@ -57,6 +91,15 @@ def origin_of(settings: EvaluationSettings, model: str) -> Origin:
     return Origin(weights=weights_digest(model), training=training, **_said(settings), **digests)
 
 
+def reference_answers(settings: EvaluationSettings) -> list[str]:
+    """The reference answer to each of the prompts, in their order; none without evaluate.reference_column."""
+    asked = settings.evaluate
+    if asked is None or asked.reference_column is None:
+        return []
+    ignore = settings.data.ignore
+    return read_answers(asked.prompts, asked.column, asked.reference_column, limit=asked.limit, ignore=ignore)
+
+
 class OriginsToday:
     """The parts of an Origin as they would be today. May be sent to other processes.
 
@@ -65,6 +108,7 @@ class OriginsToday:
     """
 
     def __init__(self, settings: EvaluationSettings) -> None:
+        self._settings = settings
         self._layout = settings.layout
         self._parts = _said(settings) | _told(_digests(settings))
         self._training = _training(settings.training)
@@ -78,7 +122,13 @@ class OriginsToday:
 
     def records(self) -> Records:
         """The run's evaluations, those that do not answer what is asked apart."""
-        return read_records(self._layout.evaluations, self.of)
+        found = read_records(self._settings.directory, self.of)
+        return replace(found, where=self._settings.where) if self._settings.folder else found
+
+
+def records_everywhere(settings: EvaluationSettings) -> list[Records]:
+    """On each set of prompts at each temperature, in the order of `everywhere`."""
+    return [OriginsToday(each).records() for each in settings.everywhere()]
 
 
 def _said(settings: EvaluationSettings) -> dict[str, Any]:
@@ -99,6 +149,8 @@ def _said(settings: EvaluationSettings) -> dict[str, Any]:
             "scorer": asked.reward,
             "device": "cuda" if asked.gpus else "cpu",
         }
+        if asked.reference_column is None:
+            said["answers"] = None
     return said
 
 
@@ -111,6 +163,8 @@ def _training(settings: TrainingSettings) -> dict[str, str]:
 
 
 def _held_out(settings: EvaluationSettings) -> dict[str, Any]:
+    if settings.folder:
+        return {"held_out": None}  # pairs are ranked once, whatever prompts are sampled
     manifest = settings.layout.held_out_tokens / MANIFEST
     if manifest.exists():
         return {"held_out": TokenManifest.read(manifest).digest}
@@ -129,6 +183,8 @@ def _digests(settings: EvaluationSettings) -> dict[str, Callable[[], str]]:
         ignore = settings.data.ignore
         prompts = partial(contents_hash, asked.prompts, asked.column, limit=asked.limit, ignore=ignore)
         digests |= {"prompts": prompts, "scorer_source": partial(reward_source, settings.rewards, asked.reward)}
+        if asked.reference_column:
+            digests["answers"] = lambda: texts_hash(reference_answers(settings))
     return digests
 
 

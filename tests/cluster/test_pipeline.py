@@ -126,20 +126,20 @@ def test_reference_and_checkpoints_are_evaluated_and_only_the_policy_has_moved(w
     evaluations = evaluations_of(whole)
     assert [evaluation.step for evaluation in evaluations] == [0, 4, 8, 10]
     reference, *policies = evaluations
-    assert {sample.summed_kl for sample in reference.samples} == {0.0}
-    assert reference.pair_accuracy is None
+    assert set(reference.column("kl")) == {0.0}
+    assert "pair_accuracy" not in reference.measures
     for policy in policies:
-        assert any(sample.summed_kl != 0 for sample in policy.samples)
-        assert policy.pair_accuracy is not None
+        assert any(policy.column("kl"))
+        assert "pair_accuracy" in policy.measures
     for evaluation in evaluations:
         assert len(evaluation.samples) == 24
-        for interval in (evaluation.reward, evaluation.summed_kl, evaluation.length):
+        for interval in evaluation.measures.values():
             assert interval.low <= interval.mean <= interval.high
 
 
 def test_a_reward_is_what_the_scorer_of_the_run_file_says(whole: Run) -> None:
     for evaluation in evaluations_of(whole):
-        assert [sample.reward for sample in evaluation.samples] == [s.completion.count("e") for s in evaluation.samples]
+        assert evaluation.column("reward") == [s.completion.count("e") for s in evaluation.samples]
 
 
 def test_the_report_needs_nothing_but_itself(whole: Run) -> None:

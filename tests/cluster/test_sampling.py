@@ -14,10 +14,11 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.schema import BestOfN, Decoding, RunFile, Sampler
+from raydpo.config.schema import BestOfN, Decoding, PromptSet, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
+from raydpo.evaluate.text import against_reference
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.report.best_of_n import read_best_of_n
 from raydpo.reward.contract import Group
@@ -31,9 +32,9 @@ from raydpo.runtime.pools import rewards
 from raydpo.runtime.pools.rewards import rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.stages.values import RunValues
-from raydpo.workspace.asked import OriginsToday
+from raydpo.workspace.asked import OriginsToday, records_everywhere
 from tests.cluster.own_ray import own_ray
-from tests.cluster.runfiles import whole_run
+from tests.cluster.runfiles import whole_run, write_jsonl
 from tests.models import exact, exact_logps, make_row
 
 pytestmark = pytest.mark.cluster
@@ -234,8 +235,36 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     evaluate_exports(RunValues(other).evaluations(), OwnWeights())
     assert "step 0 (scorer, scorer_source)" in capsys.readouterr().out
     [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid
-    assert by_words.reward != by_letters.reward
+    assert by_words.measures["reward"] != by_letters.measures["reward"]
     assert by_words.samples[0].completion == by_letters.samples[0].completion
+
+
+def test_sets_and_temperatures_are_evaluated_with_what_the_own_prompts_were(inputs: Path, tmp_path: Path) -> None:
+    run = asked(inputs, tmp_path, "evaluate")
+    assert run.evaluate
+    evaluate_exports(RunValues(run).evaluations(), OwnWeights())
+    own = tmp_path / "evaluations" / "step-000000.json"
+    before = own.stat().st_mtime_ns
+    answered = [{"prompt": f"film {i}", "summary": f"It is film {i}."} for i in range(2)]
+    file = write_jsonl(tmp_path / "few.jsonl", answered)
+    sets = {"few": PromptSet(prompts=[str(file)], reference_column="summary")}
+    more = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"sets": sets, "temperatures": [0.5]})})
+    result = evaluate_exports(RunValues(more).evaluations(), OwnWeights())
+    assert own.stat().st_mtime_ns == before, "its own record is not made again"
+    assert [*result["elsewhere"]] == ["@0.5", "few@1.0", "few@0.5"]
+    found = [records.valid[0] for records in records_everywhere(RunValues(more).evaluations())]
+    assert [len(each.samples) for each in found] == [24, 24, 2, 2]
+    assert [each.prompt_set for each in found] == ["", "", "few", "few"]
+    assert [name for name in found[2].measures if name not in found[0].measures] == [
+        "rouge_1",
+        "rouge_2",
+        "rouge_l",
+        "exact_match",
+    ]
+    own_words = [
+        against_reference(s.completion, row["summary"]) for s, row in zip(found[2].samples, answered, strict=True)
+    ]
+    assert [each.numbers["rouge_1"] for each in found[2].samples] == [each["rouge_1"] for each in own_words]
 
 
 def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_rounding(
@@ -247,7 +276,7 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
     policy = tmp_path / "policy"
     shutil.copytree(run.model.path, policy)
     unmoved = Evaluator(RunValues(run).evaluations(), OwnWeights()).evaluate(5, str(policy))
-    assert {sample.summed_kl for sample in unmoved.samples} == {0.0}
+    assert set(unmoved.column("kl")) == {0.0}
     ref = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.bfloat16)
     moved = deepcopy(ref)
     with torch.no_grad():
@@ -261,4 +290,4 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
         for sample, prompt, [completion] in zip(found.samples, prompts, drawn, strict=True):
             row = make_row(prompt.ids, completion.ids)
             [p], [q] = exact_logps(exact(moved), row), exact_logps(exact(ref), row)
-            assert sample.summed_kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=0.01)
+            assert sample.numbers["kl"] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=0.01)

@@ -9,12 +9,12 @@ import pytest
 from raydpo.config.load import load_run_file
 from raydpo.errors import UserError
 from raydpo.evaluate.origin import Origin
-from raydpo.evaluate.records import RatedSample, summarise, write_evaluation
+from raydpo.evaluate.records import summarise, write_evaluation
 from raydpo.runtime.trainer.driver import checkpoint_retention
 from raydpo.stages.values import RunValues
 from raydpo.workspace.asked import OriginsToday
 from raydpo.workspace.identity import Identity, write_identity
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
@@ -77,7 +77,7 @@ def test_the_best_is_taken_from_the_records_that_answer_the_run_file(run_file: P
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 40, 45, 50}, "none is in yet"
     today, mine = vars(origin()) | OriginsToday(RunValues(run).evaluations()).of(0), IDENTITY.digest
     for step, reward, training in ((20, 0.5, mine), (40, 0.2, mine), (60, 0.9, "another run's")):
-        samples = [RatedSample(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
+        samples = [rated(str(sign), "c", reward + sign * 0.1, 0.1, 1, "stop") for sign in (-1, 1)]
         found = summarise(step, "model", samples, made_from=Origin(**today | {"training": training}), seconds={})
         write_evaluation(found, layout.evaluations)
     assert retention.kept({10, 20, 40, 45, 50}) == {20, 45, 50}

@@ -15,11 +15,11 @@ import pytest
 from raydpo.cli import main
 from raydpo.config.schema import Decoding
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, summarise, write_evaluation
 from raydpo.report.compare_page import comparison_text, write_comparison
 from raydpo.report.compared import read_runs
 from raydpo.report.comparison import differing_settings, why_unpaired
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +28,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 def evaluation(step: int, lift: float = 0.0, count: int = 32, **parts: Any) -> Evaluation:
     samples = [
-        RatedSample(f"prompt {i}", f" completion {i}", i / count + lift, float(step > 0), 5 + i % 3, "stop")
+        rated(f"prompt {i}", f" completion {i}", i / count + lift, float(step > 0), 5 + i % 3, "stop")
         for i in range(count)
     ]
     return summarise(step, "policy", samples, made_from=origin(**parts), seconds={})
@@ -80,7 +80,7 @@ def test_what_was_made_otherwise_is_not_paired_and_it_is_said(parts: dict[str, A
 def test_another_reward_leaves_lengths_comparable_and_another_reference_rewards() -> None:
     assert why_unpaired(evaluation(5), evaluation(5, scorer="vader"), "length") == ""
     assert why_unpaired(evaluation(5), evaluation(5, reference="s"), "reward") == ""
-    assert why_unpaired(evaluation(5), evaluation(5, reference="s"), "summed_kl") == "other reference"
+    assert why_unpaired(evaluation(5), evaluation(5, reference="s"), "kl") == "other reference"
 
 
 def test_fewer_prompts_under_the_same_digest_are_not_paired() -> None:
@@ -91,6 +91,19 @@ def test_the_best_evaluation_is_shown_where_it_is_not_the_last(tmp_path: Path) -
     better = [evaluation(3, lift=0.5), evaluation(5)]
     runs = read_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", evaluations=better)])
     assert "with the highest reward" in comparison_text(runs)
+
+
+def test_other_prompts_and_temperatures_have_tables_of_their_own(tmp_path: Path) -> None:
+    places = two(tmp_path, evaluation(5))
+    cool = {"decoding": Decoding(temperature=0.5)}
+    for name, lift in (("a", 0.0), ("b", 0.25)):
+        write_evaluation(evaluation(5, lift=lift, **cool), tmp_path / name / "evaluations" / "@0.5")
+        news = replace(evaluation(5, prompts=name), prompt_set="news")
+        write_evaluation(news, tmp_path / name / "evaluations" / "news@1.0")
+    text = comparison_text(read_runs(places))
+    assert "Last evaluations, own prompts at temperature 0.5" in text
+    assert "Last evaluations, news prompts at temperature 1" in text
+    assert re.search(r"b +reward +\+0\.250 \[\+0\.250, \+0\.250\] +not 0", text)
 
 
 def test_a_run_without_rewards_or_evaluations_is_compared_all_the_same(tmp_path: Path) -> None:

@@ -255,3 +255,29 @@ def test_an_elastic_group_that_cannot_work_is_refused(run_file: Path, overrides:
 def test_an_elastic_group_need_not_divide_the_batch(run_file: Path) -> None:
     run = load_run_file(run_file, ["train.workers.count=5", "train.workers.min_count=3", "train.global_batch_size=8"])
     assert run.train.workers.least == 3
+
+
+EVALUATED = [
+    "evaluate.prompts=[own.jsonl]",
+    "evaluate.sets={news: {prompts: [news.jsonl]}}",
+    "evaluate.temperatures=[0.25, 1.0]",
+    "judge.judges.a.reward=length",
+]
+
+
+def test_all_sets_and_temperatures_begin_with_the_sections_own_and_none_comes_twice(run_file: Path) -> None:
+    evaluate = load_run_file(run_file, EVALUATED).evaluate
+    assert evaluate
+    assert list(evaluate.all_sets) == ["", "news"]
+    assert evaluate.all_temperatures == [1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("judge.sets=[nwes]", "judge.sets names nwes, which evaluate.sets does not have; known are news"),
+        ("judge.temperatures=[0.5]", "judge.temperatures has 0.5, at which nothing is sampled"),
+    ],
+)
+def test_a_judge_is_asked_about_what_is_sampled(run_file: Path, override: str, said: str) -> None:
+    assert said in refusal(run_file, *EVALUATED, override)

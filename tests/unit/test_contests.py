@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from raydpo.config.schema import Decoding
 from raydpo.data.answers import LabelledPair, read_answers, read_labels
 from raydpo.errors import UserError
 from raydpo.evaluate.contests import against_answers, against_samples
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise
-from tests.evaluations import origin
+from raydpo.evaluate.records import Evaluation, summarise
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
 
 def evaluation(step: int, completions: dict[str, str] | list[tuple[str, str]], **parts: Any) -> Evaluation:
     pairs = completions.items() if isinstance(completions, dict) else completions
-    samples = [RatedSample(prompt, text, 0.0, 0.0, 1, "stop") for prompt, text in pairs]
+    samples = [rated(prompt, text, 0.0, 0.0, 1, "stop") for prompt, text in pairs]
     return summarise(step, "m", samples, made_from=origin(**parts), seconds={})
 
 
@@ -48,6 +49,14 @@ def test_samples_of_another_temperature_are_not_met() -> None:
     before = evaluation(0, {"p": "p0", "q": "q0"}, decoding=Decoding(temperature=0.5))
     after = evaluation(5, {"p": "p5", "q": "q5"})
     assert against_samples([after], [before], "reference", None) == []
+
+
+def test_samples_of_another_set_of_prompts_are_not_met() -> None:
+    before = replace(evaluation(0, {"p": "p0", "q": "q0"}), prompt_set="news")
+    after = evaluation(5, {"p": "p5", "q": "q5"})
+    assert against_samples([after], [before], "reference", None) == []
+    [entry] = against_samples([replace(after, prompt_set="news")], [before], "reference", None)
+    assert entry.subject.prompt_set == "news"
 
 
 def test_less_than_two_prompts_are_refused_and_a_limit_takes_the_first() -> None:
@@ -82,7 +91,7 @@ def test_answers_are_text_or_the_last_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl row 1 has no column 'summary'"):
         read_answers(file, "prompt", "summary", limit=2)
     ids = rows(tmp_path / "b.jsonl", {"prompt": "p", "chosen_ids": [1, 2], "chosen": "x", "completion_ids": [3]})
-    with pytest.raises(UserError, match="token ids, which no judge can read"):
+    with pytest.raises(UserError, match="token ids, which are no text to compare"):
         read_answers(ids, "prompt", "chosen", limit=None)
 
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.schema import Decoding
-from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, summarise
+from raydpo.evaluate.records import Evaluation, RankedPair, summarise
 from raydpo.report.course import Metrics
 from raydpo.report.diagnosis import Finding, diagnose, in_short
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
@@ -66,11 +66,11 @@ def evaluation(
     for number in range(prompts):
         tokens = max(2, round(rng.gauss(length, 6)))
         samples.append(
-            RatedSample(
+            rated(
                 prompt=f"prompt {number}",
                 completion="text",
                 reward=reward + reward_per_token * (tokens - 30) + rng.gauss(0, noise),
-                summed_kl=kl_per_token * tokens if step else 0.0,
+                kl=kl_per_token * tokens if step else 0.0,
                 length=tokens,
                 finish_reason="length" if number < cut * prompts else "stop",
             )
@@ -366,7 +366,7 @@ SAMPLES = st.lists(
 @st.composite
 def any_evaluation(draw: st.DrawFn, step: int) -> Evaluation:
     samples = [
-        RatedSample(f"prompt {i}", "", reward, kl if step else 0.0, length, reason)
+        rated(f"prompt {i}", "", reward, kl if step else 0.0, length, reason)
         for i, (reward, kl, length, reason) in enumerate(draw(SAMPLES))
     ]
     pairs = draw(st.lists(st.builds(RankedPair, st.integers(0, 3), st.booleans()), max_size=9))

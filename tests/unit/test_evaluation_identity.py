@@ -14,14 +14,15 @@ from raydpo import stages
 from raydpo.config.schema import RunFile
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest
 from raydpo.errors import UserError
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise, write_evaluation
+from raydpo.evaluate.records import Evaluation, read_record, summarise, write_evaluation
 from raydpo.reference.dataset import MANIFEST
 from raydpo.runtime.pools.sampling import check_sampling
 from raydpo.stages.inputs import check_inputs
 from raydpo.stages.values import RunValues
 from raydpo.train.mark import mark_export
-from raydpo.workspace.asked import OriginsToday, origin_of
+from raydpo.workspace.asked import OriginsToday, origin_of, records_everywhere
 from raydpo.workspace.identity import identity_now
+from tests.evaluations import rated
 from tests.models import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -61,7 +62,7 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
             shutil.copytree(run.model.path, model)
             if identity := identity_now(RunValues(run).training()):
                 mark_export(model, identity=identity.digest, step=step)
-        samples = [RatedSample(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
+        samples = [rated(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
         found: Evaluation = summarise(
             step, str(model), samples, made_from=origin_of(RunValues(run).evaluations(), str(model)), seconds={}
         )
@@ -70,6 +71,34 @@ def evaluated(tree: dict[str, Any], *steps: int) -> None:
 
 def left_out(tree: dict[str, Any]) -> dict[int, list[str]]:
     return OriginsToday(RunValues(RunFile.model_validate(tree)).evaluations()).records().left_out
+
+
+def test_every_set_at_every_temperature_has_records_of_its_own(tree: dict[str, Any], tmp_path: Path) -> None:
+    evaluated(tree, 0, 5)
+    news = tmp_path / "news.jsonl"
+    news.write_text('{"text": "a film"}\n{"text": "a story"}\n')
+    sets = {"news": {"prompts": [str(news)], "column": "text"}}
+    tree["evaluate"] |= {"sets": sets, "temperatures": [0.5, 1.0]}
+    asked = RunValues(RunFile.model_validate(tree)).evaluations()
+    everywhere = asked.everywhere()
+    assert [(each.prompt_set, each.folder) for each in everywhere] == [
+        ("", ""),
+        ("", "@0.5"),
+        ("news", "news@1.0"),
+        ("news", "news@0.5"),
+    ]
+    assert left_out(tree) == {}, "what was measured on the own prompts still counts"
+    for each in everywhere[1:]:
+        samples = [rated(prompt, "!", 1.0, 0.0, 1, "stop") for prompt in ("a film", "a story")]
+        made_from = origin_of(each, asked.layout.reference_model)
+        found = summarise(0, "m", samples, made_from=made_from, seconds={}, prompt_set=each.prompt_set)
+        write_evaluation(found, each.directory)
+        assert read_record(each.directory, 0, made_from) == found
+    assert [len(each.valid) for each in records_everywhere(asked)] == [2, 1, 1, 1]
+    news.write_text('{"text": "a film"}\n{"text": "another story"}\n')
+    found = records_everywhere(asked)
+    assert [each.left_out for each in found] == [{}, {}, {0: ["prompts"]}, {0: ["prompts"]}]
+    assert "left out (news prompts at temperature 0.5)" in found[-1].notice()
 
 
 def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -115,6 +144,25 @@ def test_prompts_that_changed_in_the_same_file_are_named(tree: dict[str, Any], t
     evaluated(tree, 0)
     write_prompts(tmp_path, "a film", "another story")
     assert left_out(tree) == {0: ["prompts"]}
+
+
+def test_reference_answers_that_came_or_changed_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    def answer(*texts: str) -> None:
+        rows = zip(("a film", "a story"), texts, strict=True)
+        lines = [json.dumps({"prompt": prompt, "summary": text}) + "\n" for prompt, text in rows]
+        (tmp_path / "prompts.jsonl").write_text("".join(lines))
+
+    answer("good", "bad")
+    evaluated(tree, 0)
+    tree["evaluate"]["reference_column"] = "summary"
+    assert left_out(tree) == {0: ["answers"]}
+    evaluated(tree, 0)
+    assert left_out(tree) == {}
+    answer("good", "worse")
+    assert left_out(tree) == {0: ["answers"]}
+    tree["evaluate"]["reference_column"] = "sumary"
+    with pytest.raises(UserError, match="has no column 'sumary'"):
+        check_inputs(RunFile.model_validate(tree), "evaluate")
 
 
 def test_weights_that_changed_in_the_same_directory_are_named(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -209,3 +257,7 @@ def test_a_single_prompt_is_refused_before_an_engine_starts(tree: dict[str, Any]
     tree["evaluate"]["limit"] = 1
     with pytest.raises(UserError, match=r"evaluate.prompts: 1 prompts, of which 1 differ, give no interval"):
         check_sampling(run.model.path, run.data, run.sampler, [None, RunFile.model_validate(tree).evaluate])
+    del tree["evaluate"]["limit"]
+    tree["evaluate"]["sets"] = {"few": {"prompts": tree["evaluate"]["prompts"], "limit": 1}}
+    with pytest.raises(UserError, match=r"evaluate.sets.few.prompts: 1 prompts, of which 1 differ, give no interval"):
+        check_sampling(run.model.path, run.data, run.sampler, [RunFile.model_validate(tree).evaluate])

@@ -15,12 +15,12 @@ from raydpo.config.frontier import load_frontier
 from raydpo.config.yaml12 import write_yaml
 from raydpo.errors import UserError
 from raydpo.evaluate.frontier import BestOf, Curves, Point, Run, envelope, mean_line, points_of, pooled
-from raydpo.evaluate.records import Evaluation, RatedSample, summarise
+from raydpo.evaluate.records import Evaluation, summarise
 from raydpo.evaluate.stats import Interval
 from raydpo.report.claims import against, claims, monotone
 from raydpo.report.frontier import write_frontier
 from raydpo.stages.frontier import _copy_reference, frontier, plan
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
@@ -248,7 +248,7 @@ def test_lines_of_seeds_are_averaged_as_far_as_all_of_them_reach() -> None:
 
 
 def evaluation(step: int) -> Evaluation:
-    samples = [RatedSample(f"prompt {i}", "text", i + step / 10, step / 5, 3, "stop") for i in range(8)]
+    samples = [rated(f"prompt {i}", "text", i + step / 10, step / 5, 3, "stop") for i in range(8)]
     return summarise(step, "model", samples, made_from=origin(), seconds={})
 
 

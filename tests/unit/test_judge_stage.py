@@ -93,6 +93,25 @@ def test_another_run_is_a_rival_with_its_last_step(judge: Judge, evaluated: Path
     assert (status["result"]["mine"]["against"], status["result"]["mine"]["win_rate"][0]) == (f"{other} step 4", 0.5)
 
 
+def test_other_prompts_and_temperatures_are_judged_where_the_section_names_them(judge: Judge, evaluated: Path) -> None:
+    news = evaluated.parent / "news.jsonl"
+    write_lines(news, [{"text": f"film {i}", "chosen": " is brief"} for i in range(N)])
+    sampled = [f"evaluate.sets={{news: {{prompts: [{news}], column: text}}}}", "evaluate.temperatures=[0.25, 0.5]"]
+    evaluate_in_words(evaluated, [f"film {i}" for i in range(N)], [0, 2, 4], sampled)
+    with endpoint(prefers_longer) as asked:
+        sampled.append(f"judge.judges.mine.base_url={asked.base_url}")
+        chosen = ["judge.against=chosen", "judge.steps=last"]
+        code, status, printed, _ = judge(*sampled, *chosen, "judge.sets=[news]", "judge.temperatures=[0.25]")
+        own = judge(*sampled, *chosen)[1]["result"]["mine"]
+    assert code == 0
+    found = status["result"]["mine"]
+    assert (found["step"], found["win_rate"][0]) == (4, 0.0), "the own prompts have longer answers"
+    rates = {place: rate[0] for place, rate in found["elsewhere"].items()}
+    assert rates == {"@0.25": 0.0, "news@1.0": 1.0, "news@0.25": 1.0}
+    assert "temperature" in printed
+    assert "elsewhere" not in own
+
+
 def test_judges_are_compared_with_each_other_and_with_people(judge: Judge, evaluated: Path) -> None:
     labels = evaluated.parent / "labels.jsonl"
     row = {"prompt": "film", "first": "long and good", "second": "brief"}

@@ -25,14 +25,14 @@ from raydpo.evaluate.records import (
     summarise,
     write_evaluation,
 )
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
 NUMBERS = st.floats(-1e6, 1e6)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SAMPLES = st.lists(
-    st.builds(RatedSample, TEXT, TEXT, NUMBERS, NUMBERS, st.integers(0, 4096), st.sampled_from(["stop", "length"])),
+    st.builds(rated, TEXT, TEXT, NUMBERS, NUMBERS, st.integers(0, 4096), st.sampled_from(["stop", "length"])),
     min_size=2,
     max_size=8,
     unique_by=lambda sample: sample.prompt,
@@ -47,7 +47,7 @@ ORIGINS = st.builds(
 
 
 def sample(reward: float = 0.5, kl: float = 0.0, prompt: str = "The film") -> RatedSample:
-    return RatedSample(prompt, " is good.", reward, kl, 4, "stop")
+    return rated(prompt, " is good.", reward, kl, 4, "stop")
 
 
 def evaluation(step: int, **parts: Any) -> Evaluation:
@@ -140,6 +140,7 @@ PARTS = {
     "date": datetime.date(2026, 11, 27),
     "held_out": "others",
     "training": "another",
+    "answers": "others",
 }
 
 
@@ -182,16 +183,16 @@ def test_nothing_left_out_is_nothing_to_say(tmp_path: Path) -> None:
 
 
 def test_the_reference_has_not_left_itself() -> None:
-    assert evaluation(0).summed_kl.mean == 0
+    assert evaluation(0).measures["kl"].mean == 0
     with pytest.raises(ValueError, match=r"step 0 is the reference and its KL is 0, but 'The film' has 0\.25"):
         summarise(0, "reference", [sample(kl=0.25), sample(prompt="b")], made_from=origin(), seconds={})
 
 
 def test_an_evaluation_without_pairs_has_no_pair_accuracy() -> None:
-    assert evaluation(1).pair_accuracy is None
+    assert "pair_accuracy" not in evaluation(1).measures
     pairs = [RankedPair("a", True), RankedPair("a", True), RankedPair("b", False), RankedPair("c", True)]
-    found = summarise(1, "policy", evaluation(1).samples, made_from=origin(), seconds={}, pairs=pairs).pair_accuracy
-    assert found is not None
+    measured = summarise(1, "policy", evaluation(1).samples, made_from=origin(), seconds={}, pairs=pairs).measures
+    found = measured["pair_accuracy"]
     assert (found.mean, found.n, found.groups) == (0.75, 4, 3)
 
 
@@ -208,18 +209,30 @@ def test_an_evaluation_without_pairs_has_no_pair_accuracy() -> None:
 )
 def test_only_samples_of_the_policy_itself_have_a_sequence_kl(decoding: Decoding, exact: bool) -> None:
     found = evaluation(1, decoding=decoding)
-    assert found.sequence_kl == (found.summed_kl if exact else None)
+    assert found.sequence_kl == (found.measures["kl"] if exact else None)
 
 
 def test_a_prompt_that_comes_twice_is_one_group() -> None:
     samples = [sample(0.1), sample(0.2), sample(0.3, prompt="The plot"), sample(0.6, prompt="The plot")]
     found = summarise(1, "policy", samples, made_from=origin(), seconds={})
-    assert (found.reward.n, found.reward.groups) == (4, 2)
+    assert {(each.n, each.groups) for each in found.measures.values()} == {(4, 2)}
+
+
+def test_whatever_samples_have_is_measured() -> None:
+    samples = [
+        replace(each, numbers=each.numbers | {"exact_match": float(i), "mine": i / 10})
+        for i, each in enumerate(evaluation(1).samples)
+    ]
+    found = summarise(1, "policy", samples, made_from=origin(), seconds={})
+    assert [*found.measures] == ["reward", "kl", "length", "exact_match", "mine", "cut", "distinct_2", "self_bleu"]
+    assert found.column("mine") == [0.0, 0.1]
+    assert (found.measures["mine"].mean, found.measures["exact_match"].mean) == (0.05, 0.5)
+    assert found.measures["exact_match"].low > 0, "a share stays within 0 and 1"
 
 
 def test_completions_that_max_tokens_cut_are_counted() -> None:
     samples = [replace(sample(prompt=str(i)), finish_reason="length" if i < 3 else "stop") for i in range(4)]
-    assert summarise(1, "policy", samples, made_from=origin(), seconds={}).cut.mean == 0.75
+    assert summarise(1, "policy", samples, made_from=origin(), seconds={}).measures["cut"].mean == 0.75
 
 
 @pytest.mark.parametrize("prompts", [[], ["a"], ["a", "a"]])

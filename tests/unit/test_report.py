@@ -28,13 +28,14 @@ from raydpo.evaluate.judgements import (
     unanswered_of,
     win_rate,
 )
-from raydpo.evaluate.records import Evaluation, RankedPair, RatedSample, Records, summarise
+from raydpo.evaluate.records import Evaluation, RankedPair, Records, summarise
 from raydpo.report import figures
+from raydpo.report.elsewhere import reward_by_temperature, table_by_set
 from raydpo.report.page import side_by_side, write_report
 from raydpo.report.summary import summary_rows, summary_table
 from raydpo.runtime.evaluation import summary
 from raydpo.stages import report
-from tests.evaluations import origin
+from tests.evaluations import origin, rated
 
 pytestmark = pytest.mark.unit
 
@@ -69,11 +70,11 @@ def evaluation(step: int, prompts: int = 64, **parts: Any) -> Evaluation:
     rng = random.Random(step)
     lift = 0.35 * (1 - math.exp(-step / 40))
     samples = [
-        RatedSample(
+        rated(
             prompt=f"The film number {i} is",
             completion=" " + " ".join(rng.choices(WORDS, k=rng.randint(6, 24))) + ".",
             reward=max(-1.0, min(1.0, rng.gauss(0.18 + lift, 0.45))),
-            summed_kl=abs(rng.gauss(6 * lift, 2)) if step else 0.0,
+            kl=abs(rng.gauss(6 * lift, 2)) if step else 0.0,
             length=int(rng.gauss(22 + 12 * lift, 6)),
             finish_reason=rng.choice(["stop", "length"]),
         )
@@ -171,7 +172,7 @@ def test_the_report_says_which_loss_was_minimised(tmp_path: Path, objective: dic
 def test_every_picture_is_also_a_png_file(tmp_path: Path) -> None:
     write_report(make_output(tmp_path), WHOLE)
     names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert names == {"training", "timings", "reward_kl", "frontier", "rewards", "lengths"}
+    assert names == {"training", "timings", "measures", "frontier", "rewards", "lengths"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "figures").iterdir())
 
 
@@ -280,13 +281,13 @@ def test_the_paired_difference_finds_what_overlapping_intervals_hide() -> None:
 
     def rewarded(step: int, by: float) -> Evaluation:
         shifted = [
-            replace(sample, reward=reward + by + rng.gauss(0, 0.1))
+            replace(sample, numbers=sample.numbers | {"reward": reward + by + rng.gauss(0, 0.1)})
             for sample, reward in zip(evaluation(0).samples, base, strict=True)
         ]
         return summarise(step, "policy", shifted, made_from=origin(), seconds={})
 
     before, after = rewarded(0, 0.0), rewarded(5, 0.15)
-    assert before.reward.high > after.reward.low, "the intervals overlap"
+    assert before.measures["reward"].high > after.measures["reward"].low, "the intervals overlap"
     assert summary_rows([before, after])[0].change.endswith("not 0")
 
 
@@ -321,12 +322,30 @@ def test_samples_that_are_not_the_policys_have_no_sequence_kl_and_no_frontier(tm
     html = write_report(tmp_path, sharpened).read_text(encoding="utf-8")
     assert "<td>summed token KL (nats)</td>" in html
     assert "<td>sequence KL" not in html
-    assert 'alt="Reward and summed token KL (nats) by step"' in html
     assert "not the policy" in html
     assert not (tmp_path / "figures" / "frontier.png").exists(), "an earlier report's"
-    assert figures.reward_and_kl(sharpened.valid).axes[1].get_ylabel() == "summed token KL (nats)"
-    assert figures.reward_and_kl(WHOLE.valid).axes[1].get_ylabel() == "sequence KL (nats)"
+    assert figures.measures_by_step(sharpened.valid).axes[1].get_title("left") == "Summed token KL (nats)"
+    assert figures.measures_by_step(WHOLE.valid).axes[1].get_title("left") == "Sequence KL (nats)"
     assert "sequence KL" not in summary_table(sharpened.valid)
+
+
+def test_sets_and_temperatures_stand_beside_each_other(tmp_path: Path) -> None:
+    cool = records(0, 101, decoding=Decoding(temperature=0.25))
+    news = Records([replace(each, prompt_set="news") for each in records(0).valid], {101: ["prompts"]}, "news")
+    html = write_report(make_output(tmp_path), WHOLE, elsewhere=[cool, news]).read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "temperatures.png").exists()
+    assert "evaluations left out (news)" in html
+    everywhere = [each.valid for each in (WHOLE, cool, news)]
+    rows = table_by_set(everywhere, ["reward"]).rows
+    assert [row[:3] for row in rows] == [["own", "1", "reward"], ["own", "0.25", "reward"], ["news", "1", "reward"]]
+    assert rows[2][4] == "not measured", "there is no policy"
+    figure = reward_by_temperature(everywhere)
+    assert figure
+    [axes] = figure.axes
+    policy = axes.containers[1].lines[0]
+    assert list(policy.get_xdata()) == [0.25, 1.0]
+    assert list(policy.get_ydata()) == [each[-1].measures["reward"].mean for each in (cool.valid, WHOLE.valid)]
+    assert reward_by_temperature(everywhere[::2]) is None, "no set has two temperatures"
 
 
 def test_the_report_says_what_the_figures_were_made_from(tmp_path: Path) -> None:
@@ -367,19 +386,19 @@ def test_the_report_shows_what_became_of_the_rows(tmp_path: Path) -> None:
 
 def test_a_jobs_result_calls_nothing_the_reference_that_is_not_and_nothing_a_kl_that_is_none() -> None:
     before, after = evaluation(0), evaluation(101)
-    assert after.pair_accuracy
+    was, now = before.measures, after.measures
     assert summary([before, after]) == {
-        "reward_before": [before.reward.mean, before.reward.low, before.reward.high],
-        "reward_after": [after.reward.mean, after.reward.low, after.reward.high],
-        "kl": after.summed_kl.mean,
-        "length_before": before.length.mean,
-        "length_after": after.length.mean,
-        "pair_accuracy": after.pair_accuracy.mean,
+        "reward_before": [was["reward"].mean, was["reward"].low, was["reward"].high],
+        "reward_after": [now["reward"].mean, now["reward"].low, now["reward"].high],
+        "kl": now["kl"].mean,
+        "length_before": was["length"].mean,
+        "length_after": now["length"].mean,
+        "pair_accuracy": now["pair_accuracy"].mean,
         "step": 101,
     }
     only_policies = summary([evaluation(50), evaluation(101, decoding=Decoding(top_p=0.9))])
     assert only_policies["reward_before"] is only_policies["length_before"] is only_policies["kl"] is None
-    assert only_policies["reward_after"][0] == after.reward.mean
+    assert only_policies["reward_after"][0] == now["reward"].mean
     assert {*summary([]).values()} == {None}
 
 

@@ -7,7 +7,7 @@ fields in validators. Units are in the names or the comments: lengths in tokens,
 from raydpo.config.schema.best_of_n import BestOfN
 from raydpo.config.schema.cluster import Cluster, Timeouts
 from raydpo.config.schema.data import Columns, Data, Format
-from raydpo.config.schema.evaluate import Evaluate
+from raydpo.config.schema.evaluate import Evaluate, PromptSet
 from raydpo.config.schema.judge import AskedJudge, Budget, Judge, Prices
 from raydpo.config.schema.model import Model
 from raydpo.config.schema.objective import ObjectiveSettings
@@ -35,6 +35,7 @@ __all__ = [
     "Optimizer",
     "Pool",
     "Prices",
+    "PromptSet",
     "Rating",
     "Reference",
     "Reward",

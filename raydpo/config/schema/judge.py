@@ -67,6 +67,8 @@ class Judge(Section):
     against: Literal["reference", "chosen"] | Location = "reference"  # or the output_dir of another run
     column: str = "chosen"  # of the files in evaluate.prompts: what against=chosen compares with
     steps: Literal["all", "last"] = "all"  # evaluations that are judged; the reference's too, unless it is the other
+    sets: list[str] = []  # of evaluate.sets, whose samples are judged beside those of the section's own prompts
+    temperatures: list[float] = []  # of evaluate.temperatures, the same beside decoding.temperature
     limit: PositiveInt | None = None  # prompts of each evaluation
     swap: bool = True  # ask about every two completions in both orders; false: in one of them, drawn by hash
     labels: list[Location] = []  # rows with prompt, first, second and a human's label: first, second or tie

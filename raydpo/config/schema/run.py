@@ -59,8 +59,21 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _judged_is_sampled(self) -> RunFile:
-        if self.judge and self.evaluate is None:
+        if self.judge is None:
+            return self
+        if self.evaluate is None:
             raise ValueError("judge compares the samples of evaluations; add an evaluate section")
+        for name in self.judge.sets:
+            if name not in self.evaluate.sets:
+                known = ", ".join(self.evaluate.sets) or "none"
+                raise ValueError(f"judge.sets names {name}, which evaluate.sets does not have; known are {known}")
+        for temperature in self.judge.temperatures:
+            if temperature not in self.evaluate.all_temperatures:
+                known = ", ".join(map(str, self.evaluate.all_temperatures))
+                raise ValueError(
+                    f"judge.temperatures has {temperature}, at which nothing is sampled; add it to "
+                    f"evaluate.temperatures, or take of {known}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -153,8 +153,10 @@ def check_sampling(
     for section in sections:
         if section is None:
             continue
-        prompts = read_prompts(section.prompts, section.column, tokenizer, limit=section.limit, ignore=data.ignore)
-        check_prompts(prompts, section.decoding, sampler)
-        if isinstance(section, Evaluate):
-            check_enough([prompt.text for prompt in prompts])
+        sets = section.all_sets if isinstance(section, Evaluate) else {"": section}
+        for name, asked in sets.items():
+            prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=data.ignore)
+            check_prompts(prompts, section.decoding, sampler)
+            if isinstance(section, Evaluate):
+                check_enough([prompt.text for prompt in prompts], f"evaluate.sets.{name}" if name else "evaluate")
     return tokenizer

@@ -218,8 +218,7 @@ def checkpoint_retention(train: Train, evaluations: EvaluationSettings) -> Reten
 
 def _scores(asked: OriginsToday, metric: str) -> dict[int, float]:
     """The figure of each step that has been evaluated; records of another run's steps are not valid."""
-    intervals = {found.step: getattr(found, metric) for found in asked.records().valid}
-    return {step: interval.mean for step, interval in intervals.items() if interval}
+    return {found.step: found.measures[metric].mean for found in asked.records().valid if metric in found.measures}
 
 
 def _fit(job: Job, plan: Plan, identity: Identity, validation: ValidationConfig | None) -> dict[str, Any]:
