@@ -36,6 +36,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m cluster.validate
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench

@@ -1,4 +1,4 @@
-# raydpo with CUDA builds of torch and vLLM, whose CUDA libraries come as Python packages. From the root of the checkout:
+# raydpo with the CUDA builds of torch and vLLM; the CUDA libraries come as Python packages. From the checkout's root:
 #   docker build -f cluster/docker/gpu.Dockerfile -t raydpo:gpu .
 # The host has the driver and NVIDIA's container runtime.
 FROM python:3.11-slim-bookworm

@@ -32,7 +32,7 @@ python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token"
 unset RAY_ADDRESS
 
-# A list, because what comes last wins: Ray would otherwise count the whole node's CPUs.
+# Without the number Ray would count the CPUs of the whole node.
 python -m raydpo "$@" cluster.num_cpus="$SLURM_CPUS_PER_TASK" &
 driver=$!
 
