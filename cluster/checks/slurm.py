@@ -104,9 +104,7 @@ def _several_node_problems(text: str, lines: list[str]) -> Iterator[str]:
         yield "#SBATCH: --ntasks-per-node=1 and --exclusive: one Ray a node, since `ray stop` ends all that are there"
     if not given.get("nodes", "").isdigit() or int(given["nodes"]) < 2:
         yield "#SBATCH --nodes: two or more; single_node.sh is for one"
-    start = re.search(
-        r"^srun\b.*?--kill-on-bad-exit=1.*?\bray symmetric-run (.*?) \\?\n?\s*-- (.+?)&$", text, re.M | re.S
-    )
+    start = _SYMMETRIC_RUN.search(text)
     if start is None:
         yield "`srun --kill-on-bad-exit=1 ray symmetric-run … -- COMMAND &` is missing"
         return
