@@ -38,6 +38,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m cluster.validate
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench
