@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.child import Answer
 from benchmarks.measure import BUSY, device_seconds
 
 DEFAULTS, BEST, ENGINE, SYSTEM = "TRL, defaults", "TRL, best settings", "raydpo, engine alone", "raydpo train"
+REWARD = "raydpo reward"
 PASSES = {DEFAULTS: 5, BEST: 3}  # forward, backward (two), recomputation under checkpointing, reference forward
+REWARD_PASSES = {DEFAULTS: 4, BEST: 3}  # there is no reference
 OUR_PASSES = 3
 TOLERANCE = 1e-5  # of the first loss, in float32
 
@@ -33,6 +35,7 @@ class Comparison:
     ceiling: float  # operations per second, of a matrix product in the same run
     answers: Mapping[str, Sequence[Answer]]
     first_losses: Mapping[str, float]
+    passes: Mapping[str, int] = field(default_factory=lambda: PASSES)  # of TRL's two
 
     def busy(self, name: str) -> float:
         """Median busy seconds of a step."""
@@ -51,7 +54,7 @@ class Comparison:
         """κ, ρ and π against one of TRL's two, from the batches that it really made."""
         padded = [answer.padded_tokens for answer in self.answers[peer]]
         pi = statistics.median(tokens / self.repeated_tokens for tokens in padded if tokens)
-        return PASSES[peer] / OUR_PASSES, self.repeated_tokens / self.tokens, pi
+        return self.passes[peer] / OUR_PASSES, self.repeated_tokens / self.tokens, pi
 
     def loss_gap(self) -> float:
         """Largest difference between the first losses of two contenders."""
@@ -69,7 +72,7 @@ class Comparison:
         summary = {
             name: {"busy": self.busy(name), "mfu": self.mfu(name), "peak": self.peak(name)} for name in self.answers
         }
-        return {**asdict(self), "summary": summary, "factors": {peer: self.factors(peer) for peer in PASSES}}
+        return {**asdict(self), "summary": summary, "factors": {peer: self.factors(peer) for peer in self.passes}}
 
     def markdown(self) -> str:
         """The table and the lines below it."""
@@ -81,7 +84,7 @@ class Comparison:
             "|---|---|---|---|---|---|---|---|---|",
             *(self._line(name) for name in self.answers),
             "",
-            *(self._limit(peer) for peer in PASSES),
+            *(self._limit(peer) for peer in self.passes),
         ]
         return "\n".join(lines)
 
@@ -97,5 +100,6 @@ class Comparison:
     def _limit(self, peer: str) -> str:
         kappa, rho, pi = self.factors(peer)
         product = kappa * rho * pi
-        shares = (f"{name} reaches {self.busy(peer) / self.busy(name) / product:.0%}" for name in (ENGINE, SYSTEM))
+        ours = [name for name in self.answers if name not in self.passes]
+        shares = (f"{name} reaches {self.busy(peer) / self.busy(name) / product:.0%}" for name in ours)
         return f"- against {peer}: κ·ρ·π = {kappa:.2f} · {rho:.2f} · {pi:.2f} = {product:.2f}; {', '.join(shares)}"

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raydpo.model.load import DTYPES
+from raydpo.model.reward_model import pad_as, save_reward_model, start_reward_model
+from raydpo.model.tokenizer import load_tokenizer
 
 TEXT = Path(__file__).parents[1] / "LICENSE"  # English that is always here and does not change
 VOCAB_SIZE = 49152
@@ -52,6 +54,15 @@ def write_other_weights(model: Path, directory: Path, *, dtype: str) -> Path:
             weight.add_(torch.randn_like(weight) * 0.01 * weight.abs().mean())
     lm.save_pretrained(directory)
     AutoTokenizer.from_pretrained(model).save_pretrained(directory)
+    return directory
+
+
+def write_classifier(model: Path, directory: Path, *, dtype: str) -> Path:
+    """The reward model that raydpo starts from on a run's seed of 0, untrained, for others to start from too."""
+    classifier = start_reward_model(str(model), dtype=dtype, heads=1, seed=0)
+    tokenizer = pad_as(load_tokenizer(str(model)), classifier)
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    save_reward_model(classifier, tokenizer, directory, state, identity="benchmark", step=0)
     return directory
 
 

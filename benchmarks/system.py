@@ -1,4 +1,4 @@
-"""The whole of raydpo as a contender: `raydpo train` as a user runs it, through Ray Train and DeepSpeed."""
+"""The whole of raydpo as a contender: `raydpo train` or `reward` as a user runs it, by Ray Train and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -27,21 +27,24 @@ POLL_SECONDS = 2.0
 class System:
     """One worker with all threads; every request is a run of its own, from the prepared tokens to the export."""
 
-    def __init__(self, task: Task, *, zero_stage: int) -> None:
+    def __init__(self, task: Task, *, zero_stage: int, stage: Literal["train", "reward"] = "train") -> None:
+        self._stage = stage
         self._output = Path(task.scratch) / "run"
         self._run_file = Path(task.scratch) / "run.yaml"
         self._log = Path(task.scratch) / "log.txt"
         self._run_file.parent.mkdir(parents=True)
         self._run_file.write_text(json.dumps(self._settings(task, zero_stage)))  # JSON is YAML
         self._raydpo("prepare")
-        self._raydpo("precompute")
+        if stage == "train":
+            self._raydpo("precompute")
 
     def ask(self) -> Answer:
         """Train for a few steps over all pairs: the median step behind the first, and the loss of the first."""
-        for name in ("train", "exports"):
+        for name in (self._stage, "exports"):
             shutil.rmtree(self._output / name, ignore_errors=True)
-        peak = self._raydpo("train")
-        first, *steps = [json.loads(line) for line in (self._output / "train/metrics.jsonl").read_text().splitlines()]
+        peak = self._raydpo(self._stage)
+        metrics = self._output / self._stage / "metrics.jsonl"
+        first, *steps = [json.loads(line) for line in metrics.read_text().splitlines()]
         busy = "seconds" if DEVICE == "cuda" else "cpu_seconds"
         return Answer(
             busy=statistics.median(step[busy] for step in steps),
@@ -58,28 +61,28 @@ class System:
         longest = max(len(row.prompt_ids) + sum(map(len, row.completions)) for row in rows)
         threads = torch.get_num_threads()
         resources = {"cpus": threads, "gpus": 1 if DEVICE == "cuda" else 0}
+        training = {
+            "workers": resources,
+            "epochs": STEPS,
+            "global_batch_size": len(rows),
+            "tokens_per_microbatch": max(TOKENS_PER_MICROBATCH, longest),
+            "optimizer": {
+                "name": task.optimizer,
+                "lr": task.lr,
+                "max_grad_norm": task.max_grad_norm,
+                "warmup_steps": 0,
+            },
+            "zero": {"stage": zero_stage},
+            "max_failures": 0,
+        }
+        of_pairs = {"objective": {"beta": BETA}, "step0_tolerance": 1e9}  # the reference has other weights on purpose
         return {
             "name": "benchmark",
             "output_dir": str(self._output),
             "model": {"path": task.policy, "dtype": task.dtype},
             "data": {"train": [task.pairs]},
             "reference": {"model": task.reference, "pool": resources},
-            "train": {
-                "workers": resources,
-                "epochs": STEPS,
-                "global_batch_size": len(rows),
-                "tokens_per_microbatch": max(TOKENS_PER_MICROBATCH, longest),
-                "optimizer": {
-                    "name": task.optimizer,
-                    "lr": task.lr,
-                    "max_grad_norm": task.max_grad_norm,
-                    "warmup_steps": 0,
-                },
-                "objective": {"beta": BETA},
-                "zero": {"stage": zero_stage},
-                "max_failures": 0,
-                "step0_tolerance": 1e9,  # the reference has other weights on purpose
-            },
+            **({"train": training | of_pairs} if self._stage == "train" else {"reward": training}),
             "cluster": {"num_cpus": threads + 2},  # for scheduling: the readers beside the worker
         }
 

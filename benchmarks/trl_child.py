@@ -24,8 +24,8 @@ from raydpo.model.load import DTYPES
 NO_END = 10**6  # steps
 
 
-class Trainer(DPOTrainer):
-    """Takes token ids as they are, and remembers loss and padded tokens of the step's micro-batches."""
+class Remembering:
+    """Makes a trainer take token ids as they are, and remember loss and padded tokens of the step's micro-batches."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.losses: list[Tensor] = []
@@ -37,17 +37,21 @@ class Trainer(DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As in TRL."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]  # of the trainer mixed in
         self.losses.append(loss.detach())
         self.padded_tokens += inputs["input_ids"].numel()
         return loss
+
+
+class Trainer(Remembering, DPOTrainer):
+    """TRL's, with a memory."""
 
 
 class Pause(TrainerCallback):
     """Lets the loop run one step for every request."""
 
     def __init__(self, desk: Desk) -> None:
-        self.trainer: Trainer | None = None
+        self.trainer: Remembering | None = None
         self._desk = desk
 
     def on_train_begin(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
@@ -69,6 +73,28 @@ class Pause(TrainerCallback):
         self._watch = Stopwatch()
 
 
+def common_settings(task: Task, num_rows: int, *, best: bool) -> dict[str, Any]:
+    """What DPO and reward models share: a step is all rows; best sorts, switches checkpointing off, pads less."""
+    per_batch = min(SMALL_BATCH if best else TRAINER_BATCH, num_rows)
+    own = {"train_sampling_strategy": "sequential", "gradient_checkpointing": False}
+    return {
+        "output_dir": task.scratch,
+        "bf16": task.dtype == "bfloat16",
+        "use_cpu": DEVICE == "cpu",
+        "per_device_train_batch_size": per_batch,
+        "gradient_accumulation_steps": num_rows // per_batch,
+        "optim": {"rmsprop": "rmsprop", "adamw": "adamw_torch"}[task.optimizer],
+        "learning_rate": task.lr,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": task.max_grad_norm,
+        "max_steps": NO_END,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **(own if best else {}),
+    }
+
+
 def make_trainer(task: Task, pause: Pause, *, best: bool) -> Trainer:
     """One step of the trainer covers all pairs."""
     rows = read_pairs(task.pairs)
@@ -77,29 +103,8 @@ def make_trainer(task: Task, pause: Pause, *, best: bool) -> Trainer:
     columns = [
         {"prompt_ids": r.prompt_ids, "chosen_ids": r.completions[0], "rejected_ids": r.completions[1]} for r in rows
     ]
-    per_batch = min(SMALL_BATCH if best else TRAINER_BATCH, len(rows))
-    own: dict[str, Any] = {
-        "precompute_ref_log_probs": True,
-        "train_sampling_strategy": "sequential",
-        "gradient_checkpointing": False,
-    }
-    settings = DPOConfig(
-        output_dir=task.scratch,
-        beta=BETA,
-        bf16=task.dtype == "bfloat16",
-        use_cpu=DEVICE == "cpu",
-        per_device_train_batch_size=per_batch,
-        gradient_accumulation_steps=len(rows) // per_batch,
-        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[task.optimizer],
-        learning_rate=task.lr,
-        lr_scheduler_type="constant",
-        max_grad_norm=task.max_grad_norm,
-        max_steps=NO_END,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **(own if best else {}),
-    )
+    own = {"precompute_ref_log_probs": True} if best else {}
+    settings = DPOConfig(beta=BETA, **common_settings(task, len(rows), best=best), **own)
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(task.policy, dtype=DTYPES[task.dtype]),
         ref_model=AutoModelForCausalLM.from_pretrained(task.reference, dtype=DTYPES[task.dtype]),

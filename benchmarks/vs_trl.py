@@ -1,11 +1,14 @@
 """A DPO training step of TRL and of raydpo, interleaved in one run on the same pairs, weights and optimizer.
 
 Run: python -m benchmarks.vs_trl --model assets/smollm2 --shape mixed --dtype bfloat16
+     python -m benchmarks.vs_trl --model assets/smollm2 --shape mixed --reward          (a reward model's step)
 
 Four contenders take turns: TRL's DPOTrainer with its defaults; with its best settings (reference precomputed, sorted
 by length, small batches, no activation checkpointing); raydpo's engine alone; and `raydpo train`, through Ray Train
 and DeepSpeed. A step is forward, backward and optimizer over all pairs. Round 0 warms up; the rest is measured. In
 float32 the first losses of all four must agree.
+
+With --reward they are TRL's RewardTrainer with both settings and `raydpo reward`, from the same untrained head.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.child import Answer, Child, Task
-from benchmarks.comparison import BEST, DEFAULTS, ENGINE, SYSTEM, Comparison
+from benchmarks.comparison import BEST, DEFAULTS, ENGINE, PASSES, REWARD, REWARD_PASSES, SYSTEM, Comparison
 from benchmarks.measure import DEVICE, conditions
-from benchmarks.models import source_ids, write_other_weights, write_random_model
+from benchmarks.models import source_ids, write_classifier, write_other_weights, write_random_model
 from benchmarks.shapes import (
     SHAPES,
     SMALL_BATCH,
@@ -63,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--pairs", type=int, default=16, help=f"up to {SMALL_BATCH}, or a multiple of {TRAINER_BATCH}")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reward", action="store_true", help="a step of a reward model")
     parser.add_argument("--zero", type=int, choices=range(4), default=1, help="ZeRO stage of `raydpo train`")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number there")
     options = parser.parse_args()
@@ -97,21 +101,23 @@ def compare(shape: Shape, dtype: str, options: argparse.Namespace, scratch: Path
     rows = make_pairs(shape, options.pairs, source_ids(options.model))
     bounds = pack_rows(rows).bounds
     write_pairs(scratch / "pairs.jsonl", rows)
-    reference = write_other_weights(model, scratch / "reference", dtype=dtype)
-    task = Task(str(scratch / "pairs.jsonl"), str(model), str(reference), dtype, scratch=str(scratch))
+    other = write_classifier if options.reward else write_other_weights
+    second = other(model, scratch / "second", dtype=dtype)
+    task = Task(str(scratch / "pairs.jsonl"), str(model), str(second), dtype, scratch=str(scratch))
+    kind = AutoModelForSequenceClassification if options.reward else AutoModelForCausalLM
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        lm = kind.from_config(AutoConfig.from_pretrained(second))
     flops = 3 * (forward_flops(lm, bounds) or math.nan)
     ceilings = []
     with ExitStack() as stack:
-        contenders = _start(task, options.zero)
+        contenders = (_start_reward if options.reward else _start)(task, options.zero)
         for contender in contenders.values():
             stack.callback(contender.close)
         answers: dict[str, list[Answer]] = {name: [] for name in contenders}
         for turn in range(options.rounds + 1):
             ceilings.append(matmul_ceiling(DTYPES[dtype], DEVICE))
             for name, contender in contenders.items():
-                if turn == 0 and name == SYSTEM:
+                if turn == 0 and isinstance(contender, System):
                     continue  # each of its runs warms up by itself
                 answers[name].append(contender.ask())
                 print(f"round {turn}: {name} {answers[name][-1].busy:.1f} s", file=sys.stderr, flush=True)
@@ -125,19 +131,31 @@ def compare(shape: Shape, dtype: str, options: argparse.Namespace, scratch: Path
         ceiling=statistics.median(ceilings),
         answers={name: rounds[-options.rounds :] for name, rounds in answers.items()},
         first_losses={name: rounds[0].loss for name, rounds in answers.items()},
+        passes=REWARD_PASSES if options.reward else PASSES,
     )
 
 
 def _start(task: Task, zero_stage: int) -> dict[str, Contender]:
-    def own(name: str) -> Task:
-        return replace(task, scratch=str(Path(task.scratch) / name))
-
     return {
-        DEFAULTS: Child("trl_child", own("trl-default"), "default"),
-        BEST: Child("trl_child", own("trl-best"), "best"),
-        ENGINE: Child("engine_child", own("engine")),
-        SYSTEM: System(own("system"), zero_stage=zero_stage),
+        DEFAULTS: Child("trl_child", _own(task, "trl-default"), "default"),
+        BEST: Child("trl_child", _own(task, "trl-best"), "best"),
+        ENGINE: Child("engine_child", _own(task, "engine")),
+        SYSTEM: System(_own(task, "system"), zero_stage=zero_stage),
     }
+
+
+def _start_reward(task: Task, zero_stage: int) -> dict[str, Contender]:
+    """TRL starts from the classifier, which is where the reference's weights lie for DPO."""
+    of_trl = replace(task, policy=task.reference)
+    return {
+        DEFAULTS: Child("trl_reward_child", _own(of_trl, "trl-default"), "default"),
+        BEST: Child("trl_reward_child", _own(of_trl, "trl-best"), "best"),
+        REWARD: System(_own(task, "system"), zero_stage=zero_stage, stage="reward"),
+    }
+
+
+def _own(task: Task, name: str) -> Task:
+    return replace(task, scratch=str(Path(task.scratch) / name))
 
 
 def main() -> None:

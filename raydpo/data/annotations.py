@@ -1,4 +1,4 @@
-"""What a row says of its completions beside their text: labels, margins, ranks and scores, checked."""
+"""What a row says beside its texts: labels, margins, ranks and scores of its completions, its source; checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def flag(value: Any, place: str) -> bool:
     """A label. UserError for everything but true and false: what 0, 1 and "yes" mean differs from place to place."""
     if not isinstance(value, bool):
         raise UserError(f"{place} is {short(value)}; write true for a completion that is wanted, false for others.")
+    return value
+
+
+def name(value: Any, place: str) -> str:
+    """A source. UserError for everything but a text with letters in it."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place} is {short(value)}; write where the row comes from, or remove the row.")
     return value
 
 

@@ -8,6 +8,8 @@ chosen_ids, ...; they win over text). The forms of a row:
     unpaired   {"prompt", "completion", "label"}: a bool
     ranked     {"prompt", "completions", "ranks"}: a list of values, and as many ints; 0 is the best
     sft        {"prompt", "completion"}
+
+All but the last have "source" where the run file names its column: a str.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo.data.annotations import flag, number, numbers, ranks_of, whole_numbers
+from raydpo.data.annotations import flag, name, number, numbers, ranks_of, whole_numbers
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning, refuse_lost_columns
 from raydpo.data.messages import Value, check_completion, check_prompt_is_not_repeated, short, text_or_messages
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 Kind = Literal["sft", "pair", "unpaired", "ranked"]
 """What the rows of a data set are."""
 
-Holds = Literal["text", "texts", "flag", "number", "ranks", "scores"]
+Holds = Literal["text", "texts", "flag", "number", "ranks", "scores", "name"]
 Row = dict[str, Any]
 
 # A parquet file of a few hundred bytes can expand to gigabytes: read few rows at a time, and look at their size.
@@ -84,20 +86,32 @@ class Chunk:
 
 
 def pair_fields(
-    prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected", margin: str | None = None
+    prompt: str = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    margin: str | None = None,
+    source: str | None = None,
 ) -> tuple[Field, ...]:
     """The fields of a preference pair; arguments are column names."""
     fields = Field("prompt", prompt), Field("chosen", chosen), Field("rejected", rejected)
-    return (*fields, Field("margin", margin, holds="number")) if margin else fields
+    margins = (Field("margin", margin, holds="number"),) if margin else ()
+    return (*fields, *margins, *_source_field(source))
 
 
-def unpaired_fields(prompt: str = "prompt", completion: str = "completion", label: str = "label") -> tuple[Field, ...]:
+def unpaired_fields(
+    prompt: str = "prompt", completion: str = "completion", label: str = "label", source: str | None = None
+) -> tuple[Field, ...]:
     """The fields of a completion that is wanted or not; arguments are column names."""
-    return Field("prompt", prompt), Field("completion", completion), Field("label", label, holds="flag")
+    fields = Field("prompt", prompt), Field("completion", completion), Field("label", label, holds="flag")
+    return (*fields, *_source_field(source))
 
 
 def ranked_fields(
-    prompt: str = "prompt", completions: str = "completions", ranks: str = "ranks", scores: str = "scores"
+    prompt: str = "prompt",
+    completions: str = "completions",
+    ranks: str = "ranks",
+    scores: str = "scores",
+    source: str | None = None,
 ) -> tuple[Field, ...]:
     """The fields of several completions in order; arguments are column names. Of the last two, one is enough."""
     return (
@@ -105,7 +119,12 @@ def ranked_fields(
         Field("completions", completions, holds="texts"),
         Field("ranks", ranks, optional=True, holds="ranks"),
         Field("scores", scores, optional=True, holds="scores"),
+        *_source_field(source),
     )
+
+
+def _source_field(column: str | None) -> tuple[Field, ...]:
+    return (Field("source", column, holds="name"),) if column else ()
 
 
 def sft_fields(prompt: str = "prompt", completion: str = "completion") -> tuple[Field, ...]:
@@ -211,6 +230,7 @@ _READ: Mapping[Holds, Callable[[Field, dict[str, Any], str, Collection[str]], An
     "number": _annotation(number),
     "ranks": _annotation(whole_numbers),
     "scores": _annotation(numbers),
+    "name": _annotation(name),
 }
 
 

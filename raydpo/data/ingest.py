@@ -40,7 +40,7 @@ def tokenize_chunk(
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
         try:
-            outcome = tokenize(row)
+            outcome = tokenize(row).from_source(row.get("source"))
             _check_limits(outcome, limits)
         except UserError as error:
             raise UserError(f"{chunk.path} row {number}: {error}") from error

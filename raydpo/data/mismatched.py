@@ -35,9 +35,9 @@ def _with_one(row: TokenRow, other: TokenRow | None, max_length: int) -> TokenRo
     room = max_length - len(row.prompt_ids)
     completions = (*row.completions, other.completions[0][:room])
     columns = {name: [*values, _of_the_other(name, values)] for name, values in row.columns.items()}
-    return TokenRow(
+    return replace(
+        row,
         row_id=row_id(row.prompt_ids, completions),
-        prompt_ids=row.prompt_ids,
         completions=completions,
         columns={**columns, MISMATCHED: [False] * own + [True]},
     )

@@ -11,6 +11,8 @@ beside its tokens stands in columns of its own, with as many values as the row h
     label       bool     whether the completion is wanted
     margin      float32  how far apart two completions are: the better one's value minus the worse one's
     mismatched  bool     whether the completion belongs to another prompt, see raydpo.data.mismatched
+
+Rows that say where they come from have it in a column `source`, one text a row.
 """
 
 from __future__ import annotations
@@ -172,11 +174,15 @@ def _problem(directory: Path, shard: ShardInfo) -> str | None:
     return f"{path} is missing" if flaw.kind == "missing" else f"{path} differs from what was written"
 
 
-def schema(columns: Sequence[str] = ()) -> pa.Schema:
-    """Columns of a shard whose rows have these of COLUMNS: a value a row, and lists with a value a completion."""
+def schema(columns: Sequence[str] = (), *, source: bool = False) -> pa.Schema:
+    """Columns of a shard whose rows have these of COLUMNS: a value a row, and lists with a value a completion.
+
+    source: whether the rows say where they come from.
+    """
     ids = pa.list_(pa.int32())
     of_every_row = [("row_id", pa.binary(16)), ("prompt_ids", ids), ("completions", pa.list_(ids))]
-    return pa.schema([*of_every_row, *((name, pa.list_(COLUMNS[name])) for name in columns)])
+    of_completions = [(name, pa.list_(COLUMNS[name])) for name in columns]
+    return pa.schema([*of_every_row, *of_completions, *([("source", pa.string())] if source else [])])
 
 
 def to_table(rows: Sequence[TokenRow]) -> pa.Table:
@@ -188,7 +194,10 @@ def to_table(rows: Sequence[TokenRow]) -> pa.Table:
         "completions": [row.completions for row in rows],
     }
     values |= {name: [row.columns[name] for row in rows] for name in columns}
-    return pa.table(values, schema=schema(columns))
+    sources = [row.source for row in rows if row.source is not None]
+    if sources:
+        values["source"] = sources  # all rows of a data set have one, or none has
+    return pa.table(values, schema=schema(columns, source=bool(sources)))
 
 
 def columns_of(rows: Sequence[TokenRow]) -> list[str]:
@@ -204,7 +213,8 @@ def to_rows(table: pa.Table) -> list[TokenRow]:
 def to_row(values: Mapping[str, Any]) -> TokenRow:
     """A row from what stands in the columns of a shard, by name; there may be others beside them."""
     columns = {name: values[name] for name in COLUMNS if name in values}
-    return TokenRow(values["row_id"], values["prompt_ids"], tuple(values["completions"]), columns)
+    completions = tuple(values["completions"])
+    return TokenRow(values["row_id"], values["prompt_ids"], completions, columns, values.get("source"))
 
 
 def write_shard(table: pa.Table, path: Path) -> ShardInfo:

@@ -46,6 +46,7 @@ class TokenRow:
     prompt_ids: list[int]
     completions: tuple[list[int], ...]  # n >= 1
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name, n values: see raydpo.data.shards
+    source: str | None = None  # where the row comes from, if it says so; not in its name, and no loss looks at it
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Outcome:
     event: Event
     row: TokenRow | None = None
     merged: int = 0  # completions of a ranked row that repeat another one of it
+
+    def from_source(self, source: str | None) -> Outcome:
+        """The outcome with the source of its row; unchanged where there is no row."""
+        return self if self.row is None else replace(self, row=replace(self.row, source=source))
 
     def with_column(self, name: str, values: Sequence[Any]) -> Outcome:
         """The outcome with another column of its row, one value a completion; unchanged where there is no row."""

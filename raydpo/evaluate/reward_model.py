@@ -1,4 +1,4 @@
-"""What a reward model is worth on pairs that it was not trained on: accuracy, calibration, and rules by length.
+"""What a reward model is worth on pairs that it was not trained on: accuracy, by source too, calibration, length rules.
 
 Legend: C completions of all rows, P pairs, K heads.
 """
@@ -19,9 +19,10 @@ from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.stats import mean_interval, paired_difference, share_interval
 from raydpo.objective.contract import COLUMNS, RatedRows
 
-VERSION = 1  # raise it whenever a figure of `measure` gets another meaning
+VERSION = 2  # raise it whenever a figure of `measure` gets another meaning
 BINS = 10  # of equal width, for the confidences from 0.5 to 1
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RewardedPairs:
     worse: Floats  # [P, K]
     better_tokens: Floats  # [P]
     worse_tokens: Floats  # [P]
+    sources: Sequence[str]  # of each pair: where its row comes from
 
     @property
     def margins(self) -> Floats:
@@ -41,7 +43,7 @@ class RewardedPairs:
         return margins
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def right(self) -> Bools:
         """Whether the better completion has the higher reward, [P]; a tie is wrong."""
         return self.margins > 0
 
@@ -57,8 +59,8 @@ class Bin:
     accuracy: float | None  # how often that one is the better
 
 
-def rewarded_pairs(rows: Sequence[TokenRow], rewards: Tensor) -> RewardedPairs:
-    """All pairs of the rows, given the rewards of their completions by every head, [C, K]."""
+def rewarded_pairs(rows: Sequence[TokenRow], rewards: Tensor, sources: Sequence[str]) -> RewardedPairs:
+    """All pairs of the rows, given the rewards of their completions by every head, [C, K], and every row's source."""
     columns = {
         name: torch.tensor(list(chain.from_iterable(row.columns[name] for row in rows)), dtype=COLUMNS[name])
         for name in rows[0].columns
@@ -68,8 +70,15 @@ def rewarded_pairs(rows: Sequence[TokenRow], rewards: Tensor) -> RewardedPairs:
     lengths = torch.tensor([float(len(completion)) for row in rows for completion in row.completions])
     better, worse = (each.numpy() for each in rated.of_pairs(rated.rewards))
     better_tokens, worse_tokens = (each.double().numpy() for each in rated.of_pairs(lengths))
-    prompts = [tuple(rows[row].prompt_ids) for row in rated.pairs().row.tolist()]
-    return RewardedPairs(prompts, better, worse, better_tokens, worse_tokens)
+    row_of_pair = rated.pairs().row.tolist()
+    return RewardedPairs(
+        prompts=[tuple(rows[row].prompt_ids) for row in row_of_pair],
+        better=better,
+        worse=worse,
+        better_tokens=better_tokens,
+        worse_tokens=worse_tokens,
+        sources=[sources[row] for row in row_of_pair],
+    )
 
 
 def measure(pairs: RewardedPairs) -> dict[str, Any]:
@@ -99,12 +108,28 @@ def measure(pairs: RewardedPairs) -> dict[str, Any]:
         gain = paired_difference(better_rule.astype(float).tolist(), right.astype(float).tolist(), pairs.prompts)
         figures["accuracy_above_length"] = asdict(gain)
         figures["margin"] = asdict(mean_interval(pairs.margins.tolist(), pairs.prompts))
+    if len(set(pairs.sources)) > 1:
+        figures["by_source"] = by_source(pairs, right, better_rule)
     if pairs.better.shape[1] > 1:
         figures["disagreement"] = disagreement(pairs)
     return figures
 
 
-def reliability(margins: Floats, right: NDArray[np.bool_]) -> list[Bin]:
+def by_source(pairs: RewardedPairs, right: Bools, length_rule: Bools) -> dict[str, dict[str, Any]]:
+    """Of each source, sorted: its pairs, the accuracy, and that of a rule by length, the same one for all sources."""
+    found = {}
+    for source in sorted(set(pairs.sources)):
+        here = [place for place, each in enumerate(pairs.sources) if each == source]
+        prompts = [pairs.prompts[place] for place in here]
+        found[source] = {
+            "pairs": len(here),
+            "accuracy": asdict(share_interval(right[here].tolist(), prompts)),
+            "length_rule": asdict(share_interval(length_rule[here].tolist(), prompts)),
+        }
+    return found
+
+
+def reliability(margins: Floats, right: Bools) -> list[Bin]:
     """How sure the model was against how often it was right, in bins of confidence.
 
     By Bradley and Terry the completion with the higher reward is the better one with probability σ(|margin|).

@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from raydpo.evaluate.records import Evaluation
+from raydpo.evaluate.reward_model import Bin
 from raydpo.evaluate.stats import Interval
 from raydpo.report.best_of_n import BestOfNRecord
 from raydpo.report.summary import called, kl_name, measures_of
@@ -169,6 +170,27 @@ def best_of_n(record: BestOfNRecord, evaluations: Sequence[Evaluation]) -> Figur
         )
     axes.legend(frameon=False, fontsize=9)
     _dress(axes, "Best-of-N", x="KL to the reference (nats)", y=f"{record.true_reward} reward")
+    return figure
+
+
+def reliability(bins: Sequence[Bin]) -> Figure:
+    """How often a reward model is right, by the probability that it gives the completion that it prefers.
+
+    The area of a dot is the share of the pairs that it stands for; on the line sureness and accuracy are equal.
+    """
+    figure = Figure(figsize=(HALF, 3.7), layout="constrained")
+    axes = figure.subplots()
+    some = [
+        (each.confidence, each.accuracy, each.pairs) for each in bins if each.confidence and each.accuracy is not None
+    ]
+    x, y, pairs = zip(*some, strict=True)
+    axes.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=1, zorder=1)
+    axes.plot(x, y, color=BLUE, linewidth=1, zorder=2)
+    axes.scatter(x, y, s=[12 + 600 * each / sum(pairs) for each in pairs], color=BLUE, alpha=0.6, zorder=3)
+    axes.set_xlim(0.48, 1.02)
+    axes.set_ylim(bottom=min(0.48, min(y) - 0.04), top=1.04)
+    _in_percent(axes)
+    _dress(axes, "Sureness against accuracy", x="σ(|difference of rewards|)", y="pairs ranked right")
     return figure
 
 

@@ -13,6 +13,7 @@ from raydpo.config.load import load_run_file
 from raydpo.config.schema import RunFile
 from raydpo.errors import UserError
 from raydpo.report.best_of_n import BestOfNRecord, read_best_of_n
+from raydpo.report.reward_model import RewardEvaluation, read_reward_evaluation
 
 ALWAYS = ("step", "loss")
 WHERE_MEASURED = (  # a loss without a reward has none of them: then no step has
@@ -36,6 +37,7 @@ class RunOutput:
     stages: dict[str, float]  # seconds; empty where no stage has kept its own
     data_counts: dict[str, dict[str, int]]  # dataset -> what became of its rows; empty without token manifests
     best_of_n: BestOfNRecord | None  # None where its stage has not run
+    reward: RewardEvaluation | None  # None without a reward stage, or without held-out pairs
 
 
 def read_output(output_dir: Path) -> RunOutput:
@@ -47,6 +49,7 @@ def read_output(output_dir: Path) -> RunOutput:
         stages=_stages(output_dir / "timings.json"),
         data_counts=_data_counts(output_dir / "tokens"),
         best_of_n=read_best_of_n(output_dir / "best_of_n.json"),
+        reward=read_reward_evaluation(output_dir / "reward" / "evaluation.json"),
     )
 
 

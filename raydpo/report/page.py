@@ -19,6 +19,7 @@ from raydpo.report.diagnosis import Finding, diagnose
 from raydpo.report.elsewhere import Everywhere, reward_by_temperature, table_by_set
 from raydpo.report.inputs import RunOutput, read_output
 from raydpo.report.rendering import Picture, make_picture, render
+from raydpo.report.reward_model import reward_facts, reward_rows
 from raydpo.report.summary import (
     basis,
     digits_of,
@@ -34,7 +35,17 @@ from raydpo.storage.files import whole_file, write_text
 
 _NOTHING_JUDGED = Judgements()
 # All that a report may have.
-PICTURES = ("training", "timings", "measures", "frontier", "rewards", "lengths", "temperatures", "best_of_n")
+PICTURES = (
+    "training",
+    "timings",
+    "measures",
+    "frontier",
+    "rewards",
+    "lengths",
+    "temperatures",
+    "best_of_n",
+    "reliability",
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,12 @@ def _pictures(output: RunOutput, everywhere: Everywhere) -> Iterator[Picture]:
     if best := output.best_of_n:
         beside = [each for each in evaluations if draws_from_the_same(best, each)]
         yield make_picture("best_of_n", "Reward of the best of N against its KL", figures.best_of_n(best, beside))
+    if output.reward:
+        yield make_picture(
+            "reliability",
+            "How often the reward model is right by how sure it is",
+            figures.reliability(output.reward.bins),
+        )
 
 
 def _render(output: RunOutput, found: Sequence[Records], judged: Sequence[Table], pictures: dict[str, Picture]) -> str:
@@ -149,6 +166,9 @@ def _render(output: RunOutput, found: Sequence[Records], judged: Sequence[Table]
         best_of_n=output.best_of_n,
         best_of_n_rows=best_of_n_rows(output.best_of_n) if output.best_of_n else [],
         optimum=optimum_in_words(output.best_of_n) if output.best_of_n else "",
+        reward=output.reward,
+        reward_rows=reward_rows(output.reward) if output.reward else [],
+        reward_facts=reward_facts(output.reward) if output.reward else {},
         findings=_findings(output, evaluations),
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from raydpo.config.schema import Training
 from raydpo.data.shards import TokenManifest, read_shard, to_rows
+from raydpo.data.sources import row_sources
 from raydpo.evaluate.reward_model import VERSION, measure, rewarded_pairs
 from raydpo.model.rate import rate_rows
 from raydpo.model.reward_card import HeldOut, read_card
@@ -22,6 +23,7 @@ from raydpo.storage.files import write_json
 from raydpo.track.say import say
 from raydpo.workspace.identity import TrainingSettings
 from raydpo.workspace.layout import Layout
+from raydpo.workspace.provenance import INPUTS
 
 
 def evaluate_reward_model(settings: TrainingSettings, layout: Layout) -> dict[str, Any] | None:
@@ -80,4 +82,6 @@ def _measure(export: Path, tokens: Path, dtype: str, training: Training) -> dict
     model = load_reward_model(str(export), dtype=dtype, device=device)
     rows = [row for path in open_dataset(tokens).shards for row in to_rows(read_shard(Path(path)))]
     rewards = rate_rows(model, rows, tokens_per_microbatch=training.tokens_per_microbatch, device=device)
-    return measure(rewarded_pairs(rows, rewards))
+    manifest = TokenManifest.read(tokens / MANIFEST)
+    sources = row_sources(manifest.shards, rows, files=sorted(manifest.made_from[INPUTS]))
+    return measure(rewarded_pairs(rows, rewards, sources))

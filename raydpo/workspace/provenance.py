@@ -60,7 +60,7 @@ def token_source(settings: RowSettings, part: Literal["train", "held_out"]) -> T
     said = _said_of_all(data) | {
         "data.format": rows.name,
         "completions of other prompts": not apart and needs_others(settings.train),
-        "data.columns": data.columns.model_dump(),
+        "data.columns": _columns(data),
         "data.held_out_fraction": data.held_out_fraction,
     }
     return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
@@ -82,6 +82,12 @@ def _said_of_all(data: Data) -> dict[str, Any]:
         "data.date": data.date and data.date.isoformat(),
         "data.ignore": list(data.ignore),
     }
+
+
+def _columns(data: Data) -> dict[str, Any]:
+    """Tokens of an earlier raydpo know no source, and stay good for run files that name none."""
+    said = data.columns.model_dump()
+    return {key: name for key, name in said.items() if key != "source" or name is not None}
 
 
 def made_from(settings: TokenSource) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.balance import RANKS, equal_rows, planned, waiting
 from benchmarks.child import Answer, Child, Task
-from benchmarks.comparison import BEST, DEFAULTS, ENGINE, SYSTEM, TOLERANCE, Comparison
+from benchmarks.comparison import BEST, DEFAULTS, ENGINE, REWARD, REWARD_PASSES, SYSTEM, TOLERANCE, Comparison
 from benchmarks.groups import Contender, as_pairs
-from benchmarks.models import write_other_weights
+from benchmarks.held_out import table
+from benchmarks.models import write_classifier, write_other_weights
 from benchmarks.passes import Packed, Padded
 from benchmarks.shapes import (
     SHAPES,
@@ -28,9 +29,13 @@ from benchmarks.shapes import (
     repeated_tokens,
     write_pairs,
 )
+from raydpo.evaluate.reward_model import RewardedPairs
+from raydpo.model.rate import rate_rows
+from raydpo.model.reward_head import RewardModel
+from raydpo.model.reward_model import own_rewards, start_reward_model
 from raydpo.model.score import ScoringModel
 from tests.helpers import tiny_tokenizer
-from tests.models import VOCAB_SIZE, random_rows, tiny_llama
+from tests.models import VOCAB_SIZE, make_batch, random_rows, tiny_llama
 
 pytestmark = pytest.mark.unit
 
@@ -138,6 +143,42 @@ def test_the_limit_is_reached_when_both_use_the_machine_equally_well() -> None:
     assert comparison.factors(DEFAULTS) == pytest.approx((kappa, rho, pi))
     assert comparison.factors(BEST) == pytest.approx((1, rho, pi))
     assert comparison.markdown().count(f"{ENGINE} reaches 100%, {SYSTEM} reaches 50%") == 2
+
+
+def test_without_a_reference_trl_has_one_pass_less() -> None:
+    kappa, rho, pi = 4 / 3, 600 / 300, 1000 / 600
+    found = _comparison({DEFAULTS: kappa * rho * pi, BEST: rho * pi, REWARD: 1.0})
+    comparison = replace(found, passes=REWARD_PASSES)
+    assert comparison.factors(DEFAULTS) == pytest.approx((kappa, rho, pi))
+    assert comparison.markdown().count(f"{REWARD} reaches 100%") == 2
+
+
+def test_others_start_from_the_reward_model_that_a_run_starts_from(model: Path, tmp_path: Path) -> None:
+    rows = random_rows(4, seed=5)
+    start = write_classifier(model, tmp_path / "start", dtype="float32")
+    ours = RewardModel(start_reward_model(str(model), dtype="float32", heads=1, seed=0))
+    expected = rate_rows(ours, rows, tokens_per_microbatch=64)
+    torch.testing.assert_close(own_rewards(start, make_batch(rows), dtype="float32")[:, None], expected)
+
+
+def test_a_reward_is_above_the_first_one_by_the_pairs_that_it_alone_gets_right() -> None:
+    first = RewardedPairs(
+        prompts=range(4),
+        better=np.array([[1.0], [1.0], [0.0], [0.0]]),
+        worse=np.array([[0.0], [0.0], [1.0], [1.0]]),
+        better_tokens=np.array([1.0, 1.0, 2.0, 1.0]),
+        worse_tokens=np.array([2.0, 2.0, 1.0, 2.0]),
+        sources=["all"] * 4,
+    )
+    second = replace(first, better=np.ones((4, 1)), worse=np.zeros((4, 1)))
+    head, _, _, _, one, other = table({"a": first, "b": second}).splitlines()
+    assert head.startswith("4 pairs of 4 prompts; shorter wins: 0.750 [")
+    assert one.startswith("| a | 0.500 [")
+    assert other.split(" | ")[1:4] == [
+        "1.000 [0.283, 1.000]",
+        "0.250 [-0.546, 1.046]",
+        "0.500 [-0.419, 1.419]",
+    ]
 
 
 def test_mfu_is_one_at_the_ceiling() -> None:

@@ -15,6 +15,7 @@ from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
 
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 MINIMAL = "name: small\noutput_dir: runs/small\nmodel: {path: models/small}\ndata: {train: [pairs.jsonl]}\n"
 
 
@@ -23,6 +24,11 @@ def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("[!f]*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_are_run_files(path: Path) -> None:
+    assert load_run_file(path).name == path.stem.replace("_", "-")
 
 
 def refusal(path: Path, *overrides: str) -> str:

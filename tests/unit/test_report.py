@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raydpo.config.load import load_run_file
@@ -29,6 +30,7 @@ from raydpo.evaluate.judgements import (
     win_rate,
 )
 from raydpo.evaluate.records import Evaluation, RankedPair, Records, summarise
+from raydpo.evaluate.reward_model import VERSION, Bin, RewardedPairs, measure
 from raydpo.report import figures
 from raydpo.report.elsewhere import reward_by_temperature, table_by_set
 from raydpo.report.page import side_by_side, write_report
@@ -415,3 +417,48 @@ def test_what_judges_said_is_shown_of_the_weights_that_were_evaluated(tmp_path: 
     assert "<script>" not in page
     assert page.count("1.000 [") >= 1
     assert "Judges" not in write_report(output, WHOLE).read_text()
+
+
+def reward_record(output: Path, pairs: int = 60) -> Path:
+    rng = np.random.default_rng(0)
+    better = rng.normal(0.8, 1, size=(pairs, 2))
+    lengths = rng.integers(1, 9, size=(2, pairs)).astype(float)
+    sources = rng.choice(["news", "<b>chat</b>"], pairs).tolist()
+    rewarded = RewardedPairs(range(pairs), better, rng.normal(size=(pairs, 2)), *lengths, sources=sources)
+    path = output / "reward" / "evaluation.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"made_from": {"version": VERSION, "step": 120}, **measure(rewarded)}))
+    return path
+
+
+def test_the_report_shows_the_accuracy_of_the_reward_model_by_source_beside_the_rule_by_length(tmp_path: Path) -> None:
+    output = make_output(tmp_path)
+    found = json.loads(reward_record(output).read_text())
+    html = write_report(output, WHOLE).read_text(encoding="utf-8")
+    section = html.partition("<h2>Reward model</h2>")[2].partition("<h2>")[0]
+    assert (output / "figures" / "reliability.png").exists()
+    rule = max(("longer_wins", "shorter_wins"), key=lambda name: found[name]["mean"])
+    for share in (found["accuracy"], found[rule], *(of["accuracy"] for of in found["by_source"].values())):
+        assert f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" in section
+    assert f"<dd>{found['expected_calibration_error']:.3f}</dd>" in section
+    assert "<b>chat</b>" not in section
+
+
+def test_the_line_of_sureness_goes_through_the_bins_that_have_pairs(tmp_path: Path) -> None:
+    bins = [Bin(0.5, 0.75, 3, 0.6, 0.4), Bin(0.75, 0.9, 0, None, None), Bin(0.9, 1.0, 1, 0.95, 1.0)]
+    [axes] = figures.reliability(bins).axes
+    diagonal, line = axes.get_lines()
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(0.6, 0.4), (0.95, 1.0)]
+    assert axes.get_ylim()[0] < 0.4
+
+
+def test_a_reward_record_of_another_version_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    output = make_output(tmp_path)
+    path = reward_record(output)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "made_from": {"version": 0}}))
+    assert "Reward model" not in write_report(output, WHOLE).read_text(encoding="utf-8")
+    path.write_text(json.dumps({**record, "accuracy": "high"}))
+    with pytest.raises(UserError, match=r"evaluation\.json is not what the reward stage writes \(accuracy"):
+        write_report(output, WHOLE)

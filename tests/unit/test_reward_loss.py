@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -76,20 +78,44 @@ def test_accuracy_stands_beside_the_rule_by_length() -> None:
         worse=np.array([[0.0], [0.0], [0.0], [1.0]]),
         better_tokens=np.array([2.0, 2.0, 1.0, 1.0]),
         worse_tokens=np.array([1.0, 1.0, 2.0, 1.0]),
+        sources=["a", "a", "a", "b"],
     )
     found = measure(pairs)
     assert found["accuracy"]["mean"] == 0.75
     assert (found["longer_wins"]["mean"], found["shorter_wins"]["mean"]) == (0.5, 0.25)
     assert found["accuracy_above_length"]["mean"] == pytest.approx(0.25)
+    of = found["by_source"]
+    assert {source: (each["pairs"], each["accuracy"]["mean"]) for source, each in of.items()} == {
+        "a": (3, 1.0),
+        "b": (1, 0.0),
+    }
+    assert of["a"]["length_rule"]["mean"] == pytest.approx(2 / 3)
+    assert (of["b"]["accuracy"]["low"], of["b"]["accuracy"]["high"]) == (0, 1), "one prompt says nothing of others"
+    assert "by_source" not in measure(replace(pairs, sources=["a"] * 4))
+
+
+def test_accuracies_by_source_add_up_to_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    better, worse = rng.normal(size=(2, 60, 2))
+    lengths = rng.integers(1, 9, size=(2, 60)).astype(float)
+    pairs = RewardedPairs(range(60), better, worse, *lengths, sources=rng.choice(["x", "y", "z"], 60).tolist())
+    found = measure(pairs)
+    parts = found["by_source"].values()
+    assert sum(part["pairs"] for part in parts) == found["pairs"]
+    right = sum(part["pairs"] * part["accuracy"]["mean"] for part in parts)
+    assert right / found["pairs"] == pytest.approx(found["accuracy"]["mean"])
+    by_length = sum(part["pairs"] * part["length_rule"]["mean"] for part in parts) / found["pairs"]
+    assert by_length == pytest.approx(max(found["longer_wins"]["mean"], found["shorter_wins"]["mean"]))
 
 
 def test_pairs_are_those_of_the_rows() -> None:
     rows = random_rows(3, seed=0, completions=3)
     rewards = torch.arange(9.0)[:, None]
-    pairs = rewarded_pairs(rows, rewards)
+    pairs = rewarded_pairs(rows, rewards, ["a", "b", "c"])
     assert pairs.better.ravel().tolist() == [0, 0, 1, 3, 3, 4, 6, 6, 7]
     assert pairs.worse.ravel().tolist() == [1, 2, 2, 4, 5, 5, 7, 8, 8]
     assert len(set(pairs.prompts)) == 3
+    assert pairs.sources == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
 
 
 def test_rows_without_pairs_are_refused_with_the_remedy() -> None:

@@ -22,6 +22,7 @@ class Columns(Section):
     completions: str = "completions"
     ranks: str = "ranks"  # one whole number a completion, 1 is the best, equal ones are ties
     scores: str = "scores"  # or one number a completion, the higher the better
+    source: str | None = None  # of rows that say where they come from: the accuracy of a reward model is told by it
 
     def read_by(self, rows: str) -> list[str]:
         """Keys of the columns that rows of a format have, by data.format."""
@@ -29,9 +30,9 @@ class Columns(Section):
 
 
 _COLUMNS_OF = {
-    "pairs": ("chosen", "rejected", "margin"),
-    "unpaired": ("completion", "label"),
-    "ranked": ("completions", "ranks", "scores"),
+    "pairs": ("chosen", "rejected", "margin", "source"),
+    "unpaired": ("completion", "label", "source"),
+    "ranked": ("completions", "ranks", "scores", "source"),
 }
 Format = Literal["pairs", "unpaired", "ranked"]
 
