@@ -75,14 +75,17 @@ class System:
             "zero": {"stage": zero_stage},
             "max_failures": 0,
         }
-        of_pairs = {"objective": {"beta": BETA}, "step0_tolerance": 1e9}  # the reference has other weights on purpose
+        of_policies = {
+            "reference": {"model": task.reference, "pool": resources},
+            # The reference has other weights on purpose.
+            "train": training | {"objective": {"beta": BETA}, "step0_tolerance": 1e9},
+        }
         return {
             "name": "benchmark",
             "output_dir": str(self._output),
             "model": {"path": task.policy, "dtype": task.dtype},
             "data": {"train": [task.pairs]},
-            "reference": {"model": task.reference, "pool": resources},
-            **({"train": training | of_pairs} if self._stage == "train" else {"reward": training}),
+            **(of_policies if self._stage == "train" else {"reward": training}),
             "cluster": {"num_cpus": threads + 2},  # for scheduling: the readers beside the worker
         }
 

@@ -15,7 +15,9 @@ from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
 from raydpo.model.reward_card import read_card
 from raydpo.model.reward_model import load_reward_model, own_rewards
+from raydpo.model.tokenizer import load_tokenizer
 from raydpo.storage.files import whole_lines
+from tests.cluster.classify import vllm_rewards
 from tests.cluster.outputs import CLOCK
 from tests.cluster.processes import raydpo
 from tests.cluster.runfiles import small_run, write_run_file
@@ -37,9 +39,18 @@ def trained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_file(inputs: Path, directory: Path) -> Path:
     run = small_run(inputs, directory / "out")
-    run["data"] |= {"held_out_fraction": 0.25}
+    run["data"] |= {"held_out_fraction": 0.25, "train": [str(path) for path in two_files(inputs)]}
     run["reward"] = run["train"] | {"heads": HEADS, "max_steps": STEPS, "keep_last": STEPS, "zero": {"stage": 3}}
     return write_run_file(directory / "run.yaml", run)
+
+
+def two_files(inputs: Path) -> list[Path]:
+    """The pairs of the inputs, in two files."""
+    lines = (inputs / "pairs.jsonl").read_text().splitlines(keepends=True)
+    first, second = inputs / "first.jsonl", inputs / "second.jsonl"
+    first.write_text("".join(lines[::2]))
+    second.write_text("".join(lines[1::2]))
+    return [first, second]
 
 
 def recorded(output_dir: Path) -> list[dict[str, Any]]:
@@ -65,7 +76,7 @@ def test_every_step_is_recorded_with_the_figures_of_pairs_and_heads(trained: Pat
     assert not [name for step in steps for name in step if name.startswith("logps/")], "a reward model has no log-probs"
 
 
-def test_transformers_gives_the_accuracy_and_the_rewards_that_are_on_record(trained: Path) -> None:
+def test_transformers_gives_the_accuracy_and_the_rewards_that_are_on_record(inputs: Path, trained: Path) -> None:
     rows = held_out(trained)
     export = trained / "reward" / "export"
     rewards = own_rewards(export, make_batch(rows), dtype="float32")
@@ -75,11 +86,27 @@ def test_transformers_gives_the_accuracy_and_the_rewards_that_are_on_record(trai
     found = json.loads((trained / "reward" / "evaluation.json").read_text())
     assert found["pairs"] == len(rows) > 0
     assert found["accuracy"]["mean"] == pytest.approx(float((chosen > rejected).float().mean()))
+    of = found["by_source"]
+    prompts = {path.name: {json.loads(line)["prompt"] for line in path.open()} for path in two_files(inputs)}
+    tokenizer = load_tokenizer(str(export))
+    texts = [tokenizer.decode(row.prompt_ids, skip_special_tokens=True) for row in rows]
+    for name, own in prompts.items():
+        here = torch.tensor([text in own for text in texts])
+        assert of[name]["pairs"] == here.sum() > 0
+        assert of[name]["accuracy"]["mean"] == pytest.approx(float((chosen > rejected)[here].float().mean()))
     card = read_card(str(export))
     assert (card.heads, card.step) == (HEADS, STEPS)
     assert card.held_out is not None
     assert card.held_out.accuracy == found["accuracy"]["mean"]
     assert card.held_out.mean == pytest.approx(float(np.mean(rewards.numpy())), abs=1e-5)
+
+
+def test_vllm_classifies_with_the_rewards_of_transformers(trained: Path, tmp_path: Path) -> None:
+    rows = held_out(trained)
+    export = trained / "reward" / "export"
+    texts = [row.prompt_ids + completion for row in rows for completion in row.completions]
+    rewards = own_rewards(export, make_batch(rows), dtype="float32")
+    torch.testing.assert_close(torch.tensor(vllm_rewards(export, texts, tmp_path)), rewards, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_that_was_cut_off_goes_on_bitwise_as_an_undisturbed_one(
