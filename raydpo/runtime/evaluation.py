@@ -245,9 +245,10 @@ def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[st
         for step in sorted(models.keys() - done):
             say(f"evaluating step {step}: {models[step]}")
             evaluator.evaluate(step, models[step], scorers)
-    own, *others = zip(settings.everywhere(), records_everywhere(settings), strict=True)
-    elsewhere = {each.folder: summary(records.valid) for each, records in others}
-    return summary(own[1].valid) | ({"elsewhere": elsewhere} if elsewhere else {})
+    summaries = [summary(records.valid) for records in records_everywhere(settings)]
+    folders = [each.folder for each in settings.everywhere()]
+    elsewhere = dict(zip(folders[1:], summaries[1:], strict=True))
+    return summaries[0] | ({"elsewhere": elsewhere} if elsewhere else {})
 
 
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
