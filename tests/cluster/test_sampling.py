@@ -16,11 +16,10 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.schema import BestOfN, Decoding, Model, Pool, PromptSet, RunFile, Sampler
+from raydpo.config.schema import BestOfN, Decoding, Model, Pool, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
-from raydpo.evaluate.text import against_reference
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
@@ -37,9 +36,9 @@ from raydpo.runtime.pools.policies import PolicyScorer, PolicyScorers
 from raydpo.runtime.pools.rewards import rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.stages.values import RunValues
-from raydpo.workspace.asked import OriginsToday, records_everywhere
+from raydpo.workspace.asked import OriginsToday
 from tests.cluster.own_ray import own_ray
-from tests.cluster.runfiles import whole_run, write_jsonl
+from tests.cluster.runfiles import whole_run
 from tests.models import exact, exact_logps, make_row
 
 pytestmark = pytest.mark.cluster
@@ -266,34 +265,6 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     [by_words] = OriginsToday(RunValues(other).evaluations()).records().valid
     assert by_words.measures["reward"] != by_letters.measures["reward"]
     assert by_words.samples[0].completion == by_letters.samples[0].completion
-
-
-def test_sets_and_temperatures_are_evaluated_with_what_the_own_prompts_were(inputs: Path, tmp_path: Path) -> None:
-    run = asked(inputs, tmp_path, "evaluate")
-    assert run.evaluate
-    evaluate_exports(RunValues(run).evaluations(), OwnWeights())
-    own = tmp_path / "evaluations" / "step-000000.json"
-    before = own.stat().st_mtime_ns
-    answered = [{"prompt": f"film {i}", "summary": f"It is film {i}."} for i in range(2)]
-    file = write_jsonl(tmp_path / "few.jsonl", answered)
-    sets = {"few": PromptSet(prompts=[str(file)], reference_column="summary")}
-    more = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"sets": sets, "temperatures": [0.5]})})
-    result = evaluate_exports(RunValues(more).evaluations(), OwnWeights())
-    assert own.stat().st_mtime_ns == before, "its own record is not made again"
-    assert [*result["elsewhere"]] == ["@0.5", "few@1.0", "few@0.5"]
-    found = [records.valid[0] for records in records_everywhere(RunValues(more).evaluations())]
-    assert [len(each.samples) for each in found] == [24, 24, 2, 2]
-    assert [each.prompt_set for each in found] == ["", "", "few", "few"]
-    assert [name for name in found[2].measures if name not in found[0].measures] == [
-        "rouge_1",
-        "rouge_2",
-        "rouge_l",
-        "exact_match",
-    ]
-    own_words = [
-        against_reference(s.completion, row["summary"]) for s, row in zip(found[2].samples, answered, strict=True)
-    ]
-    assert [each.numbers["rouge_1"] for each in found[2].samples] == [each["rouge_1"] for each in own_words]
 
 
 def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_rounding(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from raydpo.config.schema import Model, Pool
+from raydpo.config.schema import Model
 from raydpo.model import load
 from raydpo.model.score import ScoringModel
 from raydpo.reference.scoring import score_rows
 from raydpo.runtime.pools import policies
-from raydpo.runtime.pools.policies import KlOf, LogpsOf, PolicyScorer, PolicyScorers
+from raydpo.runtime.pools.policies import PolicyScorers
+from tests.local_scorers import local_scorers
 from tests.models import exact, exact_logps, random_rows, tiny_llama
 
 pytestmark = pytest.mark.unit
@@ -27,23 +27,8 @@ ROWS = random_rows(7, seed=3, completions=1)
 BOUND = 48
 
 
-class Here:
-    """A pool of actors in this process, that are done in no order of their own."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.actors = [PolicyScorer(pool) for _ in range(pool.max_actors)]
-        for actor in self.actors:
-            actor.load()
-
-    def score(self, units: Sequence[LogpsOf | KlOf]) -> Iterator[tuple[int, Any]]:
-        for number, unit in reversed(list(enumerate(units))):
-            yield number, self.actors[number % len(self.actors)].score(unit)
-
-
 def scorers_of(actors: int, form: Model) -> PolicyScorers:
-    scorers = PolicyScorers(Pool(max_actors=actors), form, BOUND)
-    scorers._pool = Here(Pool(max_actors=actors))  # type: ignore[assignment]
-    return scorers
+    return local_scorers(actors, form, BOUND)
 
 
 @pytest.fixture
