@@ -25,7 +25,7 @@ def gpu_overrides() -> list[str]:
         "sampler.gpus=0.3",
         "sampler.gpu_memory_utilization=0.3",
         "reference.pool.gpus=0.2",
-        "evaluate.gpus=0.2",
+        "evaluate.pool.gpus=0.2",
     ]
 
 

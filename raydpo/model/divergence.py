@@ -5,12 +5,17 @@ Legend: C completions, M completion positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from raydpo.data.order import split_microbatches
+from raydpo.data.pack import pack_rows
+from raydpo.data.tokens import TokenRow
 from raydpo.model.batch import Batch
 from raydpo.model.head import CompletionHead
 from raydpo.model.score import ScoringModel, sequence_logps
@@ -51,6 +56,28 @@ def summed_kl(policy: Predictions, ref: Predictions, batches: Sequence[Batch]) -
         sequence_logps(torch.cat([_token_kl(policy.head, ref.head, *pair) for pair in _chunks(*states)]), batch)
         for *states, batch in zip(policy.states, ref.states, batches, strict=True)
     ]
+
+
+def kl_of_rows(
+    predictions: Callable[[Sequence[Batch]], tuple[Predictions, Predictions]],
+    rows: Sequence[TokenRow],
+    *,
+    tokens_per_microbatch: int,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    """The summed KL of every row, which has one completion, shape [rows], in nats.
+
+    predictions: of the policy and of the reference, over the same batches. They need not have both in memory at once.
+    """
+    lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
+    bound = max(tokens_per_microbatch, int(lengths.max()))
+    [members] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
+    batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=device) for some in members]
+    policy, ref = predictions(batches)
+    values = np.empty(len(rows))
+    for some, kl in zip(members, summed_kl(policy, ref, batches), strict=True):
+        values[some] = kl.cpu().numpy()
+    return values
 
 
 def _chunks(policy: Tensor, ref: Tensor) -> zip[tuple[Tensor, Tensor]]:

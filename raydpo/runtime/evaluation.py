@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import torch
 
-from raydpo.config.schema import Model
-from raydpo.data.order import split_microbatches
-from raydpo.data.pack import pack_rows
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokenizer import RowTokenizer
@@ -35,19 +31,13 @@ from raydpo.evaluate.records import (
 )
 from raydpo.evaluate.stats import Interval
 from raydpo.evaluate.text import against_reference
-from raydpo.model.batch import Batch
-from raydpo.model.divergence import predict, summed_kl
-from raydpo.model.load import load_model
-from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
 from raydpo.objective.contract import REF_LOGPS
 from raydpo.reference.dataset import MANIFEST, open_dataset
-from raydpo.reference.scoring import score_rows
 from raydpo.report.summary import reference_and_policy
 from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
-from raydpo.runtime.cluster.device import granted_device
-from raydpo.runtime.cluster.preflight import EVALUATION_CPUS
+from raydpo.runtime.pools.policies import PolicyScorers, policy_scorers
 from raydpo.runtime.pools.probing import confirm_sampler
 from raydpo.runtime.pools.rewards import rate_each
 from raydpo.runtime.pools.sampled import sample_table, sampled
@@ -69,14 +59,9 @@ class Evaluator:
         self._asked = settings.evaluate
         self._engines = engines
 
-    @property
-    def resources(self) -> dict[str, float]:
-        """What the task of one evaluation asks of Ray."""
-        return {"num_cpus": EVALUATION_CPUS, "num_gpus": self._asked.gpus}
-
-    def start(self, step: int, model: str) -> ray.ObjectRef:
-        """Evaluate in a task of its own; a failure shows only to whoever gets its result."""
-        return _evaluate.options(**self.resources).remote(self, step, model)
+    def scorers(self) -> AbstractContextManager[PolicyScorers]:
+        """The pool that scores for it, for the length of a block."""
+        return policy_scorers(self._asked.pool, self._settings.model, self._asked.tokens_per_batch)
 
     @contextmanager
     def reference_beside(self) -> Iterator[None]:
@@ -84,7 +69,7 @@ class Evaluator:
         if all(any(each.step == 0 for each in found.valid) for found in records_everywhere(self._settings)):
             yield
             return
-        pending = self.start(0, self._settings.layout.reference_model)
+        pending = _evaluate.remote(self, 0, self._settings.layout.reference_model)
         yield
         ray.wait([pending])
 
@@ -92,10 +77,11 @@ class Evaluator:
         """Ray Train's validation function: evaluate the export that a reported checkpoint points to."""
         with checkpoint.as_directory() as path:
             pointer = json.loads((Path(path) / "export.json").read_text())
-        found = self.evaluate(pointer["step"], pointer["path"])
+        with self.scorers() as scorers:
+            found = self.evaluate(pointer["step"], pointer["path"], scorers)
         return {"evaluated_step": found.step, **{name: each.mean for name, each in found.measures.items()}}
 
-    def evaluate(self, step: int, model: str) -> Evaluation:
+    def evaluate(self, step: int, model: str, scorers: PolicyScorers) -> Evaluation:
         """Evaluate one model on each set of prompts at each temperature, but where a record answers already.
 
         Step 0 is the reference itself. Returns the evaluation on the section's own prompts and at its own temperature.
@@ -103,28 +89,28 @@ class Evaluator:
         asked = [(each, origin_of(each, model)) for each in self._settings.everywhere()]
         lacking = [(each, made_from) for each, made_from in asked if not read_record(each.directory, step, made_from)]
         if lacking:
-            self._make(step, model, lacking)
+            self._make(step, model, lacking, scorers)
         own, made_from = asked[0]
         found = read_record(own.directory, step, made_from)
         assert found
         return found
 
-    def _make(self, step: int, model: str, lacking: Sequence[tuple[EvaluationSettings, Origin]]) -> None:
-        """Models are loaded once for all; what ranks pairs and the KLs take stands with the first record."""
+    def _make(
+        self, step: int, model: str, lacking: Sequence[tuple[EvaluationSettings, Origin]], scorers: PolicyScorers
+    ) -> None:
+        """All are scored together; the seconds that this takes stand with the first record."""
         settings = self._settings
         timer = _Timer()
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
         tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date)
-        policy = _load(settings.model, model, granted_device())
-        sampled = [_sample(each, model, tokenizer, self._engines, policy) for each, _ in lacking]
+        sampled = [_sample(each, model, tokenizer, self._engines, scorers) for each, _ in lacking]
         pairs: list[RankedPair] = []
         if not lacking[0][0].folder:
             with timer("score"):
-                pairs = _ranked(settings, step, policy)
-        del policy  # the KL has both models in float32, one at a time
+                pairs = _ranked(settings, step, model, scorers)
         rows = [row for each in sampled for row in each.rows]
         with timer("kl"):
-            kl = _summed_kl(settings, model, rows) if step else np.zeros(len(rows))
+            kl = scorers.kl(model, settings.layout.reference_model, rows) if step else np.zeros(len(rows))
         values = iter(kl.tolist())
         for (asked, made_from), drawn in zip(lacking, sampled, strict=True):
             found = summarise(
@@ -168,7 +154,7 @@ class _Sampled:
 
 
 def _sample(
-    settings: EvaluationSettings, model: str, tokenizer: RowTokenizer, engines: Samplers, policy: ScoringModel
+    settings: EvaluationSettings, model: str, tokenizer: RowTokenizer, engines: Samplers, scorers: PolicyScorers
 ) -> _Sampled:
     asked = settings.evaluate
     assert asked
@@ -176,7 +162,7 @@ def _sample(
     prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=settings.data.ignore)
     drawing = Drawing(model, prompts, asked.decoding, 1, settings.seed)
     with timer("sample"):
-        drawn = list(_drawn(settings, drawing, engines, policy))
+        drawn = list(_drawn(settings, drawing, engines, scorers))
     with timer("reward"):
         groups = [Group.of(row, p, [c]) for row, (p, c) in enumerate(zip(prompts, drawn, strict=True), start=1)]
         rewards = rate_each(asked.reward, groups, settings.rewards)
@@ -184,13 +170,12 @@ def _sample(
 
 
 def _drawn(
-    settings: EvaluationSettings, drawing: Drawing, engines: Samplers, policy: ScoringModel
+    settings: EvaluationSettings, drawing: Drawing, engines: Samplers, scorers: PolicyScorers
 ) -> Iterator[Completion]:
     """One completion of every prompt, as the table has them or else by the sampler.
 
     Raises UserError unless what the sampler draws comes from the policy's weights.
     """
-    assert settings.evaluate
     table = sample_table(
         settings.layout.completions,
         drawing,
@@ -198,20 +183,18 @@ def _drawn(
         dtype=settings.model.dtype,
         sampler=settings.sampler,
     )
-    bound = settings.evaluate.tokens_per_batch
-    confirm = partial(confirm_sampler, policy, drawing.model, tokens_per_microbatch=bound, dtype=settings.model.dtype)
+    score = partial(scorers.logps, drawing.model)
+    confirm = partial(confirm_sampler, score, drawing.model, dtype=settings.model.dtype)
     for call in sampled(engines, drawing, table, confirm):
         for [completion] in call:
             yield completion
 
 
-def _ranked(settings: EvaluationSettings, step: int, policy: ScoringModel) -> list[RankedPair]:
+def _ranked(settings: EvaluationSettings, step: int, model: str, scorers: PolicyScorers) -> list[RankedPair]:
     """The held-out pairs as the policy ranks them; none without any, or for the reference, whose rewards are all 0.
 
     Scored as training does, and ranked by what its objective compares.
     """
-    assert settings.evaluate
-    bound = settings.evaluate.tokens_per_batch
     layout = settings.layout
     directory = layout.held_out_tokens
     if step == 0 or not (directory / MANIFEST).exists():
@@ -225,33 +208,7 @@ def _ranked(settings: EvaluationSettings, step: int, policy: ScoringModel) -> li
     if REF_LOGPS in objective.needs:
         dataset = dataset.with_reference(store_of(layout, settings.model, settings.reference.pool))
     rows = [row for path in dataset.shards for row in to_rows(read_shard(Path(path)))]
-    scored, _ = score_rows(policy, rows, tokens_per_microbatch=bound, device=granted_device())
-    return ranked_pairs(rows, scored, dataset.ref_logps, objective.compares)
-
-
-def _summed_kl(settings: EvaluationSettings, model: str, rows: Sequence[TokenRow]) -> np.ndarray:
-    """The KL to the reference, summed over the tokens of every row's completion, shape [rows], in nats.
-
-    Of the weights as model.dtype holds them, but computed in float32, see raydpo.model.divergence. One model at a time
-    is in memory.
-    """
-    assert settings.evaluate
-    device = granted_device()
-    lengths = np.asarray([len(row.prompt_ids) + len(row.completions[0]) for row in rows])
-    bound = max(settings.evaluate.tokens_per_batch, int(lengths.max()))
-    [members] = split_microbatches(lengths, world_size=1, tokens_per_microbatch=bound)
-    batches = [Batch.from_pack(pack_rows([rows[i] for i in some]), device=device) for some in members]
-    both = (model, settings.layout.reference_model)
-    policy, ref = (predict(_load(settings.model, path, device).float(), batches) for path in both)
-    values = np.empty(len(rows))
-    for some, kl in zip(members, summed_kl(policy, ref, batches), strict=True):
-        values[some] = kl.cpu().numpy()
-    return values
-
-
-def _load(form: Model, path: str, device: torch.device) -> ScoringModel:
-    """The model at `path`, in the number format of the run's own."""
-    return ScoringModel(load_model(path, dtype=form.dtype, device=device), fp32_head=form.fp32_head)
+    return ranked_pairs(rows, scorers.logps(model, rows), dataset.ref_logps, objective.compares)
 
 
 class _Timer:
@@ -267,9 +224,10 @@ class _Timer:
         self.seconds[name] = time.perf_counter() - begin
 
 
-@ray.remote
+@ray.remote(num_cpus=0)  # others score, sample and rate
 def _evaluate(evaluator: Evaluator, step: int, model: str) -> None:
-    evaluator.evaluate(step, model)
+    with evaluator.scorers() as scorers:
+        evaluator.evaluate(step, model, scorers)
 
 
 def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[str, Any]:
@@ -283,12 +241,14 @@ def evaluate_exports(settings: EvaluationSettings, engines: Samplers) -> dict[st
     exports = exports_of_run(layout.exports, settings.training)
     models = {0: layout.reference_model} | {step: str(path) for step, path in exports.items()}
     evaluator = Evaluator(settings, engines)
-    for step in sorted(models.keys() - done):
-        say(f"evaluating step {step}: {models[step]}")
-        ray.get(evaluator.start(step, models[step]))
-    own, *others = zip(settings.everywhere(), records_everywhere(settings), strict=True)
-    elsewhere = {each.folder: summary(records.valid) for each, records in others}
-    return summary(own[1].valid) | ({"elsewhere": elsewhere} if elsewhere else {})
+    with evaluator.scorers() as scorers:
+        for step in sorted(models.keys() - done):
+            say(f"evaluating step {step}: {models[step]}")
+            evaluator.evaluate(step, models[step], scorers)
+    summaries = [summary(records.valid) for records in records_everywhere(settings)]
+    folders = [each.folder for each in settings.everywhere()]
+    elsewhere = dict(zip(folders[1:], summaries[1:], strict=True))
+    return summaries[0] | ({"elsewhere": elsewhere} if elsewhere else {})
 
 
 def summary(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _said(settings: EvaluationSettings) -> dict[str, Any]:
         said |= {
             "decoding": asked.decoding,
             "scorer": asked.reward,
-            "device": "cuda" if asked.gpus else "cpu",
+            "device": "cuda" if asked.pool.gpus else "cpu",
         }
         if asked.reference_column is None:
             said["answers"] = None

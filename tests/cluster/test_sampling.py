@@ -6,7 +6,9 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,27 +16,29 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config.schema import BestOfN, Decoding, PromptSet, RunFile, Sampler
+from raydpo.config.schema import BestOfN, Decoding, Model, Pool, RunFile, Sampler
 from raydpo.data.prompts import Prompt, read_prompts
 from raydpo.errors import UserError
 from raydpo.evaluate.records import Evaluation
-from raydpo.evaluate.text import against_reference
+from raydpo.model.load import load_model
+from raydpo.model.score import ScoringModel
 from raydpo.model.tokenizer import load_row_tokenizer
+from raydpo.reference.scoring import score_rows
 from raydpo.report.best_of_n import read_best_of_n
 from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
 from raydpo.runtime.best_of_n import best_of_n
 from raydpo.runtime.cluster.connection import user_errors
-from raydpo.runtime.cluster.device import granted_device
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
 from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
+from raydpo.runtime.pools.policies import PolicyScorer, PolicyScorers
 from raydpo.runtime.pools.rewards import rate_each, reward_process
 from raydpo.runtime.pools.sampling import Drawing, Samplers
 from raydpo.stages.values import RunValues
-from raydpo.workspace.asked import OriginsToday, records_everywhere
+from raydpo.workspace.asked import OriginsToday
 from tests.cluster.own_ray import own_ray
-from tests.cluster.runfiles import whole_run, write_jsonl
+from tests.cluster.runfiles import whole_run
 from tests.models import exact, exact_logps, make_row
 
 pytestmark = pytest.mark.cluster
@@ -187,31 +191,55 @@ def test_best_of_n_draws_and_rates_what_is_new_alone(inputs: Path, tmp_path: Pat
     assert rated == [[distinct], [distinct], [distinct, distinct]]
 
 
-class Telling(Evaluator):
-    """An evaluation that only says where it would compute."""
+class Telling(PolicyScorer):
+    """An actor that only says where it would compute, once to each that asks."""
 
-    def evaluate(self, step: int, model: str) -> Evaluation:
-        (Path(model) / f"{step}").write_text(str(granted_device()))
-        return None  # type: ignore[return-value]  # nobody asks for the record
+    def score(self, unit: Any) -> Any:
+        return [[str(self._device)] for _ in unit.rows]
+
+
+class DyingOnce(PolicyScorer):
+    """An actor that the system kills the first time that anything is asked of a model."""
+
+    def score(self, unit: Any) -> Any:
+        died = Path(unit.model.path) / "died"
+        if not died.exists():
+            died.touch()
+            os._exit(9)
+        return super().score(unit)
 
 
 @pytest.mark.parametrize(("asked_for", "device"), [(0, "cpu"), (0.5, "cuda"), (1, "cuda")])
-def test_an_evaluation_computes_on_the_device_that_it_was_given(
-    asked_for: float, device: str, inputs: Path, tmp_path: Path
-) -> None:
-    run = asked(inputs, tmp_path, "evaluate")
-    assert run.evaluate
-    evaluate = run.evaluate.model_copy(update={"gpus": asked_for})
-    on_gpus = run.sampler.model_copy(update={"gpus": 1})  # which says nothing of the evaluation
-    evaluator = Telling(run.model_copy(update={"evaluate": evaluate, "sampler": on_gpus}), OtherWeights())
-    ray.get(evaluator.start(7, str(tmp_path)))
-    assert (tmp_path / "7").read_text() == device
+def test_a_policy_scorer_computes_on_the_device_that_it_was_given(asked_for: float, device: str) -> None:
+    scorers = PolicyScorers(Pool(cpus=0, gpus=asked_for), Model(path="m"), 64, Telling)
+    assert scorers.logps("m", [make_row([5], [7])]) == [[device]]
+    scorers.close()
+
+
+def test_a_policy_scorer_that_dies_changes_no_number(inputs: Path, tmp_path: Path) -> None:
+    model = str(shutil.copytree(inputs / "model", tmp_path / "model"))
+    form = Model(path=model, dtype="float32")
+    rows = [make_row([5, 6, number], [7, 8], [9]) for number in range(4)]
+    scorers = PolicyScorers(Pool(cpus=0), form, 64, DyingOnce)
+    found = scorers.logps(model, rows)
+    scorers.close()
+    assert (tmp_path / "model" / "died").exists()
+    direct = ScoringModel(load_model(model, dtype="float32"))
+    expected, _ = score_rows(direct, rows, tokens_per_microbatch=64, device=torch.device("cpu"))
+    for ours, theirs in zip(chain(*found), chain(*expected), strict=True):
+        assert ours.tolist() == pytest.approx(theirs.tolist(), abs=1e-5)
+
+
+def evaluated(run: RunFile, step: int, model: str, engines: Samplers) -> Evaluation:
+    evaluator = Evaluator(RunValues(run).evaluations(), engines)
+    with evaluator.scorers() as scorers:
+        return evaluator.evaluate(step, model, scorers)
 
 
 def test_an_evaluation_of_other_weights_ends_and_leaves_no_record(inputs: Path, tmp_path: Path) -> None:
     run = asked(inputs, tmp_path, "evaluate")
     with pytest.raises(UserError, match="the sampler does not hold the weights of"):
-        Evaluator(RunValues(run).evaluations(), OtherWeights()).evaluate(0, run.model.path)
+        evaluated(run, 0, run.model.path, OtherWeights())
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet")]
 
 
@@ -239,34 +267,6 @@ def test_an_evaluation_is_made_anew_for_another_scorer_and_only_then(
     assert by_words.samples[0].completion == by_letters.samples[0].completion
 
 
-def test_sets_and_temperatures_are_evaluated_with_what_the_own_prompts_were(inputs: Path, tmp_path: Path) -> None:
-    run = asked(inputs, tmp_path, "evaluate")
-    assert run.evaluate
-    evaluate_exports(RunValues(run).evaluations(), OwnWeights())
-    own = tmp_path / "evaluations" / "step-000000.json"
-    before = own.stat().st_mtime_ns
-    answered = [{"prompt": f"film {i}", "summary": f"It is film {i}."} for i in range(2)]
-    file = write_jsonl(tmp_path / "few.jsonl", answered)
-    sets = {"few": PromptSet(prompts=[str(file)], reference_column="summary")}
-    more = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"sets": sets, "temperatures": [0.5]})})
-    result = evaluate_exports(RunValues(more).evaluations(), OwnWeights())
-    assert own.stat().st_mtime_ns == before, "its own record is not made again"
-    assert [*result["elsewhere"]] == ["@0.5", "few@1.0", "few@0.5"]
-    found = [records.valid[0] for records in records_everywhere(RunValues(more).evaluations())]
-    assert [len(each.samples) for each in found] == [24, 24, 2, 2]
-    assert [each.prompt_set for each in found] == ["", "", "few", "few"]
-    assert [name for name in found[2].measures if name not in found[0].measures] == [
-        "rouge_1",
-        "rouge_2",
-        "rouge_l",
-        "exact_match",
-    ]
-    own_words = [
-        against_reference(s.completion, row["summary"]) for s, row in zip(found[2].samples, answered, strict=True)
-    ]
-    assert [each.numbers["rouge_1"] for each in found[2].samples] == [each["rouge_1"] for each in own_words]
-
-
 def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_rounding(
     inputs: Path, tmp_path: Path
 ) -> None:
@@ -275,7 +275,7 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
     assert run.evaluate
     policy = tmp_path / "policy"
     shutil.copytree(run.model.path, policy)
-    unmoved = Evaluator(RunValues(run).evaluations(), OwnWeights()).evaluate(5, str(policy))
+    unmoved = evaluated(run, 5, str(policy), OwnWeights())
     assert set(unmoved.column("kl")) == {0.0}
     ref = AutoModelForCausalLM.from_pretrained(run.model.path, dtype=torch.bfloat16)
     moved = deepcopy(ref)
@@ -283,7 +283,7 @@ def test_the_kl_of_a_bfloat16_policy_is_that_of_its_weights_without_their_roundi
         for weights in moved.parameters():
             weights *= 1.01
     moved.save_pretrained(policy)
-    found = Evaluator(RunValues(run).evaluations(), OwnWeights()).evaluate(5, str(policy))
+    found = evaluated(run, 5, str(policy), OwnWeights())
     prompts = read_prompts(run.evaluate.prompts, "prompt", load_row_tokenizer(str(policy)), limit=run.evaluate.limit)
     drawn = OwnWeights().sample(str(policy), prompts, run.evaluate.decoding, n=1, seed=0)
     with torch.no_grad():

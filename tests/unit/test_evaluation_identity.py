@@ -119,7 +119,7 @@ def test_what_has_not_changed_is_not_left_out(tree: dict[str, Any], tmp_path: Pa
         ("model", {"dtype": "bfloat16"}, ["dtype"]),
         ("model", {"fp32_head": True}, ["fp32_head"]),
         ("sampler", {"gpus": 1}, ["sampler_device"]),
-        ("evaluate", {"gpus": 0.5}, ["device"]),
+        ("evaluate", {"pool": {"gpus": 0.5}}, ["device"]),
         ("data", {"date": "2026-11-27"}, ["date"]),
         ("evaluate", {"decoding": {"temperature": 0.5}}, ["decoding"]),
         ("evaluate", {"decoding": {"max_tokens": 5}}, ["decoding"]),

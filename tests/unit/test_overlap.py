@@ -181,8 +181,10 @@ def test_the_bill_of_an_evaluation_has_its_gpu() -> None:
             "output_dir": "out",
             "model": {"path": "m"},
             "data": {"train": ["x"]},
-            "evaluate": {"prompts": ["p"], "gpus": 0.5},
+            "evaluate": {"prompts": ["p"], "pool": {"gpus": 0.5}},
         }
     )
     for stage in ("train", "evaluate"):
-        assert {d.what: d.gpus for d in preflight.bills(RunValues(run).processes(), stage)[stage]}["evaluate"] == 0.5
+        assert {d.what: d.gpus for d in preflight.bills(RunValues(run).processes(), stage)[stage]}[
+            "evaluate.pool"
+        ] == 0.5

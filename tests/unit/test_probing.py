@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from raydpo.data.prompts import Prompt
+from raydpo.data.tokens import TokenRow
 from raydpo.errors import UserError
 from raydpo.model.load import load_model
 from raydpo.model.score import ScoringModel
+from raydpo.reference.scoring import score_rows
 from raydpo.rollout.engine import Completion
 from raydpo.runtime.pools.probing import confirm_sampler
 from tests.models import save_tiny_model
@@ -36,7 +39,10 @@ def sampled_by(path: Path) -> list[Completion]:
 
 
 def confirm(policy: ScoringModel, model: str, drawn: Sequence[Completion]) -> float:
-    return confirm_sampler(policy, model, PROMPTS, drawn, tokens_per_microbatch=64, dtype="float32")
+    def score(rows: Sequence[TokenRow]) -> list[list[np.ndarray]]:
+        return score_rows(policy, rows, tokens_per_microbatch=64, device=torch.device("cpu"))[0]
+
+    return confirm_sampler(score, model, PROMPTS, drawn, dtype="float32")
 
 
 def test_only_samples_of_the_named_weights_pass(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from raydpo.config.schema.rating import Rewarded
+from raydpo.config.schema.reference import Pool
 from raydpo.config.schema.sampling import Decoding
-from raydpo.config.schema.section import Location, PositiveInt, Section
+from raydpo.config.schema.section import Cpus, Location, PositiveInt, Section
 
 
 class PromptSet(Section):
@@ -21,6 +22,12 @@ class PromptSet(Section):
     reference_column: str | None = None  # answers beside the prompts, which samples are held against
 
 
+class PolicyPool(Pool):
+    """The pool that scores; it works beside training, so it asks for little unless told otherwise."""
+
+    cpus: Cpus = 0.5
+
+
 class Evaluate(Rewarded, PromptSet):
     """Sample held-out prompts from reference and policy and compare.
 
@@ -30,7 +37,7 @@ class Evaluate(Rewarded, PromptSet):
     sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], PromptSet] = {}  # such as other domains
     decoding: Decoding = Decoding()
     temperatures: list[Annotated[float, Field(ge=0)]] = []  # further ones
-    gpus: float = Field(0, ge=0)  # of the task that scores samples and held-out pairs by policy and reference
+    pool: PolicyPool = PolicyPool()  # scores samples and held-out pairs by policy and reference
     tokens_per_batch: PositiveInt = 4096
     samples_in_report: PositiveInt = 16
 

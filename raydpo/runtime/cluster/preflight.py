@@ -12,7 +12,6 @@ from raydpo.errors import UserError
 from raydpo.workspace.objective import needs_reference
 
 READER_CPUS = 0.25  # of one Ray Data task that reads rows for training
-EVALUATION_CPUS = 0.5  # of the task that scores an evaluation
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ def bills(asked: Processes, stage: str) -> dict[str, list[Demand]]:
     samplers = [Demand("sampler", sampler.actors, sampler.cpus, sampler.gpus)]
     scorers = [Demand("reference.pool", pool.min_actors, pool.cpus, pool.gpus)]
     raters = {stage: [Demand("rating.pool", p.min_actors, p.cpus, p.gpus)] for stage, p in asked.raters.items()}
-    evaluation = (
-        [*samplers, Demand("evaluate", 1, EVALUATION_CPUS, asked.evaluate.gpus), *raters.get("evaluate", [])]
-        if asked.evaluate
-        else []
-    )
+    evaluation: list[Demand] = []
+    if asked.evaluate:
+        own = asked.evaluate.pool
+        policies = Demand("evaluate.pool", own.min_actors, own.cpus, own.gpus)
+        evaluation = [*samplers, policies, *raters.get("evaluate", [])]
     engines_stay = stage == "run" and (asked.samples or asked.evaluate)  # from the first sample to the last
     beside = evaluation or (samplers if engines_stay else [])
     scored = stage == "precompute" or (stage in ("train", "run") and needs_reference(train))

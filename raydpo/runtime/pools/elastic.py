@@ -65,6 +65,7 @@ class ElasticPool(Generic[UnitT, FoundT]):
 
     start: starts an actor, see pool_actor. room: how many may run just now, where that can be less than
     pool.max_actors. stays: actors stay up from one `score` to the next, until `close`; otherwise they end with it.
+    patience: seconds without any answer after which the pool is given up; START_S by default.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class ElasticPool(Generic[UnitT, FoundT]):
         *,
         room: Callable[[], int] | None = None,
         stays: bool = False,
+        patience: float | None = None,
     ) -> None:
         self._start = start
         self._pool = pool
         self._words = words
         self._room = room
         self._stays = stays
+        self._patience = START_S if patience is None else patience
         self._members: list[_Member] = []
         self._waiting: deque[int] = deque()
         self._last_sign = time.monotonic()
@@ -177,11 +180,12 @@ class ElasticPool(Generic[UnitT, FoundT]):
                 member.ping = member.actor.ping.remote()
             elif member.heard is not None and now - member.heard > SILENT_S + PING_S:
                 self._lose(member, f"no answer for {SILENT_S:g} s")
-        if self._members and now - self._last_sign > START_S:
+        if self._members and now - self._last_sign > self._patience:
             pool = self._pool
             raise RuntimeError(
-                f"no {self._words.actor} has answered for {START_S:g} s: the cluster has not had {pool.cpus:g} CPUs "
-                f"and {pool.gpus:g} GPUs free on one node, or the nodes are lost. {self._words.kept}"
+                f"no {self._words.actor} has answered for {self._patience:g} s: the cluster has not had "
+                f"{pool.cpus:g} CPUs and {pool.gpus:g} GPUs free on one node, or the nodes are lost. "
+                f"{self._words.kept}"
             )
 
     def _lose(self, member: _Member, why: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import ray
 import torch
 
@@ -16,28 +17,21 @@ from raydpo.model.score import ScoringModel
 from raydpo.reference.scoring import score_rows
 from raydpo.rollout.engine import Completion
 
+ScoreRows = Callable[[Sequence[TokenRow]], list[list[np.ndarray]]]
+
 
 def confirm_sampler(
-    policy: ScoringModel,
-    model: str,
-    prompts: Sequence[Prompt],
-    drawn: Sequence[Completion],
-    *,
-    tokens_per_microbatch: int,
-    dtype: str,
+    score: ScoreRows, model: str, prompts: Sequence[Prompt], drawn: Sequence[Completion], *, dtype: str
 ) -> float:
     """Compare every completion that came with log-probs, prompt by prompt; raises UserError as check_sampler does.
 
-    policy holds the weights of `model`, and reads so many tokens at once. Returns the mean |Δ log-prob| a token, in
-    nats.
+    score: token log-probs of rows by the weights of `model`. Returns the mean |Δ log-prob| a token, in nats.
     """
     probed = [(p, c) for p, c in zip(prompts, drawn, strict=True) if c.logps]
     if not probed:
         raise RuntimeError(f"no sample of {model} came with log-probs, so nothing shows which weights drew them")
     rows = [TokenRow(b"", prompt.ids, (completion.ids,)) for prompt, completion in probed]
-    device = policy.head.weight.device
-    scored, _ = score_rows(policy, rows, tokens_per_microbatch=tokens_per_microbatch, device=device)
-    own = [values for [values] in scored]
+    own = [values for [values] in score(rows)]
     return check_sampler([c.logps for _, c in probed], own, model=model, dtype=dtype)
 
 
@@ -57,7 +51,12 @@ def confirm_samples(
     """
     torch.set_num_threads(threads)
     policy = ScoringModel(load_model(model, dtype=form.dtype), fp32_head=form.fp32_head)
-    return confirm_sampler(policy, model, prompts, drawn, tokens_per_microbatch=tokens_per_microbatch, dtype=form.dtype)
+    device = policy.head.weight.device
+
+    def score(rows: Sequence[TokenRow]) -> list[list[np.ndarray]]:
+        return score_rows(policy, rows, tokens_per_microbatch=tokens_per_microbatch, device=device)[0]
+
+    return confirm_sampler(score, model, prompts, drawn, dtype=form.dtype)
 
 
 def confirming(

@@ -130,7 +130,7 @@ def _policy_job(
 def _fit_evaluated(job: Job, plan: Plan, identity: Identity, evaluator: Evaluator | None) -> dict[str, Any]:
     if evaluator is None:
         return _fit(job, plan, identity, None)
-    validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs=evaluator.resources)
+    validation = ValidationConfig(evaluator.of_checkpoint, ray_remote_kwargs={"num_cpus": 0})
     with evaluator.reference_beside():
         return _fit(job, plan, identity, validation)
 
