@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from raydpo.data.formats import Chunk, Kind
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.mismatched import with_others
 from raydpo.data.ranked import tokenize_ranked
+from raydpo.data.reading import Chunk
+from raydpo.data.rows import Kind
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from raydpo.data.formats import prompt_fields, read_chunks
 from raydpo.data.messages import Value
 from raydpo.data.paths import expand_paths
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import prompt_fields
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import row_id, tokenize_prompt
 from raydpo.errors import UserError

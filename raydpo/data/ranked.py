@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raydpo.data.annotations import dense
-from raydpo.data.formats import Row
+from raydpo.data.rows import Row
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, row_id, tokenize_row
 

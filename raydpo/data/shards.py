@@ -29,9 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpo.data.formats import Kind
 from raydpo.data.lengths import completion_lengths, prompt_lengths
 from raydpo.data.limits import Extent
+from raydpo.data.rows import Kind
 from raydpo.data.tokens import TokenRow, hash_fraction
 from raydpo.errors import UserError
 from raydpo.storage.commit import Folder, Promise, find_flaw

@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raydpo.data.formats import Row, is_ids
 from raydpo.data.messages import Value
+from raydpo.data.rows import Row, is_ids
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.errors import UserError
 

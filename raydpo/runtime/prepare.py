@@ -19,12 +19,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from raydpo.data.formats import Chunk, Field, Kind, check_files, sft_fields
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ledger import RowLedger
 from raydpo.data.lengths import extent_of, length_quantiles
 from raydpo.data.limits import ModelLimits
 from raydpo.data.paths import Found, find_files, share_out
+from raydpo.data.reading import Chunk, check_files
+from raydpo.data.rows import Field, Kind, sft_fields
 from raydpo.data.shards import (
     COLUMNS,
     Counts,

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from raydpo.config.schema import Data
 from raydpo.data.completions import completion_ids
-from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
 from raydpo.data.lengths import completion_lengths
+from raydpo.data.reading import raw_rows
+from raydpo.data.rows import Field, canonical_row, pair_fields
 from raydpo.data.shards import read_shard
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, completion_id, tokenize_pair

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from raydpo.config.schema import Reward, RunFile, Sampler
-from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
 from raydpo.data.paths import expand_paths
+from raydpo.data.reading import check_files
+from raydpo.data.rows import Field, prompt_fields, sft_fields
 from raydpo.errors import UserError
 from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.families import check_has_classifier

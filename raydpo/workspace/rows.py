@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raydpo.config.schema import Data, Reward, Sample, Sft, Train
-from raydpo.data.formats import RowFormat, row_format
+from raydpo.data.rows import RowFormat, row_format
 from raydpo.errors import UserError
 from raydpo.workspace.layout import Layout
 

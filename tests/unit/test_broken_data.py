@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.data.formats import Field, is_ids, pair_fields, prompt_fields, read_chunks, sft_fields
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import Field, is_ids, pair_fields, prompt_fields, sft_fields
 from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.config.load import load_run_file
-from raydpo.data.formats import Field, Row, pair_fields, prompt_fields, read_chunks, sft_fields
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import Field, Row, pair_fields, prompt_fields, sft_fields
 from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,8 @@ import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from raydpo.data.formats import Chunk, Field, read_chunks
+from raydpo.data.reading import Chunk, read_chunks
+from raydpo.data.rows import Field
 from raydpo.data.shards import read_shard
 
 P = ParamSpec("P")
