@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from raydpo.data.jsonlines import json_rows
 from raydpo.data.meaning import meaning
 from raydpo.data.paths import filesystem_of
-from raydpo.data.rows import Field, Row, canonical_row, require_column
+from raydpo.data.rows import Convert, Field, Row, canonical_row, require_column
 from raydpo.errors import UserError
 
 # A parquet file of a few hundred bytes can expand to gigabytes: read few rows at a time, and look at their size.
@@ -31,24 +31,40 @@ class Chunk:
 
 
 def read_chunks(
-    path: str, fields: Sequence[Field], rows_per_chunk: int, ignore: Collection[str] = ()
+    path: str,
+    fields: Sequence[Field],
+    rows_per_chunk: int,
+    ignore: Collection[str] = (),
+    convert: Convert | None = None,
 ) -> Iterator[Chunk]:
     """Canonical rows of one file in chunks of rows_per_chunk, the last one shorter; memory is that of one chunk.
 
     A file without rows has no chunks; whether that is a mistake depends on the other files.
     ignore: columns and keys of messages that are left out knowingly; others that have a meaning are refused.
+    convert: makes a row with the columns of the fields of a raw one; it does not see what is ignored.
     Raises UserError naming file, row, value and remedy at the first thing that is wrong.
     """
-    rows = enumerate(raw_rows(path, fields), start=1)
-    canonical = (canonical_row(raw, fields, f"{path} row {number}", ignore) for number, raw in rows)
+    rows = _converted(path, convert, ignore) if convert else _placed(path, raw_rows(path, fields))
+    canonical = (canonical_row(raw, fields, place, ignore) for raw, place in rows)
     first_row = 1
     while chunk := list(islice(canonical, rows_per_chunk)):
         yield Chunk(path, first_row, chunk)
         first_row += len(chunk)
 
 
-def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
+def _converted(path: str, convert: Convert, ignore: Collection[str]) -> Iterator[tuple[Row, str]]:
+    for raw, place in _placed(path, raw_rows(path)):
+        yield convert({column: raw[column] for column in raw if column not in ignore}, place)
+
+
+def _placed(path: str, rows: Iterator[Row]) -> Iterator[tuple[Row, str]]:
+    return ((raw, f"{path} row {number}") for number, raw in enumerate(rows, start=1))
+
+
+def raw_rows(path: str, fields: Sequence[Field] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of one file as they stand, unchecked; of a parquet file only columns of the fields or with a meaning.
+
+    Without fields all columns are read.
 
     Raises UserError where the file cannot be read, or a parquet file lacks a column that is not optional.
     """
@@ -58,13 +74,17 @@ def raw_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
 
 
 def check_files(
-    paths: Sequence[str], fields: Sequence[Field], ignore: Collection[str] = (), rows: int = 8
+    paths: Sequence[str],
+    fields: Sequence[Field],
+    ignore: Collection[str] = (),
+    convert: Convert | None = None,
+    rows: int = 8,
 ) -> list[str]:
     """Read the files' first rows and raise what read_chunks raises: seconds, before any model loads.
 
     Returns the files without rows, which are no mistake as long as another one has some. UserError where none has.
     """
-    empty = [path for path in paths if next(read_chunks(path, fields, rows, ignore), None) is None]
+    empty = [path for path in paths if next(read_chunks(path, fields, rows, ignore, convert), None) is None]
     if paths and len(empty) == len(paths):
         raise UserError(f"{', '.join(empty[:3])} holds no rows; give a file with rows, or leave it out.")
     return empty
@@ -79,17 +99,12 @@ def _size(path: str) -> int | None:
     return size
 
 
-def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: str, fields: Sequence[Field] | None) -> Iterator[dict[str, Any]]:
     filesystem, inner = filesystem_of(path)
     try:
         with filesystem.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
             there = file.schema_arrow.names
-            for field in fields:
-                require_column(field, there, path)
-            wanted = {column for field in fields for column in (field.column, field.ids_column)}
-            names = {field.name for field in fields}
-            # Columns with a meaning are read although no field asks for them, so that losing them is refused.
-            columns = [name for name in there if name in wanted or meaning(name, names)]
+            columns = there if fields is None else _columns(fields, there, path)
             read = 0
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
                 if batch.nbytes > MAX_BATCH_BYTES:
@@ -106,3 +121,15 @@ def _parquet_rows(path: str, fields: Sequence[Field]) -> Iterator[dict[str, Any]
                 )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as parquet ({error}); is it whole?") from error
+
+
+def _columns(fields: Sequence[Field], there: Sequence[str], path: str) -> list[str]:
+    """The columns of a file that are read: those of the fields, and those that mean something.
+
+    The latter are read although no field asks for them, so that losing them is refused.
+    """
+    for field in fields:
+        require_column(field, there, path)
+    wanted = {column for field in fields for column in (field.column, field.ids_column)}
+    names = {field.name for field in fields}
+    return [name for name in there if name in wanted or meaning(name, names)]

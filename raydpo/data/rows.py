@@ -4,7 +4,8 @@ A canonical row maps a field's name to what stands there. A prompt or a completi
 is: text (str), chat messages (a list of {"role", "content"}) or token ids (a list of int, from the columns prompt_ids,
 chosen_ids, ...; they win over text). The forms of a row:
 
-    pairs      {"prompt", "chosen", "rejected"}, and "margin" where there is one: a float
+    pairs      {"prompt", "chosen", "rejected"}, and "margin" where there is one: a float; without "prompt" both texts
+               begin with it, see raydpo.data.implicit
     unpaired   {"prompt", "completion", "label"}: a bool
     ranked     {"prompt", "completions", "ranks"}: a list of values, and as many ints; 0 is the best
     sft        {"prompt", "completion"}
@@ -30,6 +31,8 @@ Kind = Literal["sft", "pair", "unpaired", "ranked"]
 
 Holds = Literal["text", "texts", "flag", "number", "ranks", "scores"]
 Row = dict[str, Any]
+Convert = Callable[[Row, str], tuple[Row, str]]
+"""(raw row, where it stands) → (raw row with the columns of the fields, how messages name it). Raises UserError."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class RowFormat:
     name: str  # the run file's
     kind: Kind
     fields: tuple[Field, ...]
+    convert: Convert | None = None  # makes a row with these fields of a raw one, where the columns are others
 
     @property
     def columns(self) -> list[str]:
@@ -178,9 +182,10 @@ def _check_completions(row: Row, fields: Sequence[Field], place: str) -> None:
             completions.append((row[field.name], f"{place}, column {field.column!r},"))
     if not completions:
         return
+    prompt = row.get("prompt", "")
     for value, at in completions:
-        check_completion(row["prompt"], value, at)
-    check_prompt_is_not_repeated(row["prompt"], [value for value, _ in completions], place)
+        check_completion(prompt, value, at)
+    check_prompt_is_not_repeated(prompt, [value for value, _ in completions], place)
 
 
 def is_ids(value: Value) -> TypeIs[list[int]]:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raydpo.data.implicit import with_prompt
 from raydpo.data.messages import Value
 from raydpo.data.rows import Row, is_ids
 from raydpo.data.tokenizer import RowTokenizer
@@ -75,8 +76,11 @@ class TokenSettings:
 def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
     """Tokenise {"prompt", "chosen", "rejected"}. A pair of equal completions is dropped: its loss is always ln 2.
 
-    Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
+    Without a prompt of its own, the row has the one that both texts begin with. Raises UserError for a value that
+    cannot become tokens, and for a row over max_length under "error".
     """
+    if "prompt" not in row:
+        row = with_prompt(row, tokenizer)
     completions = {name: row[name] for name in ("chosen", "rejected")}
     outcome = tokenize_row(row["prompt"], completions, tokenizer, settings)
     if outcome.row is None:

@@ -25,7 +25,7 @@ from raydpo.data.lengths import extent_of, length_quantiles
 from raydpo.data.limits import ModelLimits
 from raydpo.data.paths import Found, find_files, share_out
 from raydpo.data.reading import Chunk, check_files
-from raydpo.data.rows import Field, Kind, sft_fields
+from raydpo.data.rows import Convert, Field, Kind, RowFormat, sft_fields
 from raydpo.data.shards import (
     COLUMNS,
     Counts,
@@ -43,6 +43,7 @@ from raydpo.reference.index import Asked
 from raydpo.runtime.feed.readers import never_ends_the_data, read_files
 from raydpo.storage.files import storage_refusal
 from raydpo.track.progress import Progress
+from raydpo.track.say import say
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.prepared import check_order, check_trainable, readers_of_pairs
 from raydpo.workspace.provenance import made_from, sft_source, token_source
@@ -69,6 +70,7 @@ class Source:
     held_out: Path
     held_out_fraction: float
     ignore: Sequence[str]
+    convert: Convert | None = None  # of rows of another format, see raydpo.data.formats
     limits: Sequence[ModelLimits] = ()  # of the models that will read the rows
     others: bool = False  # whether every row gets a completion of another prompt, see raydpo.data.mismatched
 
@@ -82,12 +84,14 @@ def prepare_pairs(settings: RowSettings) -> dict[str, Any]:
     tokens = _tokenise(train, made_from(token_source(settings, "train")))
     result = {"train": asdict(tokens.counts)}
     if settings.data.held_out:
-        rows = given_rows(settings.data)
+        rows = given_rows(settings.data, settings.data.held_out)
+        _say_format("data.held_out", rows)
         held_out = replace(
             train,
             files=find_files(settings.data.held_out),
             fields=rows.fields,
             kind=rows.kind,
+            convert=rows.convert,
             train=layout.held_out_tokens,
             held_out_fraction=0.0,
             others=False,  # a pair is ranked without them
@@ -129,6 +133,7 @@ def pair_source(settings: RowSettings) -> Source:
     layout = settings.layout
     data = settings.data
     rows = training_rows(data, settings.sample)
+    _say_format("data.train", rows)
     return Source(
         files=find_files(layout.pair_files),
         fields=rows.fields,
@@ -141,20 +146,31 @@ def pair_source(settings: RowSettings) -> Source:
         held_out=layout.held_out_tokens,
         held_out_fraction=data.held_out_fraction,
         ignore=data.ignore,
+        convert=rows.convert,
     )
+
+
+def _say_format(key: str, rows: RowFormat) -> None:
+    say(f"{key}: rows are read as {rows.name}, with {', '.join(field.name for field in rows.fields)}")
 
 
 def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
     """origin: what the manifests say that the tokens were made from."""
     paths = [file.path for file in source.files]
-    check_files(paths, source.fields, source.ignore)
+    check_files(paths, source.fields, source.ignore, source.convert)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
         clear_tokens(directory)
     tasks = [{"files": json.dumps(task)} for task in share_out(source.files)]
     chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     chunks.context.execution_options.preserve_order = True
     chunks.context.raise_original_map_exception = True  # a wrapped one loses its cause on the way
-    reading = partial(read_files, fields=source.fields, rows_per_chunk=source.rows_per_shard, ignore=source.ignore)
+    reading = partial(
+        read_files,
+        fields=source.fields,
+        rows_per_chunk=source.rows_per_shard,
+        ignore=source.ignore,
+        convert=source.convert,
+    )
     done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
         Tokeniser,
         fn_constructor_kwargs={"source": source},

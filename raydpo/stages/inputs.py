@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import Reward, RunFile, Sampler
+from raydpo.config.schema import Data, Reward, RunFile, Sampler
 from raydpo.data.paths import expand_paths
 from raydpo.data.reading import check_files
-from raydpo.data.rows import Field, prompt_fields, sft_fields
+from raydpo.data.rows import Convert, Field, RowFormat, prompt_fields, sft_fields
 from raydpo.errors import UserError
 from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.families import check_has_classifier
@@ -77,9 +77,8 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(check_rows, "best_of_n.prompts", asked.prompts, prompt_fields(asked.column))
     unprepared = stage == "reward" and not (layout.train_tokens / MANIFEST).exists()
     if (stage in ("prepare", "run") or unprepared) and run.data.train:
-        fields = given_rows(run.data).fields
-        yield partial(check_rows, "data.train", run.data.train, fields)
-        yield partial(check_rows, "data.held_out", run.data.held_out, fields)
+        yield partial(_check_given_rows, layout, run.data, "data.train", run.data.train)
+        yield partial(_check_given_rows, layout, run.data, "data.held_out", run.data.held_out)
     if stage in ("sample", "evaluate", "bestofn", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
@@ -97,7 +96,7 @@ def _reward_checks(values: RunValues, reward: Reward) -> Iterator[Check]:
     if reward.model and reward.model != str(layout.sft_export):
         yield from _model_checks(layout, "reward.model", reward.model, whole=True)
     rows = values.rows()
-    yield partial(check_rewarded, training_rows(rows.data, rows.sample), reward)
+    yield partial(_check_rows_for_reward, rows, reward)
     yield partial(_check_classifier, reward.model or values.base_model)
     if reward.model:
         yield partial(_check_same_tokens, reward.model, values.base_model)
@@ -163,13 +162,38 @@ def _check_positions(model: str, sampler: Sampler) -> None:
 
 
 def _check_rows_for_loss(rows: RowSettings) -> None:
-    check_format(training_rows(rows.data, rows.sample), preference_objective(rows.train))
+    if found := _rows_that_tell(rows):
+        check_format(found, preference_objective(rows.train))
+
+
+def _check_rows_for_reward(rows: RowSettings, reward: Reward) -> None:
+    if found := _rows_that_tell(rows):
+        check_rewarded(found, reward)
+
+
+def _rows_that_tell(rows: RowSettings) -> RowFormat | None:
+    """What rows are; None where their files have gone since they were prepared. Who reads them says so."""
+    try:
+        return training_rows(rows.data, rows.sample)
+    except UserError:
+        return None
+
+
+def _check_given_rows(layout: Layout, data: Data, key: str, patterns: Sequence[str]) -> None:
+    if patterns:
+        rows = given_rows(data, patterns)
+        _check_files(layout, data.ignore, key, patterns, rows.fields, rows.convert)
 
 
 def _check_files(
-    layout: Layout, ignore: Sequence[str], key: str, patterns: Sequence[str], fields: Sequence[Field]
+    layout: Layout,
+    ignore: Sequence[str],
+    key: str,
+    patterns: Sequence[str],
+    fields: Sequence[Field],
+    convert: Convert | None = None,
 ) -> None:
     paths = expand_paths(patterns)
     refuse_own_output(layout, key, paths)
-    for path in check_files(paths, fields, ignore):
+    for path in check_files(paths, fields, ignore, convert):
         say(f"{key}: {path} holds no rows and is left out")

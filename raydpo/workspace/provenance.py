@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,13 +57,15 @@ def token_source(settings: RowSettings, part: Literal["train", "held_out"]) -> T
     data = settings.data
     layout = settings.layout
     apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
-    rows = given_rows(data) if apart else training_rows(data, settings.sample)
     said = _said_of_all(data) | {
-        "data.format": rows.name,
         "completions of other prompts": not apart and needs_others(settings.train),
         "data.columns": data.columns.model_dump(),
         "data.held_out_fraction": data.held_out_fraction,
     }
+    # Files that have moved away since they were prepared cannot tell what they held, and are not missed.
+    with suppress(UserError):
+        rows = given_rows(data, data.held_out) if apart else training_rows(data, settings.sample)
+        said["data.format"] = rows.name
     return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raydpo.config.schema import Data, Reward, Sample, Sft, Train
+from raydpo.config.schema.data import Columns
+from raydpo.data.detecting import rows_of_files
+from raydpo.data.paths import expand_paths
 from raydpo.data.rows import RowFormat, row_format
 from raydpo.errors import UserError
 from raydpo.workspace.layout import Layout
@@ -36,10 +40,16 @@ class SftRows:
     model: str  # whose tokenizer it is, and who learns from them
 
 
-def given_rows(data: Data) -> RowFormat:
-    """The rows of files that the run file names."""
-    columns = {key: getattr(data.columns, key) for key in data.columns.read_by(data.format)}
-    return row_format(data.format, columns)
+def given_rows(data: Data, files: Sequence[str] | None = None) -> RowFormat:
+    """The rows of files that the run file names, those to train on if no others are given.
+
+    Where it names neither a format nor columns, the first rows tell. UserError where the files are not there.
+    """
+    files = data.train if files is None else files
+    if data.columns == Columns() and files:
+        return rows_of_files(expand_paths(files), data.format, data.ignore)
+    format = data.format or "pairs"
+    return row_format(format, {key: getattr(data.columns, key) for key in data.columns.read_by(format)})
 
 
 def training_rows(data: Data, sample: Sample | None) -> RowFormat:

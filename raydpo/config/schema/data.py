@@ -23,9 +23,13 @@ class Columns(Section):
     ranks: str = "ranks"  # one whole number a completion, 1 is the best, equal ones are ties
     scores: str = "scores"  # or one number a completion, the higher the better
 
-    def read_by(self, rows: str) -> list[str]:
-        """Keys of the columns that rows of a format have, by data.format."""
-        return ["prompt", *_COLUMNS_OF[rows]]
+    def read_by(self, rows: str | None) -> list[str]:
+        """Keys of the columns that rows of a format have, by data.format; of other people's formats there are none.
+
+        Columns that are named for rows without a format are those of pairs.
+        """
+        of = _COLUMNS_OF.get(rows or "pairs")
+        return [] if of is None else ["prompt", *of]
 
 
 _COLUMNS_OF = {
@@ -33,7 +37,7 @@ _COLUMNS_OF = {
     "unpaired": ("completion", "label"),
     "ranked": ("completions", "ranks", "scores"),
 }
-Format = Literal["pairs", "unpaired", "ranked"]
+Format = Literal["pairs", "unpaired", "ranked", "implicit", "hh"]
 
 
 class Data(Section):
@@ -42,7 +46,7 @@ class Data(Section):
     train: list[Location] = []  # .jsonl, .jsonl.gz, .parquet, or globs; empty when the sample stage makes the rows
     held_out: list[Location] = []  # rows never trained on, for pair accuracy
     held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
-    format: Format = "pairs"  # what a row of these files is: two completions, one with a label, or several in order
+    format: Format | None = None  # what a row of these files is, see docs/data.md; else their first rows tell
     columns: Columns = Columns()
     ignore: list[str] = []  # columns, and keys of chat messages, that mean something and are left out knowingly
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
@@ -70,8 +74,9 @@ class Data(Section):
         named = {key for key, value in self.columns if value != getattr(Columns(), key)}
         unread = sorted(named.difference(self.columns.read_by(self.format)))
         if unread:
+            format = self.format or "pairs"
             raise ValueError(
-                f"data.columns.{unread[0]} is set, and rows of data.format={self.format} have no such column; remove "
-                "it, or set the format that has it"
+                f"data.columns.{unread[0]} is set, and rows of data.format={format} have no such column; remove it, or "
+                "set the format that has it"
             )
         return self

@@ -1,0 +1,88 @@
+"""What the rows of files are, from the first of them: a format by name, or the one that they match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+from raydpo.data.formats import FORMATS, detect, first_values
+from raydpo.data.formats.contract import Format, Raw
+from raydpo.data.reading import raw_rows
+from raydpo.data.rows import (
+    Field,
+    Kind,
+    Row,
+    RowFormat,
+    pair_fields,
+    ranked_fields,
+    sft_fields,
+    unpaired_fields,
+)
+from raydpo.errors import UserError
+
+Before = Callable[[Row, str], Row]
+"""A function of the user's own: (raw row, where it stands) → raw row of some format."""
+
+
+class Reading:
+    """A row of a format as one of ours; where the columns are no longer the file's, messages say what it was read as.
+
+    It travels to the readers.
+    """
+
+    def __init__(self, format: Format, before: Before | None = None) -> None:
+        """before: what is made of a row first, by a function of the user's own."""
+        self._format = format
+        self._before = before
+
+    def __call__(self, raw: Row, place: str) -> tuple[Row, str]:
+        """Raises UserError for a row that is not of the format."""
+        if self._before:
+            raw = self._before(raw, place)
+        row = self._format.convert(dict(raw), place)
+        return row, place if row.keys() <= raw.keys() else f"{place}, read as {self._format.name},"
+
+
+def rows_of_files(
+    paths: Sequence[str], name: str | None, ignore: Collection[str] = (), before: Before | None = None
+) -> RowFormat:
+    """The rows of files, by the name of their format or, without one, by the first rows of the first that has some.
+
+    Raises UserError where a file cannot be read, or its rows are of no format that is known.
+    """
+    values: Raw = {}
+    place = ""
+    for path in paths:
+        place = path
+        values = first_values(_first(path, before), ignore)
+        if values:
+            break
+    format = FORMATS[name] if name else detect(values, place)
+    return read_as(format, values, place, before)
+
+
+def read_as(format: Format, values: Raw, place: str, before: Before | None = None) -> RowFormat:
+    """The rows of a format whose first values are these: whether they have margins, and prompts of their own."""
+    # A row that cannot be converted is named when all are read; here it only does not tell what there is.
+    try:
+        found = format.convert(dict(values), place) if values else {}
+    except UserError:
+        found = {}
+    return RowFormat(format.name, format.kind, fields_of(format, found), Reading(format, before))
+
+
+def fields_of(format: Format, found: Mapping[str, object]) -> tuple[Field, ...]:
+    """The fields of the rows that a format gives, if they are as this one."""
+    margin = "margin" if "margin" in found else None
+    fields: Mapping[Kind, tuple[Field, ...]] = {
+        "pair": pair_fields(margin=margin),
+        "unpaired": unpaired_fields(),
+        "ranked": ranked_fields(),
+        "sft": sft_fields(),
+    }
+    whole_texts = format.name == "implicit" and "prompt" not in found and "chosen" in found
+    return fields[format.kind][1:] if whole_texts else fields[format.kind]
+
+
+def _first(path: str, before: Before | None) -> Iterator[Raw]:
+    for number, raw in enumerate(raw_rows(path), start=1):
+        yield before(raw, f"{path} row {number}") if before else raw
