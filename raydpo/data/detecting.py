@@ -49,15 +49,19 @@ def rows_of_files(
 
     Raises UserError where a file cannot be read, or its rows are of no format that is known.
     """
-    values: Raw = {}
-    place = ""
-    for path in paths:
-        place = path
-        values = first_values(_first(path, before), ignore)
-        if values:
-            break
+    values, place = first_values_of(paths, ignore, before)
     format = FORMATS[name] if name else detect(values, place)
     return read_as(format, values, place, before)
+
+
+def first_values_of(
+    paths: Sequence[str], ignore: Collection[str] = (), before: Before | None = None
+) -> tuple[Raw, str]:
+    """The first value of every column, see first_values, and the file that they are from: the first that has rows."""
+    for path in paths:
+        if values := first_values(_first(path, before), ignore):
+            return values, path
+    return {}, ", ".join(paths[:3])
 
 
 def read_as(format: Format, values: Raw, place: str, before: Before | None = None) -> RowFormat:

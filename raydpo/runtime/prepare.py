@@ -25,7 +25,7 @@ from raydpo.data.lengths import extent_of, length_quantiles
 from raydpo.data.limits import ModelLimits
 from raydpo.data.paths import Found, find_files, share_out
 from raydpo.data.reading import Chunk, check_files
-from raydpo.data.rows import Convert, Field, Kind, RowFormat, sft_fields
+from raydpo.data.rows import Convert, Field, Kind, RowFormat
 from raydpo.data.shards import (
     COLUMNS,
     Counts,
@@ -47,7 +47,7 @@ from raydpo.track.say import say
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.prepared import check_order, check_trainable, readers_of_pairs
 from raydpo.workspace.provenance import made_from, sft_source, token_source
-from raydpo.workspace.rows import RowSettings, SftRows, given_rows, training_rows
+from raydpo.workspace.rows import RowSettings, SftRows, given_rows, given_sft_rows, training_rows
 
 READ_CPUS = 0.25
 TOKENIZE_CPUS = 0.5
@@ -109,9 +109,12 @@ def prepare_sft(settings: SftRows) -> dict[str, Any]:
     data = settings.data
     sft = settings.sft
     layout = settings.layout
+    rows = given_sft_rows(sft, data.ignore)
+    _say_format("sft.train", rows)
     source = Source(
         files=find_files(sft.train),
-        fields=sft_fields(sft.prompt, sft.completion),
+        fields=rows.fields,
+        convert=rows.convert,
         kind="sft",
         tokenizer=settings.model,
         day=data.date,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import Data, Reward, RunFile, Sampler
+from raydpo.config.schema import Data, Reward, RunFile, Sampler, Sft
 from raydpo.data.paths import expand_paths
 from raydpo.data.reading import check_files
-from raydpo.data.rows import Convert, Field, RowFormat, prompt_fields, sft_fields
+from raydpo.data.rows import Convert, Field, RowFormat, prompt_fields
 from raydpo.errors import UserError
 from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.families import check_has_classifier
@@ -31,7 +31,7 @@ from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 from raydpo.workspace.provenance import TokenSource, check_made_from
 from raydpo.workspace.rewards import check_reward
-from raydpo.workspace.rows import RowSettings, check_format, check_rewarded, given_rows, training_rows
+from raydpo.workspace.rows import RowSettings, check_format, check_rewarded, given_rows, given_sft_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -63,7 +63,7 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         if run.sft and stage not in ("sft", "run"):
             yield partial(_check_sft_export, str(layout.sft_export), values.token_source("sft"), values.sft_training())
     if stage in ("sft", "run") and run.sft:
-        yield partial(check_rows, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
+        yield partial(_check_sft_rows, layout, run.data.ignore, run.sft)
     if stage in ("sample", "run") and run.sample:
         yield partial(check_reward, values.rewards(), run.sample.reward, start)
         yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
@@ -177,6 +177,11 @@ def _rows_that_tell(rows: RowSettings) -> RowFormat | None:
         return training_rows(rows.data, rows.sample)
     except UserError:
         return None
+
+
+def _check_sft_rows(layout: Layout, ignore: Sequence[str], sft: Sft) -> None:
+    rows = given_sft_rows(sft, ignore)
+    _check_files(layout, ignore, "sft.train", sft.train, rows.fields, rows.convert)
 
 
 def _check_given_rows(layout: Layout, data: Data, key: str, patterns: Sequence[str]) -> None:

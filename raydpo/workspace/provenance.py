@@ -21,6 +21,7 @@ from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
 from raydpo.model.tokenizer_files import tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
+from raydpo.reward.functions import function_source
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.rows import RowSettings, SftRows, given_rows, training_rows
 
@@ -84,6 +85,7 @@ def _said_of_all(data: Data) -> dict[str, Any]:
         "data.append_eos": data.append_eos,
         "data.date": data.date and data.date.isoformat(),
         "data.ignore": list(data.ignore),
+        "data.function": data.function and [data.function, function_source(data.function)],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from string import Formatter
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,8 +11,20 @@ from pydantic import Field, model_validator
 from raydpo.config.schema.section import Location, PositiveInt, Section
 
 
+def columns_of(text: str) -> list[str]:
+    """The columns that a text in braces names; without braces it is one itself. ValueError for other braces."""
+    parts = list(Formatter().parse(text))
+    for _, name, spec, conversion in parts:
+        if name is not None and (not name or spec or conversion or set(name) & set(".[]")):
+            raise ValueError(f"data.columns has {text!r}; in braces stands the name of a column, as in {{topic}}")
+    return [name for _, name, _, _ in parts if name] or [text]
+
+
 class Columns(Section):
-    """What the input files call their columns; data.format says which of them are read."""
+    """What the input files call their columns; data.format says which of them are read.
+
+    With braces it is a text of several columns, such as "{topic}: {question}".
+    """
 
     prompt: str = "prompt"
     chosen: str = "chosen"
@@ -37,7 +50,27 @@ _COLUMNS_OF = {
     "unpaired": ("completion", "label"),
     "ranked": ("completions", "ranks", "scores"),
 }
-Format = Literal["pairs", "unpaired", "ranked", "implicit", "hh"]
+Format = Literal[
+    "pairs",
+    "unpaired",
+    "ranked",
+    "nemo",
+    "nectar",
+    "ultrafeedback",
+    "argilla",
+    "reward_bench",
+    "alpaca_kto",
+    "alpaca",
+    "sharegpt_kto",
+    "sharegpt",
+    "ms_swift",
+    "ms_swift_kto",
+    "axolotl",
+    "openrlhf",
+    "openrlhf_kto",
+    "hh",
+    "implicit",
+]
 
 
 class Data(Section):
@@ -48,6 +81,7 @@ class Data(Section):
     held_out_fraction: float = Field(0.0, ge=0, lt=1)  # or: this share of the prompts, chosen by their hash
     format: Format | None = None  # what a row of these files is, see docs/data.md; else their first rows tell
     columns: Columns = Columns()
+    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")  # package.module:function, row → row, before all else
     ignore: list[str] = []  # columns, and keys of chat messages, that mean something and are left out knowingly
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
     truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
@@ -63,10 +97,20 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _nothing_that_is_read_is_ignored(self) -> Data:
-        read = {getattr(self.columns, key) for key in self.columns.read_by(self.format)} | {"role", "content"}
+        said = [getattr(self.columns, key) or "" for key in self.columns.read_by(self.format)]
+        read = {name for text in said for name in columns_of(text)} | {"role", "content"}
         both = sorted(read.intersection(self.ignore))
         if both:
             raise ValueError(f"data.ignore names {', '.join(both)}, which is read; take it out of the list")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_or_a_format_of_its_own(self) -> Data:
+        if self.columns != Columns() and not self.columns.read_by(self.format):
+            raise ValueError(
+                f"data.columns renames columns, and rows of data.format={self.format} have those of their format; "
+                "remove it, or the format"
+            )
         return self
 
     @model_validator(mode="after")

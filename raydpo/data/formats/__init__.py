@@ -6,14 +6,40 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from types import MappingProxyType
 
-from raydpo.data.formats import hh, trl
+from raydpo.data.formats import (
+    argilla,
+    axolotl,
+    hh,
+    llama_factory,
+    ms_swift,
+    nectar,
+    nemo,
+    openrlhf,
+    reward_bench,
+    trl,
+    ultrafeedback,
+)
 from raydpo.data.formats.contract import Format, Raw
 from raydpo.data.messages import short
 from raydpo.errors import UserError
 
-# The first one that matches is taken, so those that ask for more stand in front.
-FORMATS: Mapping[str, Format] = MappingProxyType({each.name: each for each in (*hh.FORMATS, *trl.FORMATS)})
-FOR_SFT: Mapping[str, Format] = MappingProxyType({each.name: each for each in trl.FOR_SFT})
+# The first one that matches is taken: those of our own columns, then the families, those that ask for more in front.
+_FAMILIES: tuple[tuple[Format, ...], ...] = (
+    trl.OWN,
+    nemo.FORMATS,
+    nectar.FORMATS,
+    ultrafeedback.FORMATS,
+    argilla.FORMATS,
+    reward_bench.FORMATS,
+    llama_factory.FORMATS,
+    ms_swift.FORMATS,
+    axolotl.FORMATS,
+    openrlhf.FORMATS,
+    hh.FORMATS,
+    trl.IMPLICIT,
+)
+FORMATS: Mapping[str, Format] = MappingProxyType({each.name: each for family in _FAMILIES for each in family})
+FOR_SFT: Mapping[str, Format] = MappingProxyType({each.name: each for each in (*trl.FOR_SFT, *llama_factory.FOR_SFT)})
 FIRST_ROWS = 16
 
 

@@ -7,7 +7,7 @@ so that the one check of raydpo.data.meaning names those that would be lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,11 @@ def is_dicts(value: Any, *keys: str) -> TypeIs[list[dict[str, Any]]]:
     return all(isinstance(each, dict) and has(each, *keys) for each in value)
 
 
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of texts, not empty."""
+    return isinstance(value, list) and bool(value) and is_text(*value)
+
+
 def take(row: Raw, column: str, place: str) -> Any:
     """Remove a column from a row and return its value. UserError where there is none."""
     value = row.pop(column, None)
@@ -77,6 +82,17 @@ def take_dicts(row: Raw, column: str, place: str) -> list[dict[str, Any]]:
     if not is_dicts(value):
         raise UserError(f"{place}, column {column!r}, is {short(value)}; its format has a list of objects there.")
     return list(value)
+
+
+def put(row: Raw, place: str, **values: Any) -> Raw:
+    """A row with further columns of ours. UserError where it has one of that name, which would be lost."""
+    for column in values:
+        if row.get(column) is not None:
+            raise UserError(
+                f"{place} has a column {column!r}, {short(row[column])}, and its format makes one of others; set "
+                f"data.ignore: [{column}] to leave it out knowingly, or name another format in data.format."
+            )
+    return row | values
 
 
 def said_by(role: str, text: Any) -> list[dict[str, Any]]:
@@ -113,21 +129,33 @@ def same_prompt(chosen: Sequence[Any], rejected: Sequence[Any], place: str) -> t
     return prompt, list(chosen[-1:]), list(rejected[-1:])
 
 
+def asked(row: Raw, text: Any) -> list[Any]:
+    """A prompt of one question; the row's system message, which is taken out of it, stands in front."""
+    return [*system_of(row), *said_by(USER, text)]
+
+
+def system_of(row: Raw) -> list[dict[str, Any]]:
+    """The row's system message, taken out of it; none where it is empty."""
+    text = row.pop("system", None)
+    return said_by("system", text) if text else []
+
+
 def as_flag(value: Any) -> Any:
     """A label that a format writes as 1 and 0; anything else is checked with the row."""
     return bool(value) if type(value) in (int, float) and value in (0, 1) else value
 
 
-def rename(row: Mapping[str, Any], names: Mapping[str, str]) -> Raw:
-    """A row with some of its columns under other names; a column that had such a name before is an error of ours."""
-    return {names.get(column, column): value for column, value in row.items()}
-
-
-_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
 
 
 def with_margin(row: Raw) -> Raw:
-    """A pair with the scores of its completions as their difference, which is the margin."""
+    """A pair whose completions have scores, with the margin that is their difference."""
     for better, worse in _SCORES:
         scores = row.get(better), row.get(worse)
         if all(type(score) in (int, float) for score in scores) and lacks(row, "margin"):

@@ -6,7 +6,18 @@ the margin.
 
 from __future__ import annotations
 
-from raydpo.data.formats.contract import ASSISTANT, Format, Raw, has, is_dicts, is_text, lacks, same_prompt, with_margin
+from raydpo.data.formats.contract import (
+    ASSISTANT,
+    Format,
+    Raw,
+    has,
+    is_dicts,
+    is_text,
+    is_texts,
+    lacks,
+    same_prompt,
+    with_margin,
+)
 from raydpo.data.messages import ROLE, short
 from raydpo.errors import UserError
 
@@ -59,12 +70,15 @@ def _conversation(row: Raw, place: str) -> Raw:
     return row
 
 
-FORMATS = (
+OWN = (
     Format(
         "pairs",
         "pair",
         "`prompt`, `chosen`, `rejected`",
-        lambda row: all(has(row, name) or has(row, f"{name}_ids") for name in ("prompt", "chosen", "rejected")),
+        lambda row: (
+            all(has(row, name) or has(row, f"{name}_ids") for name in ("prompt", "chosen", "rejected"))
+            and not is_texts(row.get("chosen"))
+        ),
         _pairs,
     ),
     Format(
@@ -86,6 +100,8 @@ FORMATS = (
         ),
         _as_it_stands,
     ),
+)
+IMPLICIT = (
     Format(
         "implicit",
         "pair",
