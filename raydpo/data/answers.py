@@ -72,5 +72,5 @@ def _text(value: Value, place: str) -> str:
         return value
     last = value[-1]
     if isinstance(last, dict):
-        return last[CONTENT]
+        return last[CONTENT] or ""
     raise UserError(f"{place} holds token ids, which no judge can read; give text.")

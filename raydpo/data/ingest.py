@@ -15,7 +15,7 @@ from raydpo.data.reading import Chunk
 from raydpo.data.rows import Kind
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
-from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
+from raydpo.data.tokens import Note, Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
 from raydpo.errors import UserError
 
 _TOKENIZE: Mapping[Kind, Callable[..., Outcome]] = MappingProxyType(
@@ -31,11 +31,13 @@ def tokenize_chunk(
     limits: Sequence[ModelLimits] = (),
     *,
     others: bool = False,
+    notice: Callable[[Note, str], object] | None = None,
 ) -> tuple[pa.Table, Counts]:
     """One chunk of input becomes the table of one shard, rows in order.
 
     limits: of the models that will read the rows; others: whether each gets a completion of another prompt, see
-    raydpo.data.mismatched. UserError names file and row.
+    raydpo.data.mismatched; notice: is told of each row that is worth a word, and where it stands. UserError names file
+    and row.
     """
     tokenize = partial(_TOKENIZE[kind], tokenizer=tokenizer, settings=settings)
     outcomes: list[Outcome] = []
@@ -46,6 +48,9 @@ def tokenize_chunk(
         except UserError as error:
             raise UserError(f"{chunk.path} row {number}: {error}") from error
         outcomes.append(outcome)
+        if notice:
+            for note in sorted(outcome.notes):
+                notice(note, f"{chunk.path} row {number}")
     rows = [outcome.row for outcome in outcomes if outcome.row]
     counts = _count(outcomes)
     if others:
@@ -75,6 +80,8 @@ def _count(outcomes: Sequence[Outcome]) -> Counts:
         identical=events.count("identical"),
         tied=events.count("tied"),
         with_ties=sum(map(_has_ties, rows)),
+        moved_boundary=sum("moved_boundary" in outcome.notes for outcome in outcomes),
+        unrendered=sum("unrendered" in outcome.notes for outcome in outcomes),
         merged_completions=sum(outcome.merged for outcome in outcomes),
     )
 

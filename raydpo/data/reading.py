@@ -112,7 +112,7 @@ def _parquet_rows(path: str, fields: Sequence[Field] | None) -> Iterator[dict[st
                         f"{path}: {batch.num_rows} rows expand to {batch.nbytes >> 20} MiB, over the "
                         f"{MAX_BATCH_BYTES >> 20} MiB that are allowed; shorten the rows."
                     )
-                yield from batch.to_pylist()
+                yield from map(_without_nulls, batch.to_pylist())
                 read += batch.num_rows
             # A reader that stops early must not look like a short file.
             if read != file.metadata.num_rows:
@@ -133,3 +133,16 @@ def _columns(fields: Sequence[Field], there: Sequence[str], path: str) -> list[s
     wanted = {column for field in fields for column in (field.column, field.ids_column)}
     names = {field.name for field in fields}
     return [name for name in there if name in wanted or meaning(name, names)]
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose objects have the keys that they were written with: in parquet each has the keys of all others."""
+    return {column: _bare(value) for column, value in row.items()}
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(each) for each in value] if value and isinstance(value[0], list | dict) else value
+    if isinstance(value, dict):
+        return {key: _bare(each) for key, each in value.items() if each is not None}
+    return value

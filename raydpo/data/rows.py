@@ -9,6 +9,8 @@ chosen_ids, ...; they win over text). The forms of a row:
     unpaired   {"prompt", "completion", "label"}: a bool
     ranked     {"prompt", "completions", "ranks"}: a list of values, and as many ints; 0 is the best
     sft        {"prompt", "completion"}
+
+Rows of messages may have more for their template: "tools", a list, and "chat_template_kwargs", a dict by name.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from raydpo.data.annotations import flag, number, numbers, ranks_of, whole_numbers
+from raydpo.data.context import with_context
 from raydpo.data.meaning import refuse_lost_columns
 from raydpo.data.messages import Value, check_completion, check_prompt_is_not_repeated, short, text_or_messages
 from raydpo.errors import UserError
@@ -125,6 +128,7 @@ def canonical_row(raw: dict[str, Any], fields: Sequence[Field], place: str, igno
     if "completions" in row:
         row["ranks"] = ranks_of(len(row["completions"]), row["ranks"], row.pop("scores"), place)
     read = {column for field in fields for column in (field.column, field.ids_column)}
+    read.update(with_context(row, raw, ignore, place))
     refuse_lost_columns(raw, read, {field.name for field in fields}, ignore, place)
     _check_completions(row, fields, place)
     return row

@@ -60,6 +60,8 @@ class Counts:
     duplicates: int = 0
     tied: int = 0  # ranked rows that have no pair, since all their completions are of one rank
     with_ties: int = 0  # ranked rows with two completions of one rank, and others
+    moved_boundary: int = 0  # rows cut where the template renders the prompt alone and with its answer alike
+    unrendered: int = 0  # rows of which the template leaves out what it renders elsewhere, such as earlier thoughts
     merged_completions: int = 0  # of ranked rows, with the tokens of another one in their row
 
     def __add__(self, other: Counts) -> Counts:

@@ -90,7 +90,7 @@ class Evaluator:
         timer = _Timer()
         made_from = origin_of(settings, model)
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
-        tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date)
+        tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date, settings.data.chat_template)
         prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=settings.data.ignore)
         policy = _load(settings.model, model, granted_device())
         drawing = Drawing(model, prompts, asked.decoding, 1, settings.seed)

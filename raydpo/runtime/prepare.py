@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
@@ -35,7 +35,7 @@ from raydpo.data.shards import (
     split_held_out,
     write_shard,
 )
-from raydpo.data.tokens import TokenSettings
+from raydpo.data.tokens import Note, TokenSettings
 from raydpo.errors import UserError
 from raydpo.model.model_files import model_limits
 from raydpo.reference.dataset import MANIFEST
@@ -52,6 +52,13 @@ from raydpo.workspace.rows import RowSettings, SftRows, given_rows, given_sft_ro
 READ_CPUS = 0.25
 TOKENIZE_CPUS = 0.5
 MAX_TOKENIZERS = 8
+# Said once, with the first row; the manifest counts the rows.
+NOTICES: Mapping[Note, str] = {
+    "moved_boundary": "the chat template renders the prompt differently once an answer follows, so the prompt is the "
+    "tokens that both have in common, and what a sampler is given behind them is not trained on",
+    "unrendered": "the chat template leaves out a part of the messages that it renders elsewhere, such as the thoughts "
+    "of earlier turns or which call a result belongs to",
+}
 SHARD_NAME = re.compile(r"part-\d{5,}-\d{9,}\.arrow|\.part-\d{5,}-\d{9,}\.arrow\.[0-9a-f]{8}\.tmp")
 
 
@@ -72,6 +79,7 @@ class Source:
     ignore: Sequence[str]
     convert: Convert | None = None  # of rows of another format, see raydpo.data.formats
     limits: Sequence[ModelLimits] = ()  # of the models that will read the rows
+    chat_template: str | None = None  # a file, instead of the tokenizer's own
     others: bool = False  # whether every row gets a completion of another prompt, see raydpo.data.mismatched
 
 
@@ -118,6 +126,7 @@ def prepare_sft(settings: SftRows) -> dict[str, Any]:
         kind="sft",
         tokenizer=settings.model,
         day=data.date,
+        chat_template=data.chat_template,
         settings=TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos),
         rows_per_shard=data.rows_per_shard,
         train=layout.sft_tokens,
@@ -143,6 +152,7 @@ def pair_source(settings: RowSettings) -> Source:
         kind=rows.kind,
         tokenizer=layout.start_model,
         day=data.date,
+        chat_template=data.chat_template,
         settings=TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos),
         rows_per_shard=data.rows_per_shard,
         train=layout.train_tokens,
@@ -183,6 +193,7 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
     )
     ledger = RowLedger(paths)
     counts = Counts()
+    noticed: set[str] = set()
     shards: dict[str, list[ShardInfo]] = {"train": [], "held_out": []}
     with Progress("prepare", total=None, unit="rows") as progress:
         for row in done.iter_rows():
@@ -191,6 +202,10 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
             counts += Counts(**part["counts"])
             for side, infos in shards.items():
                 infos += [ShardInfo(**info) for info in part[side]]
+            for note, place in part["notices"].items():
+                if note not in noticed:
+                    noticed.add(note)
+                    say(f"{place}: {NOTICES[note]}")
             progress.advance(part["counts"]["rows_read"])
     rows = sum(ledger.close())
     if rows != counts.rows_read:
@@ -266,7 +281,7 @@ class Tokeniser:
         from raydpo.model.tokenizer import load_row_tokenizer
 
         self._source = source
-        self._tokenizer = load_row_tokenizer(source.tokenizer, source.day)
+        self._tokenizer = load_row_tokenizer(source.tokenizer, source.day, source.chat_template)
 
     @never_ends_the_data
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -274,8 +289,15 @@ class Tokeniser:
         source = self._source
         name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
+        notices: dict[Note, str] = {}  # the first row of each kind
         table, counts = tokenize_chunk(
-            chunk, self._tokenizer, source.settings, source.kind, source.limits, others=source.others
+            chunk,
+            self._tokenizer,
+            source.settings,
+            source.kind,
+            source.limits,
+            others=source.others,
+            notice=notices.setdefault,
         )
         total = int(batch["total"][0])
         arrived = {
@@ -285,6 +307,7 @@ class Tokeniser:
             "total": None if total < 0 else total,
         }
         outcome: dict[str, Any] = {"counts": asdict(counts), "arrived": arrived, "train": [], "held_out": []}
+        outcome["notices"] = notices
         train, held_out = split_held_out(table, source.held_out_fraction)
         try:
             for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):

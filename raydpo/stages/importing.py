@@ -172,7 +172,7 @@ class _Identify:
         self._fields = pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected)
         self._ignore = data.ignore
         self._settings = TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos)
-        self._tokenizer: RowTokenizer = load_row_tokenizer(model, data.date)
+        self._tokenizer: RowTokenizer = load_row_tokenizer(model, data.date, data.chat_template)
 
     @property
     def fields_to_read(self) -> list[Field]:

@@ -17,7 +17,7 @@ from raydpo.errors import UserError
 from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.families import check_has_classifier
 from raydpo.model.model_files import check_model_files
-from raydpo.model.tokenizer_files import check_tokenizer_files, tokenizer_digest
+from raydpo.model.tokenizer_files import check_tokenizer_files, read_chat_template, tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.rollout.limits import check_positions
 from raydpo.stages.judge_inputs import judge_checks
@@ -58,6 +58,8 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         whole = stage != "prepare"  # which uses the tokenizer alone
         yield from _model_checks(layout, "model.path", start, whole=whole)
         yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
+        if run.data.chat_template:
+            yield partial(read_chat_template, run.data.chat_template)
         if reference and reference != str(layout.sft_export):
             yield from _model_checks(layout, "reference.model", reference, whole=whole)
         if run.sft and stage not in ("sft", "run"):

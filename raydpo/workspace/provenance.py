@@ -19,7 +19,7 @@ from raydpo.config.schema import Data
 from raydpo.data.paths import expand_paths
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
-from raydpo.model.tokenizer_files import tokenizer_digest
+from raydpo.model.tokenizer_files import chat_template_digest, tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.reward.functions import function_source
 from raydpo.workspace.objective import needs_others
@@ -85,6 +85,7 @@ def _said_of_all(data: Data) -> dict[str, Any]:
         "data.append_eos": data.append_eos,
         "data.date": data.date and data.date.isoformat(),
         "data.ignore": list(data.ignore),
+        "data.chat_template": data.chat_template and chat_template_digest(data.chat_template),
         "data.function": data.function and [data.function, function_source(data.function)],
     }
 

@@ -54,9 +54,9 @@ def given_rows(data: Data, files: Sequence[str] | None = None) -> RowFormat:
         return rows_of_files(expand_paths(files), data.format, data.ignore, function)
     name = data.format or "pairs"
     columns = {key: getattr(data.columns, key) for key in data.columns.read_by(name)}
-    if function is None and not any("{" in (text or "") for text in columns.values()):
-        return row_format(name, columns)
     named = {key: text for key, text in columns.items() if text}
+    if function is None and "system" not in named and not any("{" in text for text in named.values()):
+        return row_format(name, named)
     rows = row_format(name, {"margin": "margin"} if "margin" in named else {})
     return replace(rows, convert=OwnColumns(named, function))
 

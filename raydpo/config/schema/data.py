@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raydpo.config.schema.section import Location, PositiveInt, Section
+from raydpo.config.schema.section import Directory, Location, PositiveInt, Section
 
 
 def columns_of(text: str) -> list[str]:
@@ -29,6 +29,7 @@ class Columns(Section):
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    system: str | None = None  # a system message before the prompt; "system" is read where there are messages
     margin: str | None = None  # of pairs, where they have one: how far apart the completions are
     completion: str = "completion"
     label: str = "label"  # true or false: whether the completion is wanted
@@ -42,7 +43,7 @@ class Columns(Section):
         Columns that are named for rows without a format are those of pairs.
         """
         of = _COLUMNS_OF.get(rows or "pairs")
-        return [] if of is None else ["prompt", *of]
+        return [] if of is None else ["prompt", "system", *of]
 
 
 _COLUMNS_OF = {
@@ -86,6 +87,7 @@ class Data(Section):
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
     truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
     append_eos: bool = True
+    chat_template: Directory | None = None  # a file with the template of messages, instead of the tokenizer's own
     date: datetime.date | None = None  # for chat templates that print today's date, which are refused without it
     rows_per_shard: PositiveInt = 1000
 
