@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from raydpo.data.formats import FORMATS, detect, first_values
 from raydpo.data.formats.contract import Format, Raw
-from raydpo.data.reading import raw_rows
+from raydpo.data.reading import rows_or_errors
 from raydpo.data.rows import (
     Field,
     Kind,
@@ -57,11 +57,19 @@ def rows_of_files(
 def first_values_of(
     paths: Sequence[str], ignore: Collection[str] = (), before: Before | None = None
 ) -> tuple[Raw, str]:
-    """The first value of every column, see first_values, and the file that they are from: the first that has rows."""
+    """The first value of every column, see first_values, and the file that they are from: the first that has rows.
+
+    UserError where none has rows that can be read.
+    """
+    errors: list[UserError] = []
     for path in paths:
-        if values := first_values(_first(path, before), ignore):
+        seen: list[UserError] = []
+        if values := first_values(_first(path, before, seen), ignore):
             return values, path
-    return {}, ", ".join(paths[:3])
+        errors += seen
+    if errors:
+        raise errors[0]
+    raise UserError(f"{', '.join(paths[:3])} holds no rows; give a file with rows, or leave it out.")
 
 
 def read_as(format: Format, values: Raw, place: str, before: Before | None = None) -> RowFormat:
@@ -87,6 +95,15 @@ def fields_of(format: Format, found: Mapping[str, object]) -> tuple[Field, ...]:
     return fields[format.kind][1:] if whole_texts else fields[format.kind]
 
 
-def _first(path: str, before: Before | None) -> Iterator[Raw]:
-    for number, raw in enumerate(raw_rows(path), start=1):
-        yield before(raw, f"{path} row {number}") if before else raw
+def _first(path: str, before: Before | None, errors: list[UserError]) -> Iterator[Raw]:
+    """Rows that can be read; what is wrong with the others is named when all are."""
+    for number, raw in enumerate(rows_or_errors(path), start=1):
+        if isinstance(raw, UserError):
+            errors.append(raw)
+            continue
+        try:
+            row = before(raw, f"{path} row {number}") if before else raw
+        except UserError as error:
+            errors.append(error)
+        else:
+            yield row

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from raydpo.data.bad_rows import BAD, BadRow
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.mismatched import with_others
 from raydpo.data.ranked import tokenize_ranked
@@ -32,21 +33,27 @@ def tokenize_chunk(
     *,
     others: bool = False,
     notice: Callable[[Note, str], object] | None = None,
+    bad: Callable[[BadRow], object] | None = None,
 ) -> tuple[pa.Table, Counts]:
     """One chunk of input becomes the table of one shard, rows in order.
 
     limits: of the models that will read the rows; others: whether each gets a completion of another prompt, see
-    raydpo.data.mismatched; notice: is told of each row that is worth a word, and where it stands. UserError names file
-    and row.
+    raydpo.data.mismatched; notice: is told of each row that is worth a word, and where it stands; bad: is told of each
+    row that cannot be used, which without it is a UserError that names file and row.
     """
     tokenize = partial(_TOKENIZE[kind], tokenizer=tokenizer, settings=settings)
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
         try:
-            outcome = tokenize(row)
+            outcome = Outcome("bad") if BAD in row else tokenize(row)
             _check_limits(outcome, limits)
         except UserError as error:
-            raise UserError(f"{chunk.path} row {number}: {error}") from error
+            row = {BAD: f"{chunk.path} row {number}: {error}"}
+            if bad is None:
+                raise UserError(row[BAD]) from error
+            outcome = Outcome("bad")
+        if bad and BAD in row:
+            bad((chunk.path, number, row[BAD]))
         outcomes.append(outcome)
         if notice:
             for note in sorted(outcome.notes):
@@ -80,6 +87,7 @@ def _count(outcomes: Sequence[Outcome]) -> Counts:
         identical=events.count("identical"),
         tied=events.count("tied"),
         with_ties=sum(map(_has_ties, rows)),
+        bad=events.count("bad"),
         moved_boundary=sum("moved_boundary" in outcome.notes for outcome in outcomes),
         unrendered=sum("unrendered" in outcome.notes for outcome in outcomes),
         merged_completions=sum(outcome.merged for outcome in outcomes),

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo.data.jsonlines import json_rows
+from raydpo.data.bad_rows import BAD
+from raydpo.data.jsonlines import json_rows_or_errors
 from raydpo.data.meaning import meaning
 from raydpo.data.paths import filesystem_of
 from raydpo.data.rows import Convert, Field, Row, canonical_row, require_column
@@ -36,29 +37,40 @@ def read_chunks(
     rows_per_chunk: int,
     ignore: Collection[str] = (),
     convert: Convert | None = None,
+    *,
+    keep_bad: bool = False,
 ) -> Iterator[Chunk]:
     """Canonical rows of one file in chunks of rows_per_chunk, the last one shorter; memory is that of one chunk.
 
     A file without rows has no chunks; whether that is a mistake depends on the other files.
     ignore: columns and keys of messages that are left out knowingly; others that have a meaning are refused.
     convert: makes a row with the columns of the fields of a raw one; it does not see what is ignored.
-    Raises UserError naming file, row, value and remedy at the first thing that is wrong.
+    Raises UserError naming file, row, value and remedy at the first thing that is wrong; with keep_bad only where the
+    file cannot be read, and a row that is wrong is {"bad": reason}.
     """
-    rows = _converted(path, convert, ignore) if convert else _placed(path, raw_rows(path, fields))
-    canonical = (canonical_row(raw, fields, place, ignore) for raw, place in rows)
+    canonical = _canonical(path, fields, ignore, convert, keep_bad=keep_bad)
     first_row = 1
     while chunk := list(islice(canonical, rows_per_chunk)):
         yield Chunk(path, first_row, chunk)
         first_row += len(chunk)
 
 
-def _converted(path: str, convert: Convert, ignore: Collection[str]) -> Iterator[tuple[Row, str]]:
-    for raw, place in _placed(path, raw_rows(path)):
-        yield convert({column: raw[column] for column in raw if column not in ignore}, place)
-
-
-def _placed(path: str, rows: Iterator[Row]) -> Iterator[tuple[Row, str]]:
-    return ((raw, f"{path} row {number}") for number, raw in enumerate(rows, start=1))
+def _canonical(
+    path: str, fields: Sequence[Field], ignore: Collection[str], convert: Convert | None, *, keep_bad: bool
+) -> Iterator[Row]:
+    for number, raw in enumerate(rows_or_errors(path, None if convert else fields), start=1):
+        place = f"{path} row {number}"
+        try:
+            if isinstance(raw, UserError):
+                raise raw
+            if convert:
+                raw, place = convert({column: raw[column] for column in raw if column not in ignore}, place)
+            row = canonical_row(raw, fields, place, ignore)
+        except UserError as error:
+            if not keep_bad:
+                raise
+            row = {BAD: str(error)}
+        yield row
 
 
 def raw_rows(path: str, fields: Sequence[Field] | None = None) -> Iterator[dict[str, Any]]:
@@ -68,9 +80,17 @@ def raw_rows(path: str, fields: Sequence[Field] | None = None) -> Iterator[dict[
 
     Raises UserError where the file cannot be read, or a parquet file lacks a column that is not optional.
     """
+    for found in rows_or_errors(path, fields):
+        if isinstance(found, UserError):
+            raise found
+        yield found
+
+
+def rows_or_errors(path: str, fields: Sequence[Field] | None = None) -> Iterator[dict[str, Any] | UserError]:
+    """Rows as raw_rows gives them, and in place of one that cannot be read the error that names it."""
     if _size(path) == 0:
         return iter(())
-    return _parquet_rows(path, fields) if path.endswith(".parquet") else json_rows(path)
+    return _parquet_rows(path, fields) if path.endswith(".parquet") else json_rows_or_errors(path)
 
 
 def check_files(
@@ -79,12 +99,18 @@ def check_files(
     ignore: Collection[str] = (),
     convert: Convert | None = None,
     rows: int = 8,
+    *,
+    keep_bad: bool = False,
 ) -> list[str]:
     """Read the files' first rows and raise what read_chunks raises: seconds, before any model loads.
 
     Returns the files without rows, which are no mistake as long as another one has some. UserError where none has.
     """
-    empty = [path for path in paths if next(read_chunks(path, fields, rows, ignore, convert), None) is None]
+    empty = [
+        path
+        for path in paths
+        if next(read_chunks(path, fields, rows, ignore, convert, keep_bad=keep_bad), None) is None
+    ]
     if paths and len(empty) == len(paths):
         raise UserError(f"{', '.join(empty[:3])} holds no rows; give a file with rows, or leave it out.")
     return empty

@@ -41,7 +41,7 @@ from raydpo.errors import UserError
 
 Truncation = Literal["error", "drop", "truncate_prompt_left", "truncate_completion"]
 Note = Literal["moved_boundary", "unrendered"]  # worth a word, see raydpo.data.shards.Counts
-Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied"]
+Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied", "bad"]
 
 
 @dataclass(frozen=True)

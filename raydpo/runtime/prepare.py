@@ -19,6 +19,8 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from raydpo.data.bad_rows import FILE as BAD_ROWS
+from raydpo.data.bad_rows import BadRow, BadRows
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ledger import RowLedger
 from raydpo.data.lengths import extent_of, length_quantiles
@@ -79,6 +81,7 @@ class Source:
     ignore: Sequence[str]
     convert: Convert | None = None  # of rows of another format, see raydpo.data.formats
     limits: Sequence[ModelLimits] = ()  # of the models that will read the rows
+    max_bad_rows: float = 0  # that are left out, or a share below 1
     chat_template: str | None = None  # a file, instead of the tokenizer's own
     others: bool = False  # whether every row gets a completion of another prompt, see raydpo.data.mismatched
 
@@ -127,6 +130,7 @@ def prepare_sft(settings: SftRows) -> dict[str, Any]:
         tokenizer=settings.model,
         day=data.date,
         chat_template=data.chat_template,
+        max_bad_rows=data.max_bad_rows,
         settings=TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos),
         rows_per_shard=data.rows_per_shard,
         train=layout.sft_tokens,
@@ -153,6 +157,7 @@ def pair_source(settings: RowSettings) -> Source:
         tokenizer=layout.start_model,
         day=data.date,
         chat_template=data.chat_template,
+        max_bad_rows=data.max_bad_rows,
         settings=TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos),
         rows_per_shard=data.rows_per_shard,
         train=layout.train_tokens,
@@ -170,7 +175,7 @@ def _say_format(key: str, rows: RowFormat) -> None:
 def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
     """origin: what the manifests say that the tokens were made from."""
     paths = [file.path for file in source.files]
-    check_files(paths, source.fields, source.ignore, source.convert)
+    check_files(paths, source.fields, source.ignore, source.convert, keep_bad=source.max_bad_rows > 0)
     for directory in (source.train, source.held_out) if source.held_out_fraction else (source.train,):
         clear_tokens(directory)
     tasks = [{"files": json.dumps(task)} for task in share_out(source.files)]
@@ -183,6 +188,7 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
         rows_per_chunk=source.rows_per_shard,
         ignore=source.ignore,
         convert=source.convert,
+        keep_bad=source.max_bad_rows > 0,
     )
     done = chunks.map_batches(reading, batch_size=1, num_cpus=READ_CPUS).map_batches(
         Tokeniser,
@@ -194,6 +200,7 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
     ledger = RowLedger(paths)
     counts = Counts()
     noticed: set[str] = set()
+    bad = BadRows(source.train, source.max_bad_rows)
     shards: dict[str, list[ShardInfo]] = {"train": [], "held_out": []}
     with Progress("prepare", total=None, unit="rows") as progress:
         for row in done.iter_rows():
@@ -202,6 +209,7 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
             counts += Counts(**part["counts"])
             for side, infos in shards.items():
                 infos += [ShardInfo(**info) for info in part[side]]
+            bad.add(part["bad"])
             for note, place in part["notices"].items():
                 if note not in noticed:
                     noticed.add(note)
@@ -212,6 +220,8 @@ def _tokenise(source: Source, origin: dict[str, Any]) -> TokenManifest:
         raise RuntimeError(
             f"{rows} rows have arrived and {counts.rows_read} were tokenised; please report this defect."
         )
+    if report := bad.close(rows):
+        say(report)
     check_something_is_left(source, counts, train=len(shards["train"]), held_out=len(shards["held_out"]))
     if source.held_out_fraction:
         aside = sum(shard.rows for shard in shards["held_out"])
@@ -249,6 +259,7 @@ def clear_tokens(directory: Path) -> None:
     Shards go by the name that only prepare gives. Whatever else lies in the directory is not ours, and stays.
     """
     (directory / MANIFEST).unlink(missing_ok=True)  # first: shards without it are no data set
+    (directory / BAD_ROWS).unlink(missing_ok=True)
     for path in directory.glob("*"):
         if SHARD_NAME.fullmatch(path.name) and path.is_file():
             path.unlink()
@@ -289,6 +300,7 @@ class Tokeniser:
         source = self._source
         name = str(batch["name"][0])
         chunk = Chunk(str(batch["path"][0]), int(batch["first_row"][0]), json.loads(batch["rows"][0]))
+        bad: list[BadRow] = []
         notices: dict[Note, str] = {}  # the first row of each kind
         table, counts = tokenize_chunk(
             chunk,
@@ -298,6 +310,7 @@ class Tokeniser:
             source.limits,
             others=source.others,
             notice=notices.setdefault,
+            bad=bad.append if source.max_bad_rows else None,
         )
         total = int(batch["total"][0])
         arrived = {
@@ -307,7 +320,7 @@ class Tokeniser:
             "total": None if total < 0 else total,
         }
         outcome: dict[str, Any] = {"counts": asdict(counts), "arrived": arrived, "train": [], "held_out": []}
-        outcome["notices"] = notices
+        outcome |= {"notices": notices, "bad": bad}
         train, held_out = split_held_out(table, source.held_out_fraction)
         try:
             for side, rows, directory in (("train", train, source.train), ("held_out", held_out, source.held_out)):

@@ -65,7 +65,7 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         if run.sft and stage not in ("sft", "run"):
             yield partial(_check_sft_export, str(layout.sft_export), values.token_source("sft"), values.sft_training())
     if stage in ("sft", "run") and run.sft:
-        yield partial(_check_sft_rows, layout, run.data.ignore, run.sft)
+        yield partial(_check_sft_rows, layout, run.data, run.sft)
     if stage in ("sample", "run") and run.sample:
         yield partial(check_reward, values.rewards(), run.sample.reward, start)
         yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
@@ -181,15 +181,16 @@ def _rows_that_tell(rows: RowSettings) -> RowFormat | None:
         return None
 
 
-def _check_sft_rows(layout: Layout, ignore: Sequence[str], sft: Sft) -> None:
-    rows = given_sft_rows(sft, ignore)
-    _check_files(layout, ignore, "sft.train", sft.train, rows.fields, rows.convert)
+def _check_sft_rows(layout: Layout, data: Data, sft: Sft) -> None:
+    rows = given_sft_rows(sft, data.ignore)
+    _check_files(layout, data.ignore, "sft.train", sft.train, rows.fields, rows.convert, keep_bad=data.max_bad_rows > 0)
 
 
 def _check_given_rows(layout: Layout, data: Data, key: str, patterns: Sequence[str]) -> None:
     if patterns:
         rows = given_rows(data, patterns)
-        _check_files(layout, data.ignore, key, patterns, rows.fields, rows.convert)
+        keep_bad = data.max_bad_rows > 0
+        _check_files(layout, data.ignore, key, patterns, rows.fields, rows.convert, keep_bad=keep_bad)
 
 
 def _check_files(
@@ -199,8 +200,10 @@ def _check_files(
     patterns: Sequence[str],
     fields: Sequence[Field],
     convert: Convert | None = None,
+    *,
+    keep_bad: bool = False,
 ) -> None:
     paths = expand_paths(patterns)
     refuse_own_output(layout, key, paths)
-    for path in check_files(paths, fields, ignore, convert):
+    for path in check_files(paths, fields, ignore, convert, keep_bad=keep_bad):
         say(f"{key}: {path} holds no rows and is left out")

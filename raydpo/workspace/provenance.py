@@ -60,7 +60,7 @@ def token_source(settings: RowSettings, part: Literal["train", "held_out"]) -> T
     apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
     said = _said_of_all(data) | {
         "completions of other prompts": not apart and needs_others(settings.train),
-        "data.columns": data.columns.model_dump(),
+        "data.columns": _named_columns(data),
         "data.held_out_fraction": data.held_out_fraction,
     }
     # Files that have moved away since they were prepared cannot tell what they held, and are not missed.
@@ -77,6 +77,12 @@ def sft_source(settings: SftRows) -> TokenSource:
     return TokenSource("sft", settings.model, said, sft.train)
 
 
+def _named_columns(data: Data) -> dict[str, str | None]:
+    """As earlier versions wrote them down, whose tokens stay good: they knew no system column."""
+    columns = data.columns.model_dump()
+    return columns if data.columns.system else {key: text for key, text in columns.items() if key != "system"}
+
+
 def _said_of_all(data: Data) -> dict[str, Any]:
     """What decides the ids of rows of every part."""
     return {
@@ -86,6 +92,7 @@ def _said_of_all(data: Data) -> dict[str, Any]:
         "data.date": data.date and data.date.isoformat(),
         "data.ignore": list(data.ignore),
         "data.chat_template": data.chat_template and chat_template_digest(data.chat_template),
+        "data.max_bad_rows": data.max_bad_rows or None,
         "data.function": data.function and [data.function, function_source(data.function)],
     }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 from string import Formatter
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raydpo.config.schema.section import Directory, Location, PositiveInt, Section
+from raydpo.config.schema.section import Directory, Location, NonNegativeInt, PositiveInt, Section
 
 
 def columns_of(text: str) -> list[str]:
@@ -51,6 +51,7 @@ _COLUMNS_OF = {
     "unpaired": ("completion", "label"),
     "ranked": ("completions", "ranks", "scores"),
 }
+Share = Annotated[float, Field(gt=0, lt=1)]
 Format = Literal[
     "pairs",
     "unpaired",
@@ -85,6 +86,7 @@ class Data(Section):
     function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")  # package.module:function, row → row, before all else
     ignore: list[str] = []  # columns, and keys of chat messages, that mean something and are left out knowingly
     max_length: PositiveInt = 1024  # tokens of prompt plus the longer completion
+    max_bad_rows: NonNegativeInt | Share = 0  # rows, or a share of them, that may be bad: they go to a side file
     truncation: Literal["error", "drop", "truncate_prompt_left", "truncate_completion"] = "error"
     append_eos: bool = True
     chat_template: Directory | None = None  # a file with the template of messages, instead of the tokenizer's own

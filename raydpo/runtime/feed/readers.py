@@ -32,6 +32,7 @@ def read_files(
     rows_per_chunk: int,
     ignore: Sequence[str],
     convert: Convert | None = None,
+    keep_bad: bool = False,
 ) -> Iterator[dict[str, list[Any]]]:
     """The files of one task, as chunks; rows travel as JSON because their values differ in type.
 
@@ -40,7 +41,7 @@ def read_files(
     for number, path in json.loads(batch["files"][0]):
         read = 0
         waiting = None
-        for chunk in read_chunks(path, fields, rows_per_chunk, ignore, convert):
+        for chunk in read_chunks(path, fields, rows_per_chunk, ignore, convert, keep_bad=keep_bad):
             if waiting:
                 yield _travelling(number, waiting, total=-1)
             read += len(chunk.rows)
