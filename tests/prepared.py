@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.reading import Chunk
+from raydpo.data.rows import Kind
 from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.model.tokenizer import load_row_tokenizer

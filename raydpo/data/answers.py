@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, cast
 
-from raydpo.data.formats import Field, raw_rows, read_chunks
 from raydpo.data.messages import CONTENT, Value, short
 from raydpo.data.paths import expand_paths
+from raydpo.data.reading import raw_rows, read_chunks
+from raydpo.data.rows import Field
 from raydpo.errors import UserError
 
 Label = Literal["first", "second", "tie"]
@@ -71,5 +72,5 @@ def _text(value: Value, place: str) -> str:
         return value
     last = value[-1]
     if isinstance(last, dict):
-        return last[CONTENT]
+        return last[CONTENT] or ""
     raise UserError(f"{place} holds token ids, which are no text to compare; give text.")

@@ -8,13 +8,15 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from raydpo.data.formats import Chunk, Kind
+from raydpo.data.bad_rows import BAD, BadRow
 from raydpo.data.limits import Extent, ModelLimits
 from raydpo.data.mismatched import with_others
 from raydpo.data.ranked import tokenize_ranked
+from raydpo.data.reading import Chunk
+from raydpo.data.rows import Kind
 from raydpo.data.shards import Counts, to_table
 from raydpo.data.tokenizer import RowTokenizer
-from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
+from raydpo.data.tokens import Note, Outcome, TokenRow, TokenSettings, tokenize_pair, tokenize_sft, tokenize_unpaired
 from raydpo.errors import UserError
 
 _TOKENIZE: Mapping[Kind, Callable[..., Outcome]] = MappingProxyType(
@@ -30,21 +32,32 @@ def tokenize_chunk(
     limits: Sequence[ModelLimits] = (),
     *,
     others: bool = False,
+    notice: Callable[[Note, str], object] | None = None,
+    bad: Callable[[BadRow], object] | None = None,
 ) -> tuple[pa.Table, Counts]:
     """One chunk of input becomes the table of one shard, rows in order.
 
     limits: of the models that will read the rows; others: whether each gets a completion of another prompt, see
-    raydpo.data.mismatched. UserError names file and row.
+    raydpo.data.mismatched; notice: is told of each row that is worth a word, and where it stands; bad: is told of each
+    row that cannot be used, which without it is a UserError that names file and row.
     """
     tokenize = partial(_TOKENIZE[kind], tokenizer=tokenizer, settings=settings)
     outcomes: list[Outcome] = []
     for number, row in enumerate(chunk.rows, start=chunk.first_row):
         try:
-            outcome = tokenize(row).from_source(row.get("source"))
+            outcome = Outcome("bad") if BAD in row else tokenize(row).from_source(row.get("source"))
             _check_limits(outcome, limits)
         except UserError as error:
-            raise UserError(f"{chunk.path} row {number}: {error}") from error
+            row = {BAD: f"{chunk.path} row {number}: {error}"}
+            if bad is None:
+                raise UserError(row[BAD]) from error
+            outcome = Outcome("bad")
+        if bad and BAD in row:
+            bad((chunk.path, number, row[BAD]))
         outcomes.append(outcome)
+        if notice:
+            for note in sorted(outcome.notes):
+                notice(note, f"{chunk.path} row {number}")
     rows = [outcome.row for outcome in outcomes if outcome.row]
     counts = _count(outcomes)
     if others:
@@ -74,6 +87,9 @@ def _count(outcomes: Sequence[Outcome]) -> Counts:
         identical=events.count("identical"),
         tied=events.count("tied"),
         with_ties=sum(map(_has_ties, rows)),
+        bad=events.count("bad"),
+        moved_boundary=sum("moved_boundary" in outcome.notes for outcome in outcomes),
+        unrendered=sum("unrendered" in outcome.notes for outcome in outcomes),
         merged_completions=sum(outcome.merged for outcome in outcomes),
     )
 

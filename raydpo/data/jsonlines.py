@@ -32,6 +32,17 @@ class _KeyTwiceError(ValueError):
 
 def json_rows(path: str) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl or .jsonl.gz file, unchecked. UserError names file and row of what is no object."""
+    for found in json_rows_or_errors(path):
+        if isinstance(found, UserError):
+            raise found
+        yield found
+
+
+def json_rows_or_errors(path: str) -> Iterator[dict[str, Any] | UserError]:
+    """The objects of a file, and in place of a line that is none the error that names it.
+
+    Raises UserError where it cannot be read on from there.
+    """
     filesystem, inner = filesystem_of(path)
     blank = 0
     try:
@@ -42,19 +53,26 @@ def json_rows(path: str) -> Iterator[dict[str, Any]]:
                 if blank and line.strip():
                     raise UserError(f"{path} row {blank} is blank; remove the line.")
                 if line.strip():
-                    yield _object(line, number, f"{path} row {number}")
+                    yield _object_or_error(line, number, f"{path} row {number}")
                 else:
                     blank = blank or number  # fine at the end of a file
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); is it whole, and what its suffix says?") from error
 
 
+def _object_or_error(line: bytes, number: int, place: str) -> dict[str, Any] | UserError:
+    if len(line) > MAX_LINE_BYTES:  # where its end is, is not known
+        raise UserError(f"{place} is longer than {MAX_LINE_BYTES >> 20} MiB; {_hint(line, number)}.")
+    try:
+        return _object(line, number, place)
+    except UserError as error:
+        return error
+
+
 def _object(line: bytes, number: int, place: str) -> dict[str, Any]:
     if number == 1:
         line = line.removeprefix(BYTE_ORDER_MARK)
     hint = _hint(line, number)
-    if len(line) > MAX_LINE_BYTES:
-        raise UserError(f"{place} is longer than {MAX_LINE_BYTES >> 20} MiB; {hint}.")
     try:
         value = json.loads(line.decode(), object_pairs_hook=_each_key_once)
     except _KeyTwiceError as error:

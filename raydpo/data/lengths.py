@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.formats import Kind
 from raydpo.data.limits import Extent
+from raydpo.data.rows import Kind
 
 Ints = NDArray[np.int64]
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raydpo.data.formats import Kind
 from raydpo.data.lengths import completions_per_row, own_completions
+from raydpo.data.rows import Kind
 
 Ints = NDArray[np.int64]
 

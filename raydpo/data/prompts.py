@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from raydpo.data.formats import prompt_fields, read_chunks
-from raydpo.data.messages import Value
+from raydpo.data.context import arguments_of
+from raydpo.data.messages import Value, is_chat
 from raydpo.data.paths import expand_paths
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import Row, prompt_fields
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import row_id, tokenize_prompt
+from raydpo.data.unrendered import leaves_out
 from raydpo.errors import UserError
 
 
@@ -35,9 +38,13 @@ def read_prompts(
 ) -> list[Prompt]:
     """The first `limit` prompts of the files, in order. UserError names file and row."""
     prompts = []
-    for value, where in _values(patterns, column, limit, ignore):
+    for row, where in _rows(patterns, column, limit, ignore):
+        value = row["prompt"]
+        arguments = arguments_of(row)
         try:
-            ids = tokenize_prompt(value, tokenizer)
+            ids = tokenize_prompt(value, tokenizer, arguments)
+            if is_chat(value):
+                leaves_out(tokenizer.chat, value, arguments)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         text = value if isinstance(value, str) else tokenizer.decode(ids, skip_special_tokens=True)
@@ -49,7 +56,8 @@ def read_prompts(
 
 def contents_hash(patterns: Sequence[str], column: str, *, limit: int | None, ignore: Sequence[str] = ()) -> str:
     """A name for what `read_prompts` would read, before any tokenizer has seen it. Raises UserError as it does."""
-    return texts_hash([value for value, _ in _values(patterns, column, limit, ignore)])
+    rows = (row for row, _ in _rows(patterns, column, limit, ignore))
+    return texts_hash([row["prompt"] if row.keys() == {"prompt"} else row for row in rows])
 
 
 def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
@@ -57,17 +65,15 @@ def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
     return row_id([], prompts).hex()
 
 
-def texts_hash(texts: Sequence[Value]) -> str:
-    """A name for texts, or lists of messages, in their order."""
+def texts_hash(texts: Sequence[Value | Row]) -> str:
+    """A name for texts, lists of messages, or rows with more for a template, in their order."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
 
 
-def _values(
-    patterns: Sequence[str], column: str, limit: int | None, ignore: Sequence[str]
-) -> Iterator[tuple[Value, str]]:
-    """Each prompt as its file has it, and where that is."""
+def _rows(patterns: Sequence[str], column: str, limit: int | None, ignore: Sequence[str]) -> Iterator[tuple[Row, str]]:
+    """The row of each prompt, and where it stands."""
     rows = (
-        (row["prompt"], f"{path} row {number}")
+        (row, f"{path} row {number}")
         for path in expand_paths(patterns)
         for chunk in read_chunks(path, prompt_fields(column), 256, ignore)
         for number, row in enumerate(chunk.rows, start=chunk.first_row)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from raydpo.data.annotations import dense
-from raydpo.data.formats import Row
+from raydpo.data.context import arguments_of
+from raydpo.data.rows import Row
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import Outcome, TokenRow, TokenSettings, row_id, tokenize_row
 
@@ -17,7 +18,7 @@ def tokenize_ranked(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) 
     and a scorer that cannot tell them apart is nothing that the file could mend.
     """
     values = {f"completion {i}": value for i, value in enumerate(row["completions"], start=1)}
-    outcome = tokenize_row(row["prompt"], values, tokenizer, settings)
+    outcome = tokenize_row(row["prompt"], values, tokenizer, settings, arguments_of(row))
     if outcome.row is None:
         return outcome
     rank_of: dict[tuple[int, ...], int] = {}
@@ -33,4 +34,4 @@ def tokenize_ranked(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) 
     prompt_ids = outcome.row.prompt_ids
     completions = tuple(list(completion) for completion in rank_of)
     ranked = TokenRow(row_id(prompt_ids, completions), prompt_ids, completions, {"rank": ranks})
-    return Outcome(outcome.event, ranked, merged)
+    return Outcome(outcome.event, ranked, merged, outcome.notes)

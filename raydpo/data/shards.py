@@ -31,9 +31,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpo.data.formats import Kind
 from raydpo.data.lengths import completion_lengths, prompt_lengths
 from raydpo.data.limits import Extent
+from raydpo.data.rows import Kind
 from raydpo.data.tokens import TokenRow, hash_fraction
 from raydpo.errors import UserError
 from raydpo.storage.commit import Folder, Promise, find_flaw
@@ -47,7 +47,7 @@ COLUMNS: Mapping[str, pa.DataType] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical + tied.
+    """Rows by what became of them; adds. rows_read = kept + dropped_too_long + identical + tied + bad.
 
     Truncated rows, duplicates and those with ties are among the kept. Duplicates show only across shards:
     tokenize_chunk says 0. Under data.held_out_fraction, all but rows_read and kept of the train side are of both sides.
@@ -62,6 +62,9 @@ class Counts:
     duplicates: int = 0
     tied: int = 0  # ranked rows that have no pair, since all their completions are of one rank
     with_ties: int = 0  # ranked rows with two completions of one rank, and others
+    bad: int = 0  # rows that cannot be used, as many as data.max_bad_rows allows
+    moved_boundary: int = 0  # rows cut where the template renders the prompt alone and with its answer alike
+    unrendered: int = 0  # rows of which the template leaves out what it renders elsewhere, such as earlier thoughts
     merged_completions: int = 0  # of ranked rows, with the tokens of another one in their row
 
     def __add__(self, other: Counts) -> Counts:

@@ -13,6 +13,8 @@ boundary, and both together decode to the whole text:
 - A text completion has no BOS and ends in EOS, unless it ends in a stop token already or is truncated.
 - Chat messages are rendered by the tokenizer's chat template, which brings its own special tokens. A completion ends
   in the token at which a sampler stops; what the template writes behind that is left out.
+- Where a template renders the prompt differently once an answer follows, the prompt is the tokens that both ways have
+  in common, see raydpo.data.boundary.
 - Ids given directly are exact: they are checked against the vocabulary and nothing is added.
 """
 
@@ -20,19 +22,26 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from raydpo.data.formats import Row, is_ids
-from raydpo.data.messages import Value
+from raydpo.data.boundary import NOT_RENDERED, cut_at_common_tokens
+from raydpo.data.chat import NO_ARGUMENTS, Answered, Arguments
+from raydpo.data.context import arguments_of
+from raydpo.data.implicit import with_prompt
+from raydpo.data.messages import Value, as_messages, is_chat
+from raydpo.data.rows import Row, is_ids
 from raydpo.data.tokenizer import RowTokenizer
+from raydpo.data.unrendered import leaves_out
 from raydpo.errors import UserError
 
 Truncation = Literal["error", "drop", "truncate_prompt_left", "truncate_completion"]
-Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied"]
+Note = Literal["moved_boundary", "unrendered"]  # worth a word, see raydpo.data.shards.Counts
+Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied", "bad"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Outcome:
     event: Event
     row: TokenRow | None = None
     merged: int = 0  # completions of a ranked row that repeat another one of it
+    notes: frozenset[Note] = frozenset()
 
     def from_source(self, source: str | None) -> Outcome:
         """The outcome with the source of its row; unchanged where there is no row."""
@@ -80,10 +90,13 @@ class TokenSettings:
 def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
     """Tokenise {"prompt", "chosen", "rejected"}. A pair of equal completions is dropped: its loss is always ln 2.
 
-    Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
+    Without a prompt of its own, the row has the one that both texts begin with. Raises UserError for a value that
+    cannot become tokens, and for a row over max_length under "error".
     """
+    if "prompt" not in row:
+        row = with_prompt(row, tokenizer)
     completions = {name: row[name] for name in ("chosen", "rejected")}
-    outcome = tokenize_row(row["prompt"], completions, tokenizer, settings)
+    outcome = tokenize_row(row["prompt"], completions, tokenizer, settings, arguments_of(row))
     if outcome.row is None:
         return outcome
     if outcome.row.completions[0] == outcome.row.completions[1]:
@@ -99,7 +112,8 @@ def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) ->
 
 def tokenize_sft(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
     """Tokenise {"prompt", "completion"}. Raises as tokenize_pair does."""
-    return tokenize_row(row["prompt"], {"completion": row["completion"]}, tokenizer, settings)
+    completions = {"completion": row["completion"]}
+    return tokenize_row(row["prompt"], completions, tokenizer, settings, arguments_of(row))
 
 
 def tokenize_unpaired(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) -> Outcome:
@@ -107,14 +121,17 @@ def tokenize_unpaired(row: Row, tokenizer: RowTokenizer, settings: TokenSettings
     return tokenize_sft(row, tokenizer, settings).with_column("label", [row["label"]])
 
 
-def tokenize_prompt(value: Value, tokenizer: RowTokenizer) -> list[int]:
-    """Ids of a prompt, never empty; sampling and training call the same function."""
+def tokenize_prompt(value: Value, tokenizer: RowTokenizer, arguments: Arguments = NO_ARGUMENTS) -> list[int]:
+    """Ids of a prompt, never empty; sampling and training call the same function.
+
+    arguments: what its row tells the chat template beside the messages.
+    """
     if isinstance(value, str):
         ids = tokenizer.encode_prompt(value)
     elif is_ids(value):
         ids = _in_vocabulary(value, tokenizer)
     else:
-        ids = tokenizer.encode(tokenizer.chat.prompt(value))
+        ids = tokenizer.encode(tokenizer.chat.prompt(value, arguments))
     return ids or [tokenizer.start_id()]
 
 
@@ -149,46 +166,88 @@ def hash_fraction(content: bytes) -> float:
 
 
 def tokenize_row(
-    prompt: Value, values: Mapping[str, Value], tokenizer: RowTokenizer, settings: TokenSettings
+    prompt: Value,
+    values: Mapping[str, Value],
+    tokenizer: RowTokenizer,
+    settings: TokenSettings,
+    arguments: Arguments = NO_ARGUMENTS,
 ) -> Outcome:
     """Tokenise a prompt and its completions, which go by the names that messages give them.
 
-    Raises UserError for a value that cannot become tokens, and for a row over max_length under "error".
+    arguments: what the row tells its chat template beside the messages. Raises UserError for a value that cannot become
+    tokens, and for a row over max_length under "error".
     """
-    # A template renders an answer together with its prompt, so a text before chat messages becomes the user's turn.
-    if isinstance(prompt, str) and any(_is_chat(value) for value in values.values()):
-        prompt = [{"role": "user", "content": prompt}]
-    prompt_ids = tokenize_prompt(prompt, tokenizer)
-    completions = []
+    if isinstance(prompt, str) and any(is_chat(value) for value in values.values()):
+        prompt = as_messages(prompt)
+    prompt_ids = tokenize_prompt(prompt, tokenizer, arguments)
+    notes: set[Note] = set()
+    answers: dict[str, Answered] = {}
     for name, value in values.items():
-        try:
-            completions.append(_completion(prompt, value, tokenizer, append_eos=settings.append_eos))
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
+        with _named(name):
+            if answer := _answered(prompt, value, tokenizer, arguments):
+                answers[name] = answer
+                if leaves_out(tokenizer.chat, answer.messages, arguments):
+                    notes.add("unrendered")
+    if all(answer.is_cut for answer in answers.values()):
+        ids = {}
+        for name, value in values.items():
+            with _named(name):
+                ids[name] = _ids_of(prompt, value, answers.get(name), tokenizer)
+    else:
+        notes.add("moved_boundary")
+        prompt_ids, ids = cut_at_common_tokens(prompt_ids, prompt, answers, tokenizer, arguments)
+    completions = []
+    for name in values:
+        with _named(name):
+            exact = is_ids(values[name])
+            completions.append(ids[name] if exact else _ended(ids[name], tokenizer, append_eos=settings.append_eos))
     event = _fit(prompt_ids, completions, settings, bos=tokenizer.bos_id)
     if event == "dropped_too_long":
         return Outcome(event)
-    return Outcome(event, TokenRow(row_id(prompt_ids, completions), prompt_ids, tuple(completions)))
+    row = TokenRow(row_id(prompt_ids, completions), prompt_ids, tuple(completions))
+    return Outcome(event, row, notes=frozenset(notes))
 
 
-def _completion(prompt: Value, value: Value, tokenizer: RowTokenizer, *, append_eos: bool) -> list[int]:
-    if is_ids(value):  # as they were sampled: they already end as they ended
-        if not value:
-            raise UserError("the completion has no tokens; remove the row.")
-        return _in_vocabulary(value, tokenizer)
-    if isinstance(value, str):
-        ids = _text_completion(prompt, value, tokenizer)
-    elif is_ids(prompt):
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Messages say which completion they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _answered(prompt: Value, value: Value, tokenizer: RowTokenizer, arguments: Arguments) -> Answered | None:
+    """A chat completion with its prompt, rendered; None for one that is text or ids."""
+    if not is_chat(value):
+        return None
+    if not is_chat(prompt):
         raise UserError("the prompt is token ids and the completion chat messages; give both as ids or as messages.")
-    else:
-        assert not isinstance(prompt, str), "a text prompt before chat messages was made a message"
-        before, text = tokenizer.chat.completion(prompt, value)
-        ids = tokenizer.encode_after(before, text)
+    return tokenizer.chat.answered(prompt, value, arguments)
+
+
+def _ids_of(prompt: Value, value: Value, answer: Answered | None, tokenizer: RowTokenizer) -> list[int]:
+    """A completion's ids as it goes on from its prompt, with all that the template writes behind it."""
+    if answer:
+        text = answer.whole[len(answer.before) :]
+        if not text.strip() and answer.says:
+            raise UserError(NOT_RENDERED)
+        return tokenizer.encode_after(answer.before, text)
+    if isinstance(value, str):
+        return _text_completion(prompt, value, tokenizer)
+    assert is_ids(value), "chat messages are answered"
+    if not value:  # as they were sampled: they already end as they ended
+        raise UserError("the completion has no tokens; remove the row.")
+    return _in_vocabulary(value, tokenizer)
+
+
+def _ended(ids: list[int], tokenizer: RowTokenizer, *, append_eos: bool) -> list[int]:
+    """A completion up to where a sampler stops. UserError where nothing is left of it."""
     ids = tokenizer.until_stop(ids)
     if all(token in tokenizer.stop_ids for token in ids):
         raise UserError("the completion has no tokens; remove the row.")
     if append_eos and ids[-1] not in tokenizer.stop_ids:
-        ids = [*ids, tokenizer.closing_id()]
+        return [*ids, tokenizer.closing_id()]
     return ids
 
 
@@ -210,7 +269,7 @@ def _check_rendered_apart(row: Row) -> None:
     """Raise UserError for two different answers that the template has rendered to the same text."""
     chosen = row["chosen"]
     rejected = row["rejected"]
-    if _is_chat(chosen) and _is_chat(rejected) and _said(chosen) != _said(rejected):
+    if is_chat(chosen) and is_chat(rejected) and _said(chosen) != _said(rejected):
         raise UserError(
             "chosen and rejected differ, but the chat template renders both to the same tokens: it leaves out what "
             "differs; use a template that renders it, or remove the row."
@@ -219,7 +278,7 @@ def _check_rendered_apart(row: Row) -> None:
 
 def _said(messages: Value) -> list[tuple[str, str]]:
     """Roles and contents; templates like to trim a content."""
-    return [(message["role"], message["content"].strip()) for message in messages if isinstance(message, dict)]
+    return [(message["role"], (message["content"] or "").strip()) for message in messages if isinstance(message, dict)]
 
 
 def _fit(prompt_ids: list[int], completions: list[list[int]], settings: TokenSettings, *, bos: int | None) -> Event:
@@ -256,7 +315,3 @@ def _in_vocabulary(ids: list[int], tokenizer: RowTokenizer) -> list[int]:
                 "the ids come from another tokenizer: give the text, or use that tokenizer's model."
             )
     return list(ids)
-
-
-def _is_chat(value: Value) -> bool:
-    return not isinstance(value, str) and not is_ids(value)

@@ -47,10 +47,11 @@ def check_tokenizer_files(path: str, *, needs_eos: bool = False) -> None:
         )
 
 
-def tokenizer_digest(path: str) -> str:
+def tokenizer_digest(path: str, chat_template: str | None = None) -> str:
     """A name for what the tokenizer does: a hash of its files' contents, and of the stop tokens.
 
-    Moving or renaming the directory keeps it; one changed token, template or special token changes it.
+    Moving or renaming the directory keeps it; one changed token, template or special token changes it. chat_template: a
+    file with the template that it is used with instead of its own.
     """
     directory = model_directory(path)
     digest = hashlib.blake2b(digest_size=16)
@@ -63,7 +64,25 @@ def tokenizer_digest(path: str) -> str:
         digest.update(f"{file.relative_to(directory)} {len(content)} ".encode())
         digest.update(content)
     digest.update(json.dumps(stop_ids(path)).encode())
+    if chat_template:
+        digest.update(read_chat_template(chat_template).encode())
     return digest.hexdigest()
+
+
+def read_chat_template(path: str) -> str:
+    """A chat template of a file of its own. UserError where it cannot be read, or is empty."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template: {path} cannot be read ({error}); give a template as text.") from error
+    if not text.strip():
+        raise UserError(f"data.chat_template: {path} is empty; give a template.")
+    return text
+
+
+def chat_template_digest(path: str) -> str:
+    """A name for what a chat template of a file of its own says. Raises UserError as read_chat_template does."""
+    return hashlib.blake2b(read_chat_template(path).encode(), digest_size=16).hexdigest()
 
 
 def stop_ids(path: str) -> list[int]:

@@ -17,9 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydpo.data.completions import completion_begins, completion_ids
-from raydpo.data.formats import Kind
 from raydpo.data.lengths import completion_lengths, first_completions, own_completions, prompt_lengths
 from raydpo.data.pairs import count_pairs
+from raydpo.data.rows import Kind
 from raydpo.data.shards import ShardInfo, TokenManifest, read_shard, verify_shards
 from raydpo.reference.store import Store
 

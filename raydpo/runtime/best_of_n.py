@@ -89,7 +89,7 @@ def _drawing_of(settings: BestOfNSettings) -> Drawing:
     layout = settings.layout
     data = settings.data
     asked = settings.evaluate
-    tokenizer = load_row_tokenizer(layout.start_model, data.date)
+    tokenizer = load_row_tokenizer(layout.start_model, data.date, data.chat_template)
     prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=data.ignore)
     return Drawing(layout.reference_model, prompts, asked.decoding, BLOCK, settings.seed)
 

@@ -102,7 +102,7 @@ class Evaluator:
         settings = self._settings
         timer = _Timer()
         # Not the export's own: prompts have the same ids at every step, those that prepare would give them.
-        tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date)
+        tokenizer = load_row_tokenizer(settings.layout.start_model, settings.data.date, settings.data.chat_template)
         sampled = [_sample(each, model, tokenizer, self._engines, scorers) for each, _ in lacking]
         pairs: list[RankedPair] = []
         if not lacking[0][0].folder:

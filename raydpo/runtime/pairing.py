@@ -84,7 +84,7 @@ def drawing_of(settings: SampleSettings) -> Drawing:
     layout = settings.layout
     data = settings.data
     asked = settings.sample
-    tokenizer = load_row_tokenizer(layout.start_model, data.date)
+    tokenizer = load_row_tokenizer(layout.start_model, data.date, data.chat_template)
     prompts = read_prompts(asked.prompts, asked.column, tokenizer, limit=asked.limit, ignore=data.ignore)
     return Drawing(layout.reference_model, prompts, asked.decoding, asked.completions_per_prompt, settings.seed)
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from raydpo.config.schema import Data
 from raydpo.data.completions import completion_ids
-from raydpo.data.formats import Field, canonical_row, pair_fields, raw_rows
 from raydpo.data.lengths import completion_lengths
+from raydpo.data.reading import raw_rows
+from raydpo.data.rows import Field, canonical_row, pair_fields
 from raydpo.data.shards import read_shard
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, completion_id, tokenize_pair
@@ -171,7 +172,7 @@ class _Identify:
         self._fields = pair_fields(data.columns.prompt, data.columns.chosen, data.columns.rejected)
         self._ignore = data.ignore
         self._settings = TokenSettings(data.max_length, data.truncation, append_eos=data.append_eos)
-        self._tokenizer: RowTokenizer = load_row_tokenizer(model, data.date)
+        self._tokenizer: RowTokenizer = load_row_tokenizer(model, data.date, data.chat_template)
 
     @property
     def fields_to_read(self) -> list[Field]:

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from raydpo.config.schema import Reward, RunFile, Sampler
-from raydpo.data.formats import Field, check_files, prompt_fields, sft_fields
+from raydpo.config.schema import Data, Reward, RunFile, Sampler, Sft
 from raydpo.data.paths import expand_paths
+from raydpo.data.reading import check_files
+from raydpo.data.rows import Convert, Field, RowFormat, prompt_fields
 from raydpo.errors import UserError
 from raydpo.model.directory import model_config, weights_digest
 from raydpo.model.families import check_has_classifier
 from raydpo.model.model_files import check_model_files
-from raydpo.model.tokenizer_files import check_tokenizer_files, tokenizer_digest
+from raydpo.model.tokenizer_files import check_tokenizer_files, read_chat_template, tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
 from raydpo.rollout.limits import check_positions
 from raydpo.stages.judge_inputs import judge_checks
@@ -30,7 +31,7 @@ from raydpo.workspace.own_files import refuse_own_output
 from raydpo.workspace.prepared import check_pairs, check_trainable_pairs
 from raydpo.workspace.provenance import TokenSource, check_made_from
 from raydpo.workspace.rewards import check_reward
-from raydpo.workspace.rows import RowSettings, check_format, check_rewarded, given_rows, training_rows
+from raydpo.workspace.rows import RowSettings, check_format, check_rewarded, given_rows, given_sft_rows, training_rows
 from raydpo.workspace.temporary import check_temporary
 
 Check = Callable[[], object]
@@ -57,12 +58,14 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         whole = stage != "prepare"  # which uses the tokenizer alone
         yield from _model_checks(layout, "model.path", start, whole=whole)
         yield partial(check_tokenizer_files, start, needs_eos=run.data.append_eos)
+        if run.data.chat_template:
+            yield partial(read_chat_template, run.data.chat_template)
         if reference and reference != str(layout.sft_export):
             yield from _model_checks(layout, "reference.model", reference, whole=whole)
         if run.sft and stage not in ("sft", "run"):
             yield partial(_check_sft_export, str(layout.sft_export), values.token_source("sft"), values.sft_training())
     if stage in ("sft", "run") and run.sft:
-        yield partial(check_rows, "sft.train", run.sft.train, sft_fields(run.sft.prompt, run.sft.completion))
+        yield partial(_check_sft_rows, layout, run.data, run.sft)
     if stage in ("sample", "run") and run.sample:
         yield partial(check_reward, values.rewards(), run.sample.reward, start)
         yield partial(check_rows, "sample.prompts", run.sample.prompts, prompt_fields(run.sample.column))
@@ -81,9 +84,8 @@ def input_checks(run: RunFile, stage: str) -> Iterator[Check]:
         yield partial(check_rows, "best_of_n.prompts", asked.prompts, prompt_fields(asked.column))
     unprepared = stage == "reward" and not (layout.train_tokens / MANIFEST).exists()
     if (stage in ("prepare", "run") or unprepared) and run.data.train:
-        fields = given_rows(run.data).fields
-        yield partial(check_rows, "data.train", run.data.train, fields)
-        yield partial(check_rows, "data.held_out", run.data.held_out, fields)
+        yield partial(_check_given_rows, layout, run.data, "data.train", run.data.train)
+        yield partial(_check_given_rows, layout, run.data, "data.held_out", run.data.held_out)
     if stage in ("sample", "evaluate", "bestofn", "train", "run") and (run.sample or run.evaluate):
         yield partial(_check_positions, run.model.path, run.sampler)
     if stage in ("train", "run"):
@@ -106,7 +108,7 @@ def _reward_checks(values: RunValues, reward: Reward) -> Iterator[Check]:
     if reward.model and reward.model != str(layout.sft_export):
         yield from _model_checks(layout, "reward.model", reward.model, whole=True)
     rows = values.rows()
-    yield partial(check_rewarded, training_rows(rows.data, rows.sample), reward)
+    yield partial(_check_rows_for_reward, rows, reward)
     yield partial(_check_classifier, reward.model or values.base_model)
     if reward.model:
         yield partial(_check_same_tokens, reward.model, values.base_model)
@@ -172,13 +174,46 @@ def _check_positions(model: str, sampler: Sampler) -> None:
 
 
 def _check_rows_for_loss(rows: RowSettings) -> None:
-    check_format(training_rows(rows.data, rows.sample), preference_objective(rows.train))
+    if found := _rows_that_tell(rows):
+        check_format(found, preference_objective(rows.train))
+
+
+def _check_rows_for_reward(rows: RowSettings, reward: Reward) -> None:
+    if found := _rows_that_tell(rows):
+        check_rewarded(found, reward)
+
+
+def _rows_that_tell(rows: RowSettings) -> RowFormat | None:
+    """What rows are; None where their files have gone since they were prepared. Who reads them says so."""
+    try:
+        return training_rows(rows.data, rows.sample)
+    except UserError:
+        return None
+
+
+def _check_sft_rows(layout: Layout, data: Data, sft: Sft) -> None:
+    rows = given_sft_rows(sft, data.ignore)
+    _check_files(layout, data.ignore, "sft.train", sft.train, rows.fields, rows.convert, keep_bad=data.max_bad_rows > 0)
+
+
+def _check_given_rows(layout: Layout, data: Data, key: str, patterns: Sequence[str]) -> None:
+    if patterns:
+        rows = given_rows(data, patterns)
+        keep_bad = data.max_bad_rows > 0
+        _check_files(layout, data.ignore, key, patterns, rows.fields, rows.convert, keep_bad=keep_bad)
 
 
 def _check_files(
-    layout: Layout, ignore: Sequence[str], key: str, patterns: Sequence[str], fields: Sequence[Field]
+    layout: Layout,
+    ignore: Sequence[str],
+    key: str,
+    patterns: Sequence[str],
+    fields: Sequence[Field],
+    convert: Convert | None = None,
+    *,
+    keep_bad: bool = False,
 ) -> None:
     paths = expand_paths(patterns)
     refuse_own_output(layout, key, paths)
-    for path in check_files(paths, fields, ignore):
+    for path in check_files(paths, fields, ignore, convert, keep_bad=keep_bad):
         say(f"{key}: {path} holds no rows and is left out")

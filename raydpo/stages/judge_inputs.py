@@ -8,8 +8,9 @@ from pathlib import Path
 
 from raydpo.config.schema import AskedJudge, Evaluate, Judge
 from raydpo.data.answers import read_labels
-from raydpo.data.formats import Field, check_files
 from raydpo.data.paths import expand_paths
+from raydpo.data.reading import check_files
+from raydpo.data.rows import Field
 from raydpo.errors import UserError
 from raydpo.model.model_files import check_model_files
 from raydpo.reward.address import remote_address

@@ -125,6 +125,7 @@ class RunValues:
             reference_model=reference_model,
             tokens=tokens,
             directory=directory,
+            chat_template=run.data.chat_template,
         )
 
     def evaluations(self) -> EvaluationSettings:

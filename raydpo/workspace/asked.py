@@ -177,7 +177,7 @@ def _digests(settings: EvaluationSettings) -> dict[str, Callable[[], str]]:
     layout = settings.layout
     digests: dict[str, Callable[[], str]] = {
         "reference": partial(weights_digest, layout.reference_model),
-        "tokenizer": partial(tokenizer_digest, layout.start_model),
+        "tokenizer": partial(tokenizer_digest, layout.start_model, settings.data.chat_template),
     }
     if asked := settings.evaluate:
         ignore = settings.data.ignore

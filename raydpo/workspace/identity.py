@@ -75,6 +75,7 @@ class TrainingSettings:
     reference_model: str | None  # None: it has none, as the sft stage
     tokens: Path
     directory: Path
+    chat_template: str | None = None  # a file: what exports render messages with, instead of the model's own
 
 
 def identity_of(settings: TrainingSettings, order: Order) -> Identity:

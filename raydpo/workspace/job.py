@@ -43,6 +43,7 @@ class Job:
     evaluate_every: int | None  # steps between exports; the last step is exported in any case
     step0_tolerance: float | None  # None: no reference to compare with
     confirm_imported: Callable[[], None] | None  # marks imported reference values as verified; None: there are none
+    chat_template: str | None = None  # a file: what exports render messages with, instead of the model's own
     heads: NewHeads | None = None  # None: a language model is trained
     reached: Callable[[int], None] | None = None  # told how many steps are done, by those who work ahead of them
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from raydpo.config.schema import Data
 from raydpo.data.paths import expand_paths
 from raydpo.data.shards import TokenManifest
 from raydpo.errors import UserError
-from raydpo.model.tokenizer_files import tokenizer_digest
+from raydpo.model.tokenizer_files import chat_template_digest, tokenizer_digest
 from raydpo.reference.dataset import MANIFEST
+from raydpo.reward.functions import function_source
 from raydpo.workspace.objective import needs_others
 from raydpo.workspace.rows import RowSettings, SftRows, given_rows, training_rows
 
@@ -56,13 +58,15 @@ def token_source(settings: RowSettings, part: Literal["train", "held_out"]) -> T
     data = settings.data
     layout = settings.layout
     apart = part == "held_out" and bool(data.held_out)  # else a share of the training files is held out
-    rows = given_rows(data) if apart else training_rows(data, settings.sample)
     said = _said_of_all(data) | {
-        "data.format": rows.name,
         "completions of other prompts": not apart and needs_others(settings.train),
-        "data.columns": _columns(data),
+        "data.columns": _named_columns(data),
         "data.held_out_fraction": data.held_out_fraction,
     }
+    # Files that have moved away since they were prepared cannot tell what they held, and are not missed.
+    with suppress(UserError):
+        rows = given_rows(data, data.held_out) if apart else training_rows(data, settings.sample)
+        said["data.format"] = rows.name
     return TokenSource(part, layout.start_model, said, data.held_out if apart else layout.pair_files)
 
 
@@ -73,6 +77,13 @@ def sft_source(settings: SftRows) -> TokenSource:
     return TokenSource("sft", settings.model, said, sft.train)
 
 
+def _named_columns(data: Data) -> dict[str, str | None]:
+    """As earlier versions wrote them down, whose tokens stay good: they knew neither a system column nor a source."""
+    columns = data.columns.model_dump()
+    new = {"system", "source"}
+    return {key: name for key, name in columns.items() if key not in new or name is not None}
+
+
 def _said_of_all(data: Data) -> dict[str, Any]:
     """What decides the ids of rows of every part."""
     return {
@@ -81,13 +92,10 @@ def _said_of_all(data: Data) -> dict[str, Any]:
         "data.append_eos": data.append_eos,
         "data.date": data.date and data.date.isoformat(),
         "data.ignore": list(data.ignore),
+        "data.chat_template": data.chat_template and chat_template_digest(data.chat_template),
+        "data.max_bad_rows": data.max_bad_rows or None,
+        "data.function": data.function and [data.function, function_source(data.function)],
     }
-
-
-def _columns(data: Data) -> dict[str, Any]:
-    """Tokens of an earlier raydpo know no source, and stay good for run files that name none."""
-    said = data.columns.model_dump()
-    return {key: name for key, name in said.items() if key != "source" or name is not None}
 
 
 def made_from(settings: TokenSource) -> dict[str, Any]:

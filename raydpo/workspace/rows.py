@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raydpo.config.schema import Data, Reward, Sample, Sft, Train
-from raydpo.data.formats import RowFormat, row_format
+from raydpo.config.schema.data import Columns
+from raydpo.data.detecting import first_values_of, read_as, rows_of_files
+from raydpo.data.formats import FOR_SFT
+from raydpo.data.formats.contract import has
+from raydpo.data.own import OwnColumns, OwnFunction
+from raydpo.data.paths import expand_paths
+from raydpo.data.rows import RowFormat, row_format, sft_fields
 from raydpo.errors import UserError
 from raydpo.workspace.layout import Layout
 
@@ -36,10 +43,37 @@ class SftRows:
     model: str  # whose tokenizer it is, and who learns from them
 
 
-def given_rows(data: Data) -> RowFormat:
-    """The rows of files that the run file names."""
-    columns = {key: getattr(data.columns, key) for key in data.columns.read_by(data.format)}
-    return row_format(data.format, columns)
+def given_rows(data: Data, files: Sequence[str] | None = None) -> RowFormat:
+    """The rows of files that the run file names, those to train on if no others are given.
+
+    Where it names neither a format nor columns, the first rows tell. UserError where the files are not there.
+    """
+    files = data.train if files is None else files
+    function = OwnFunction(data.function) if data.function else None
+    if data.columns == Columns() and files:
+        return rows_of_files(expand_paths(files), data.format, data.ignore, function)
+    name = data.format or "pairs"
+    columns = {key: getattr(data.columns, key) for key in data.columns.read_by(name)}
+    named = {key: text for key, text in columns.items() if text}
+    if function is None and "system" not in named and not any("{" in text for text in named.values()):
+        return row_format(name, named)
+    rows = row_format(name, {"margin": "margin"} if "margin" in named else {})
+    return replace(rows, convert=OwnColumns(named, function))
+
+
+def given_sft_rows(sft: Sft, ignore: Sequence[str]) -> RowFormat:
+    """The rows of the sft stage: its columns, or a conversation or an instruction where there are none of that name.
+
+    UserError where the files are not there.
+    """
+    own = RowFormat("sft", "sft", sft_fields(sft.prompt, sft.completion))
+    if (sft.prompt, sft.completion) != ("prompt", "completion"):
+        return own
+    values, place = first_values_of(expand_paths(sft.train), ignore)
+    if has(values, "completion") or has(values, "completion_ids"):
+        return own
+    found = next((each for each in FOR_SFT.values() if each.matches(values)), None)
+    return read_as(found, values, place) if found else own
 
 
 def training_rows(data: Data, sample: Sample | None) -> RowFormat:

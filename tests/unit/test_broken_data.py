@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.data.formats import Field, is_ids, pair_fields, prompt_fields, read_chunks, sft_fields
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import Field, is_ids, pair_fields, prompt_fields, sft_fields
 from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -52,7 +53,7 @@ def check(path: Path, fields: tuple[Field, ...]) -> None:
     assert len(refusal) < 2000
     for chunk in chunks:
         for row in chunk.rows:
-            assert row.keys() == {field.name for field in fields}
+            assert row.keys() - {"system"} == {field.name for field in fields}
             assert all(_is_valid(value) for value in row.values())
             json.dumps(row).encode()
 
@@ -62,7 +63,7 @@ def _is_valid(value: Any) -> bool:
         return value.encode("utf-8", "strict") is not None
     if is_ids(value):
         return all(type(token) is int for token in value)
-    return all(message.keys() == {"role", "content"} for message in value)
+    return all({"role", "content"} <= message.keys() <= {"role", "content", "name", "from"} for message in value)
 
 
 @settings(max_examples=150)

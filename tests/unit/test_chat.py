@@ -6,8 +6,8 @@ import datetime
 
 import pytest
 
-from raydpo.data.formats import Chunk
 from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.reading import Chunk
 from raydpo.data.tokenizer import RowTokenizer
 from raydpo.data.tokens import TokenSettings, tokenize_pair, tokenize_prompt
 from raydpo.errors import UserError

@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.data import formats, jsonlines
-from raydpo.data.formats import (
-    check_files,
-    is_ids,
-    pair_fields,
-    prompt_fields,
-    read_chunks,
-    sft_fields,
-)
+from raydpo.data import jsonlines, reading
+from raydpo.data.reading import check_files, read_chunks
+from raydpo.data.rows import Row, is_ids, pair_fields, prompt_fields, sft_fields
 from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -36,7 +30,7 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def read(path: str, fields=None, rows_per_chunk: int = 100) -> list[formats.Row]:
+def read(path: str, fields=None, rows_per_chunk: int = 100) -> list[Row]:
     return [row for chunk in read_chunks(path, fields or pair_fields(), rows_per_chunk) for row in chunk.rows]
 
 
@@ -180,7 +174,7 @@ def test_a_damaged_file_is_named(name, damage, tmp_path):
 
 
 def test_a_parquet_file_that_expands_beyond_the_cap_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "MAX_BATCH_BYTES", 1 << 20)
     path = write(tmp_path / "rows.parquet", [{"prompt": "a" * (1 << 20)}] * 4)
     assert Path(path).stat().st_size < 1 << 20
     with pytest.raises(UserError, match=r"rows.parquet: 4 rows expand to 4 MiB, over the 1 MiB"):

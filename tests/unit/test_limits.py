@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.config.schema import RunFile, Train
-from raydpo.data.formats import Chunk
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.lengths import extent_of
 from raydpo.data.limits import Extent, ModelLimits
+from raydpo.data.reading import Chunk
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest, read_shard, to_table, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.errors import UserError

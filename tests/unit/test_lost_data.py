@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpo.config.load import load_run_file
-from raydpo.data.formats import Field, Row, pair_fields, prompt_fields, read_chunks, sft_fields
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import Field, Row, pair_fields, prompt_fields, sft_fields
 from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -97,23 +98,14 @@ def test_a_prompt_column_that_the_run_file_names_must_be_there(file: Path) -> No
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("tool_calls", CALL),
-        ("name", "Ann"),
-        ("reasoning_content", "two and two is four"),
-        ("tool_call_id", "c1"),
-        ("weight", 0),
-        ("num_tokens", 3),
-    ],
+    [("tool_calls", CALL), ("name", "Ann"), ("reasoning_content", "two and two is four"), ("weight", 0)],
 )
 @pytest.mark.parametrize("column", ["prompt", "chosen"])
-def test_a_key_of_a_message_is_refused_or_ignored_knowingly(file: Path, column: str, key: str, value: object) -> None:
+def test_a_key_of_a_message_is_kept_for_the_template_or_ignored_knowingly(
+    file: Path, column: str, key: str, value: object
+) -> None:
     row = CHAT | {column: [CHAT[column][0] | {key: value}]}
-    with pytest.raises(
-        UserError, match=rf"row 1, column '{column}', message 1 has keys that would be lost: '{key}'"
-    ) as error:
-        read(file, row, pair_fields())
-    assert f"data.ignore: [{key}]" in str(error.value)
+    assert read(file, row, pair_fields()) == row
     assert read(file, row, pair_fields(), key) == CHAT
 
 
@@ -127,7 +119,10 @@ def test_a_key_without_a_value_is_absent(file: Path) -> None:
     [
         ([{"role": "assistant", "content": None}], 'message 1: content is null; write the text, "" for none'),
         ([{"role": "assistant"}], "content is null"),
-        ([YES | {"content": [{"type": "text", "text": "Yes."}]}], "content is a list of parts, .* as one string"),
+        (
+            [YES | {"content": [{"type": "image", "image": "a.png"}]}],
+            "is a list of parts, .*only parts of text",
+        ),
         (YES, r"is one object, .*; write a list of messages: \[\{...\}\]"),
         ([{"from": "gpt", "value": "Yes."}], 'write "from" as "role"'),
         (["Yes."], r"message 1 is 'Yes\.'; a chat message is"),

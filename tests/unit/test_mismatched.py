@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import Chunk
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.lengths import is_own, length_quantiles, own_completions
 from raydpo.data.limits import ModelLimits
 from raydpo.data.mismatched import MISMATCHED, with_others
 from raydpo.data.pairs import count_pairs
+from raydpo.data.reading import Chunk
 from raydpo.data.shards import Counts, TokenManifest, to_rows, to_table
 from raydpo.data.tokens import TokenRow, TokenSettings, row_id
 from raydpo.errors import UserError

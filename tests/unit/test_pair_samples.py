@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.data.formats import canonical_row, row_format
+from raydpo.data.rows import canonical_row, row_format
 from raydpo.rollout.pairs import PairCounts, PromptGroup, RatedCompletion, Rule, pair_samples
 
 pytestmark = pytest.mark.unit

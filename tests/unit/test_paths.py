@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.data.formats import prompt_fields, read_chunks
 from raydpo.data.paths import TASK_BYTES, TASK_FILES, Found, expand_paths, find_files, share_out
+from raydpo.data.reading import read_chunks
+from raydpo.data.rows import prompt_fields
 from raydpo.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.config.schema import RunFile
-from raydpo.data.formats import pair_fields
 from raydpo.data.ledger import RowLedger
 from raydpo.data.paths import Found
+from raydpo.data.rows import pair_fields
 from raydpo.data.shards import Counts
 from raydpo.data.tokens import TokenSettings
 from raydpo.errors import UserError

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from raydpo.config.schema import Data, RunFile
 from raydpo.data import shards
-from raydpo.data.formats import Chunk, Row, RowFormat, canonical_row, read_chunks, row_format
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.ranked import tokenize_ranked
+from raydpo.data.reading import Chunk, read_chunks
+from raydpo.data.rows import Row, RowFormat, canonical_row, row_format
 from raydpo.data.shards import Counts, ShardInfo, TokenManifest, to_rows
 from raydpo.data.tokens import TokenRow, TokenSettings, tokenize_pair, tokenize_unpaired
 from raydpo.errors import UserError

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.order import Order
+from raydpo.data.reading import Chunk
+from raydpo.data.rows import Kind
 from raydpo.data.shards import TokenManifest, write_shard
 from raydpo.data.tokens import TokenSettings
 from raydpo.objective.contract import ScoredRows

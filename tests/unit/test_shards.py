@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.data.completions import completion_ids, pair_ids, rows_of
-from raydpo.data.formats import Chunk, Kind
 from raydpo.data.ingest import tokenize_chunk
 from raydpo.data.lengths import length_quantiles
+from raydpo.data.reading import Chunk
+from raydpo.data.rows import Kind
 from raydpo.data.shards import (
     Counts,
     TokenManifest,

@@ -15,7 +15,8 @@ import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from raydpo.data.formats import Chunk, Field, read_chunks
+from raydpo.data.reading import Chunk, read_chunks
+from raydpo.data.rows import Convert, Field
 from raydpo.data.shards import read_shard
 
 P = ParamSpec("P")
@@ -25,7 +26,13 @@ _ASK_AGAIN_S = 0.2
 
 
 def read_files(
-    batch: dict[str, Any], *, fields: Sequence[Field], rows_per_chunk: int, ignore: Sequence[str]
+    batch: dict[str, Any],
+    *,
+    fields: Sequence[Field],
+    rows_per_chunk: int,
+    ignore: Sequence[str],
+    convert: Convert | None = None,
+    keep_bad: bool = False,
 ) -> Iterator[dict[str, list[Any]]]:
     """The files of one task, as chunks; rows travel as JSON because their values differ in type.
 
@@ -34,7 +41,7 @@ def read_files(
     for number, path in json.loads(batch["files"][0]):
         read = 0
         waiting = None
-        for chunk in read_chunks(path, fields, rows_per_chunk, ignore):
+        for chunk in read_chunks(path, fields, rows_per_chunk, ignore, convert, keep_bad=keep_bad):
             if waiting:
                 yield _travelling(number, waiting, total=-1)
             read += len(chunk.rows)

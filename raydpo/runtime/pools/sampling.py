@@ -149,7 +149,7 @@ def check_sampling(
         load_row_tokenizer,  # here, because drivers import this module before they need it
     )
 
-    tokenizer = load_row_tokenizer(model, data.date)
+    tokenizer = load_row_tokenizer(model, data.date, data.chat_template)
     for section in sections:
         if section is None:
             continue

@@ -200,6 +200,7 @@ def _job(settings: TrainingSettings, plan: Plan, identity: Identity, **rest: Any
         model=settings.model,
         dtype=settings.dtype,
         fp32_head=settings.fp32_head,
+        chat_template=settings.chat_template,
         training=settings.training,
         directory=settings.directory,
         num_steps=plan.num_steps,

@@ -72,7 +72,7 @@ def _train(job: Job, place: Whereabouts) -> None:
     )
     limit_collectives(job.timeouts.collective)
     checkpoints = job.directory / "checkpoints"
-    tokenizer = load_tokenizer(job.model)
+    tokenizer = load_tokenizer(job.model, job.chat_template)
     found = resume(policy, checkpoints)
     start = found.cursor.step if found else 0
     with Saver(policy, tokenizer, checkpoints, identity=job.identity, retention=job.retention) as saver:
