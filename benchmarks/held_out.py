@@ -17,7 +17,8 @@ import torch
 from raydpo.config.load import load_run_file
 from raydpo.data.shards import read_shard, to_rows
 from raydpo.data.tokens import TokenRow
-from raydpo.evaluate.reward_model import RewardedPairs, measure, rewarded_pairs
+from raydpo.evaluate.reward_model import RewardedPairs, measure
+from raydpo.evaluate.rewarded import rewarded_pairs
 from raydpo.evaluate.stats import Interval, paired_difference
 from raydpo.model.tokenizer import load_tokenizer
 from raydpo.reference.dataset import open_dataset

@@ -1,23 +1,20 @@
 """What a reward model is worth on pairs that it was not trained on: accuracy, by source too, calibration, length rules.
 
-Legend: C completions of all rows, P pairs, K heads.
+No torch: the report reads what is found here.
+
+Legend: P pairs, K heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from raydpo.data.tokens import TokenRow
 from raydpo.evaluate.stats import mean_interval, paired_difference, share_interval
-from raydpo.objective.contract import COLUMNS, RatedRows
 
 VERSION = 2  # raise it whenever a figure of `measure` gets another meaning
 BINS = 10  # of equal width, for the confidences from 0.5 to 1
@@ -57,28 +54,6 @@ class Bin:
     pairs: int
     confidence: float | None  # the mean probability that it gives the completion with the higher reward; None: no pairs
     accuracy: float | None  # how often that one is the better
-
-
-def rewarded_pairs(rows: Sequence[TokenRow], rewards: Tensor, sources: Sequence[str]) -> RewardedPairs:
-    """All pairs of the rows, given the rewards of their completions by every head, [C, K], and every row's source."""
-    columns = {
-        name: torch.tensor(list(chain.from_iterable(row.columns[name] for row in rows)), dtype=COLUMNS[name])
-        for name in rows[0].columns
-    }
-    counts = torch.tensor([len(row.completions) for row in rows])
-    rated = RatedRows(rewards.double(), torch.arange(len(rows)).repeat_interleave(counts), len(rows), columns)
-    lengths = torch.tensor([float(len(completion)) for row in rows for completion in row.completions])
-    better, worse = (each.numpy() for each in rated.of_pairs(rated.rewards))
-    better_tokens, worse_tokens = (each.double().numpy() for each in rated.of_pairs(lengths))
-    row_of_pair = rated.pairs().row.tolist()
-    return RewardedPairs(
-        prompts=[tuple(rows[row].prompt_ids) for row in row_of_pair],
-        better=better,
-        worse=worse,
-        better_tokens=better_tokens,
-        worse_tokens=worse_tokens,
-        sources=[sources[row] for row in row_of_pair],
-    )
 
 
 def measure(pairs: RewardedPairs) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from raydpo.config.schema import Training
 from raydpo.data.shards import TokenManifest, read_shard, to_rows
 from raydpo.data.sources import row_sources
-from raydpo.evaluate.reward_model import VERSION, measure, rewarded_pairs
+from raydpo.evaluate.reward_model import VERSION, measure
+from raydpo.evaluate.rewarded import rewarded_pairs
 from raydpo.model.rate import rate_rows
 from raydpo.model.reward_card import HeldOut, read_card
 from raydpo.model.reward_model import load_reward_model

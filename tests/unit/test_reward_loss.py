@@ -10,7 +10,8 @@ import torch
 
 from raydpo.config.schema import Data, Reward
 from raydpo.errors import UserError
-from raydpo.evaluate.reward_model import RewardedPairs, calibration_error, measure, reliability, rewarded_pairs
+from raydpo.evaluate.reward_model import RewardedPairs, calibration_error, measure, reliability
+from raydpo.evaluate.rewarded import rewarded_pairs
 from raydpo.objective.contract import MARGIN, RANK, RatedRows
 from raydpo.objective.reward_model import bradley_terry, reward_objective
 from raydpo.workspace.rows import check_rewarded, given_rows
