@@ -90,6 +90,7 @@ def _count(outcomes: Sequence[Outcome]) -> Counts:
         bad=events.count("bad"),
         moved_boundary=sum("moved_boundary" in outcome.notes for outcome in outcomes),
         unrendered=sum("unrendered" in outcome.notes for outcome in outcomes),
+        no_prompt=sum("no_prompt" in outcome.notes for outcome in outcomes),
         merged_completions=sum(outcome.merged for outcome in outcomes),
     )
 

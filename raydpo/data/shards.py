@@ -65,6 +65,7 @@ class Counts:
     bad: int = 0  # rows that cannot be used, as many as data.max_bad_rows allows
     moved_boundary: int = 0  # rows cut where the template renders the prompt alone and with its answer alike
     unrendered: int = 0  # rows of which the template leaves out what it renders elsewhere, such as earlier thoughts
+    no_prompt: int = 0  # pairs of whole texts that have no beginning in common
     merged_completions: int = 0  # of ranked rows, with the tokens of another one in their row
 
     def __add__(self, other: Counts) -> Counts:

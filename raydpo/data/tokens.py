@@ -40,7 +40,7 @@ from raydpo.data.unrendered import leaves_out
 from raydpo.errors import UserError
 
 Truncation = Literal["error", "drop", "truncate_prompt_left", "truncate_completion"]
-Note = Literal["moved_boundary", "unrendered"]  # worth a word, see raydpo.data.shards.Counts
+Note = Literal["moved_boundary", "unrendered", "no_prompt"]  # worth a word, see raydpo.data.shards.Counts
 Event = Literal["kept", "truncated_prompt", "truncated_completion", "dropped_too_long", "identical", "tied", "bad"]
 
 
@@ -93,10 +93,13 @@ def tokenize_pair(row: Row, tokenizer: RowTokenizer, settings: TokenSettings) ->
     Without a prompt of its own, the row has the one that both texts begin with. Raises UserError for a value that
     cannot become tokens, and for a row over max_length under "error".
     """
+    notes: frozenset[Note] = frozenset()
     if "prompt" not in row:
         row = with_prompt(row, tokenizer)
+        notes = frozenset() if row["prompt"] else frozenset({"no_prompt"})
     completions = {name: row[name] for name in ("chosen", "rejected")}
     outcome = tokenize_row(row["prompt"], completions, tokenizer, settings, arguments_of(row))
+    outcome = replace(outcome, notes=outcome.notes | notes)
     if outcome.row is None:
         return outcome
     if outcome.row.completions[0] == outcome.row.completions[1]:

@@ -58,6 +58,8 @@ MAX_TOKENIZERS = 8
 NOTICES: Mapping[Note, str] = {
     "moved_boundary": "the chat template renders the prompt differently once an answer follows, so the prompt is the "
     "tokens that both have in common, and what a sampler is given behind them is not trained on",
+    "no_prompt": "chosen and rejected have no beginning in common, so their prompt is empty; where a column "
+    "has it, name that in data.columns.prompt",
     "unrendered": "the chat template leaves out a part of the messages that it renders elsewhere, such as the thoughts "
     "of earlier turns or which call a result belongs to",
 }

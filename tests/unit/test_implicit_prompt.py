@@ -119,6 +119,8 @@ def test_a_pair_is_the_same_row_with_its_prompt_written_out_and_without() -> Non
     assert whole == apart
     same = tokenize_pair({"chosen": "The film", "rejected": "The film"}, tokenizer, SETTINGS)
     assert same.event == "identical"
+    assert not whole.notes
+    assert tokenize_pair({"chosen": "The film", "rejected": "A film"}, tokenizer, SETTINGS).notes == {"no_prompt"}
 
 
 SAID = st.text("ab .:\n", min_size=1).filter(lambda text: "\n\n" not in f"\n{text}\n" and text.strip() == text)
