@@ -61,7 +61,7 @@ MISTAKES = {
     ),
     "a missing column": Mistake(
         lambda tree, path: _pairs(tree, path, {"prompt": "a", "better": " b", "rejected": " c"}),
-        ("mine.jsonl row 1 has no column 'chosen'", "its columns are better, prompt, rejected", "name the right one"),
+        ("mine.jsonl: its rows are of no format that is known", "'better' is ' b'", "the columns in data.columns"),
     ),
     "a pair without a completion": Mistake(
         lambda tree, path: _pairs(tree, path, GOOD, GOOD | {"rejected": ""}),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raydpo.config.schema import Data, RunFile
-from raydpo.data.formats import Chunk, read_chunks
 from raydpo.data.ingest import tokenize_chunk
+from raydpo.data.reading import Chunk, read_chunks
 from raydpo.data.shards import read_shard, to_rows, write_shard
 from raydpo.data.sources import row_sources
 from raydpo.data.tokens import TokenRow, TokenSettings
