@@ -17,6 +17,8 @@ from raydpo.objective.reward_model import bradley_terry, reward_objective
 from raydpo.workspace.rows import check_rewarded, given_rows
 from tests.models import random_rows
 
+pytestmark = pytest.mark.unit
+
 
 def rated(rewards: list[list[float]], row: list[int], **columns: torch.Tensor) -> RatedRows:
     values = torch.tensor(rewards, dtype=torch.float64, requires_grad=True)

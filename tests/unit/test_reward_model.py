@@ -28,6 +28,8 @@ from tests.families import FAMILIES, PACKED, save_family
 from tests.helpers import tiny_tokenizer
 from tests.models import make_batch, make_row, random_rows, tiny_llama
 
+pytestmark = pytest.mark.unit
+
 KINDS = sorted(FAMILIES.keys() & sequence_classifiers().keys())
 
 

@@ -85,3 +85,9 @@ def test_a_room_imports_only_what_stands_below_it() -> None:
     answer = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=CHECKOUT, check=False)
     assert answer.returncode == 0, answer.stdout
     assert "0 broken" in answer.stdout
+
+
+def test_every_file_of_unit_tests_is_marked_so() -> None:
+    files = (Path(__file__).parent).glob("test_*.py")
+    unmarked = [path.name for path in files if "\npytestmark = pytest.mark.unit\n" not in path.read_text()]
+    assert unmarked == [], "make test would run them one after the other, among those that start clusters"
