@@ -116,7 +116,7 @@ def measures_by_step(evaluations: Sequence[Evaluation]) -> Figure:
     return figure
 
 
-def frontier(evaluations: Sequence[Evaluation]) -> Figure | None:
+def reward_against_kl(evaluations: Sequence[Evaluation]) -> Figure | None:
     """Reward against sequence KL: one point an evaluation, in the order of the steps, with 95 % intervals.
 
     None unless every evaluation has a sequence KL.
@@ -139,7 +139,7 @@ def frontier(evaluations: Sequence[Evaluation]) -> Figure | None:
     return figure
 
 
-def best_of_n(record: BestOfNRecord, evaluations: Sequence[Evaluation]) -> Figure:
+def best_of_n_against_kl(record: BestOfNRecord, evaluations: Sequence[Evaluation]) -> Figure:
     """True reward against KL: Best-of-N by each reward, filled where measured and hollow at the bound, and π*.
 
     evaluations: those of policies that may stand beside it; each has a sequence KL.

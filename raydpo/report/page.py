@@ -119,7 +119,7 @@ def _pictures(output: RunOutput, everywhere: Everywhere) -> Iterator[Picture]:
         yield make_picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
         yield make_picture("measures", "Measures by step", figures.measures_by_step(evaluations))
-        if frontier := figures.frontier(evaluations):
+        if frontier := figures.reward_against_kl(evaluations):
             yield make_picture("frontier", f"Reward against {kl_name(evaluations)}", frontier)
         yield make_picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
         yield make_picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
@@ -127,7 +127,9 @@ def _pictures(output: RunOutput, everywhere: Everywhere) -> Iterator[Picture]:
         yield make_picture("temperatures", "Reward by temperature", temperatures)
     if best := output.best_of_n:
         beside = [each for each in evaluations if draws_from_the_same(best, each)]
-        yield make_picture("best_of_n", "Reward of the best of N against its KL", figures.best_of_n(best, beside))
+        yield make_picture(
+            "best_of_n", "Reward of the best of N against its KL", figures.best_of_n_against_kl(best, beside)
+        )
     if output.reward:
         yield make_picture(
             "reliability",

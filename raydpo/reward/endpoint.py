@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletion
 from raydpo.config.schema import AskedJudge
 from raydpo.errors import UserError, reason
 from raydpo.reward.address import Address
-from raydpo.reward.judge import Answer, Orders, Preference
+from raydpo.reward.judge import Orders, Preference, Ruling
 from raydpo.reward.ledger import Ledger, OutOfBudget, Reply, Room, Usage
 from raydpo.reward.questions import firmer_wording, first_wording, read_choice
 from raydpo.track.progress import Progress
@@ -79,7 +79,7 @@ class EndpointJudge:
         gate = asyncio.Semaphore(self._asked.parallel)
         with Progress(f"judge {self._name}", total=len(questions), unit="answers") as progress:
 
-            async def answer(line: _Line, texts: Texts, a_first: bool) -> Answer:
+            async def answer(line: _Line, texts: Texts, a_first: bool) -> Ruling:
                 async with gate:
                     found = await self._answer(line, texts, a_first)
                 progress.advance(1, requests=self._ledger.spent.requests, cost=self._ledger.cost)
@@ -101,7 +101,7 @@ class EndpointJudge:
             max_retries=self._asked.retries,
         )
 
-    async def _answer(self, line: _Line | None, texts: Texts, a_first: bool) -> Answer:
+    async def _answer(self, line: _Line | None, texts: Texts, a_first: bool) -> Ruling:
         """In one order; a reply without a choice is asked for once more, in firmer words."""
         prompt, a, b = texts
         shown = {"prompt": prompt, "first": a if a_first else b, "second": b if a_first else a}
@@ -110,13 +110,13 @@ class EndpointJudge:
             try:
                 reply = await self._reply(line, wording(self._question, **shown))
             except openai.APIStatusError as error:  # this request is bad, as one that is too long
-                return Answer(a_first, None, reason(error))
+                return Ruling(a_first, None, reason(error))
             if reply is None:
-                return Answer(a_first, None, "", arrived=False)
+                return Ruling(a_first, None, "", arrived=False)
             words = reply.text
             if verdict := read_choice(words):
-                return Answer(a_first, verdict, words)
-        return Answer(a_first, None, words)
+                return Ruling(a_first, verdict, words)
+        return Ruling(a_first, None, words)
 
     async def _reply(self, line: _Line | None, text: str) -> Reply | None:
         """From the ledger, or from the endpoint; None where there is none to be had now."""

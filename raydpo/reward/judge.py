@@ -18,7 +18,7 @@ Rate = Callable[[Sequence[str], Sequence[str]], list[float]]  # (prompts, comple
 
 
 @dataclass(frozen=True)
-class Answer:
+class Ruling:
     """What a judge said of two completions in one order."""
 
     a_first: bool  # which order it was
@@ -38,7 +38,7 @@ class Answer:
 class Preference:
     """The answers of a judge about completions a and b. Equal texts have none: nobody is asked about them."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[Ruling, ...]
 
     @property
     def outcome(self) -> Winner | None:
@@ -102,8 +102,8 @@ class RewardJudge:
         ]
 
 
-def _by_reward(a_first: bool, of_a: float, of_b: float) -> Answer:
+def _by_reward(a_first: bool, of_a: float, of_b: float) -> Ruling:
     words = f"rewards {of_a:g} and {of_b:g}"
     if of_a == of_b:
-        return Answer(a_first, "tie", words)
-    return Answer(a_first, "first" if (of_a > of_b) == a_first else "second", words)
+        return Ruling(a_first, "tie", words)
+    return Ruling(a_first, "first" if (of_a > of_b) == a_first else "second", words)

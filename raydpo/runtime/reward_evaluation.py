@@ -53,11 +53,11 @@ def evaluate_reward_model(settings: TrainingSettings, layout: Layout) -> dict[st
         write_json(layout.reward_evaluation, found)
     held_out = HeldOut(found["pairs"], found["accuracy"]["mean"], found["reward_mean"], found["reward_spread"])
     replace(card, held_out=held_out).write(layout.reward_export)
-    say(in_short(found))
+    say(_in_short(found))
     return found
 
 
-def in_short(found: dict[str, Any]) -> str:
+def _in_short(found: dict[str, Any]) -> str:
     """Accuracy beside the rules by length, and calibration, in a line."""
     accuracy = found["accuracy"]
     return (

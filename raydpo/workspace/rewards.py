@@ -38,7 +38,7 @@ class RewardSettings:
 
 def check_reward(settings: RewardSettings, name: str, tokenizer: str) -> None:
     """Raise UserError for a reward that cannot rate what a model with this tokenizer writes. Loads no model."""
-    kind = resolve(settings, name)
+    kind = resolve_reward(settings, name)
     if isinstance(kind, FunctionReward):
         check_function(name)
     elif isinstance(kind, ModelReward):
@@ -49,7 +49,7 @@ def check_reward(settings: RewardSettings, name: str, tokenizer: str) -> None:
         check_policies(name, _models_of(kind), tokenizer)
 
 
-def resolve(settings: RewardSettings, name: str) -> RewardKind:
+def resolve_reward(settings: RewardSettings, name: str) -> RewardKind:
     """What a name stands for; of an implicit reward, beta and reference are known then. Raises UserError where not."""
     kind = parse_reward(name)
     if not isinstance(kind, ImplicitReward):
@@ -67,7 +67,7 @@ def reward_source(settings: RewardSettings, name: str) -> str:
 
     Raises UserError for a reward that is not there.
     """
-    kind = resolve(settings, name)
+    kind = resolve_reward(settings, name)
     if isinstance(kind, FunctionReward):
         return function_source(name) or UNKNOWN
     beta = kind.beta if isinstance(kind, ImplicitReward) else None
@@ -77,7 +77,7 @@ def reward_source(settings: RewardSettings, name: str) -> str:
 
 def scores_of(settings: RewardSettings, name: str) -> Scores | None:
     """Where rewards of this name are kept; None for a function that nobody can tell from what it was before."""
-    kind = resolve(settings, name)
+    kind = resolve_reward(settings, name)
     source = reward_source(settings, name)
     if source == UNKNOWN:
         return None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.errors import UserError
-from raydpo.reward.judge import Answer, Orders, Preference, RewardJudge, Verdict
+from raydpo.reward.judge import Orders, Preference, RewardJudge, Ruling, Verdict
 from raydpo.reward.questions import QUESTIONS, firmer_wording, first_wording, read_choice, read_question
 
 pytestmark = pytest.mark.unit
@@ -27,7 +27,7 @@ def words(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 def test_a_judge_that_follows_the_place_calls_ties_and_one_that_follows_the_text_wins(
     a_first: bool, one: Verdict | None, other: Verdict | None
 ) -> None:
-    preference = Preference((Answer(a_first, one, ""), Answer(not a_first, other, "")))
+    preference = Preference((Ruling(a_first, one, ""), Ruling(not a_first, other, "")))
     if one is None or other is None:
         assert preference.outcome is None
     elif one == other:  # the same place in both orders is two different texts

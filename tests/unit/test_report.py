@@ -298,7 +298,7 @@ def test_the_terminal_table_without_evaluations_says_so() -> None:
 
 
 def test_the_reward_axis_shows_every_evaluation() -> None:
-    figure = figures.frontier(WHOLE.valid)
+    figure = figures.reward_against_kl(WHOLE.valid)
     assert figure
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["reference", "step 50", "step 101"]

@@ -23,7 +23,7 @@ from raydpo.reward.kept import KeptRewards, name_by_ids, name_by_text
 from raydpo.reward.names import FunctionReward
 from raydpo.runtime.pools.reward_models import PooledReward
 from raydpo.track.say import say
-from raydpo.workspace.rewards import RewardSettings, resolve, scores_of
+from raydpo.workspace.rewards import RewardSettings, resolve_reward, scores_of
 
 POLL_S = 1.0
 SAY_EVERY_S = 30.0  # that a reward function is still being waited for
@@ -48,7 +48,7 @@ def _open(name: str, settings: RewardSettings | None) -> KeptRewards:
     """The reward of this name. Raises UserError for one that is not there."""
     if settings is None:
         return KeptRewards(rate_by_function(name), name_by_text, None)
-    kind = resolve(settings, name)
+    kind = resolve_reward(settings, name)
     scores = scores_of(settings, name)
     if isinstance(kind, FunctionReward):
         return KeptRewards(rate_by_function(name), name_by_text, scores)
