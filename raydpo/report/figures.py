@@ -116,7 +116,7 @@ def measures_by_step(evaluations: Sequence[Evaluation]) -> Figure:
     return figure
 
 
-def reward_against_kl(evaluations: Sequence[Evaluation]) -> Figure | None:
+def rewards_by_kl(evaluations: Sequence[Evaluation]) -> Figure | None:
     """Reward against sequence KL: one point an evaluation, in the order of the steps, with 95 % intervals.
 
     None unless every evaluation has a sequence KL.
@@ -173,7 +173,7 @@ def best_of_n_against_kl(record: BestOfNRecord, evaluations: Sequence[Evaluation
     return figure
 
 
-def reliability(bins: Sequence[Bin]) -> Figure:
+def reliability_plot(bins: Sequence[Bin]) -> Figure:
     """How often a reward model is right, by the probability that it gives the completion that it prefers.
 
     The area of a dot is the share of the pairs that it stands for; on the line sureness and accuracy are equal.

@@ -119,7 +119,7 @@ def _pictures(output: RunOutput, everywhere: Everywhere) -> Iterator[Picture]:
         yield make_picture("timings", "Seconds by stage", figures.stage_seconds(output.stages))
     if evaluations:
         yield make_picture("measures", "Measures by step", figures.measures_by_step(evaluations))
-        if frontier := figures.reward_against_kl(evaluations):
+        if frontier := figures.rewards_by_kl(evaluations):
             yield make_picture("frontier", f"Reward against {kl_name(evaluations)}", frontier)
         yield make_picture("rewards", "Histogram of rewards", figures.reward_distribution(evaluations))
         yield make_picture("lengths", "Histogram of lengths", figures.length_distribution(evaluations))
@@ -134,7 +134,7 @@ def _pictures(output: RunOutput, everywhere: Everywhere) -> Iterator[Picture]:
         yield make_picture(
             "reliability",
             "How often the reward model is right by how sure it is",
-            figures.reliability(output.reward.bins),
+            figures.reliability_plot(output.reward.bins),
         )
 
 

@@ -298,7 +298,7 @@ def test_the_terminal_table_without_evaluations_says_so() -> None:
 
 
 def test_the_reward_axis_shows_every_evaluation() -> None:
-    figure = figures.reward_against_kl(WHOLE.valid)
+    figure = figures.rewards_by_kl(WHOLE.valid)
     assert figure
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["reference", "step 50", "step 101"]
@@ -446,7 +446,7 @@ def test_the_report_shows_the_accuracy_of_the_reward_model_by_source_beside_the_
 
 def test_the_line_of_sureness_goes_through_the_bins_that_have_pairs(tmp_path: Path) -> None:
     bins = [Bin(0.5, 0.75, 3, 0.6, 0.4), Bin(0.75, 0.9, 0, None, None), Bin(0.9, 1.0, 1, 0.95, 1.0)]
-    [axes] = figures.reliability(bins).axes
+    [axes] = figures.reliability_plot(bins).axes
     diagonal, line = axes.get_lines()
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
     assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(0.6, 0.4), (0.95, 1.0)]
