@@ -27,6 +27,7 @@ from raydpo.reference.scoring import score_rows
 from raydpo.report.best_of_n import read_best_of_n
 from raydpo.reward.contract import Group
 from raydpo.rollout.engine import Completion
+from raydpo.rollout.samples import SampleTable
 from raydpo.runtime.best_of_n import best_of_n
 from raydpo.runtime.cluster.connection import user_errors
 from raydpo.runtime.evaluation import Evaluator, evaluate_exports
@@ -34,7 +35,8 @@ from raydpo.runtime.pairing import sample_pairs
 from raydpo.runtime.pools import rewards
 from raydpo.runtime.pools.policies import PolicyScorer, PolicyScorers
 from raydpo.runtime.pools.rewards import rate_each, reward_process
-from raydpo.runtime.pools.sampling import Drawing, Samplers
+from raydpo.runtime.pools.sampled import sampled
+from raydpo.runtime.pools.sampling import PROMPTS_PER_CALL, RESTARTS, Drawing, Samplers
 from raydpo.stages.values import RunValues
 from raydpo.workspace.asked import OriginsToday
 from tests.cluster.own_ray import own_ray
@@ -43,7 +45,7 @@ from tests.models import exact, exact_logps, make_row
 
 pytestmark = pytest.mark.cluster
 
-OPTIONS = {"num_cpus": 0, "max_restarts": 1, "max_task_retries": 1}  # as the product's
+OPTIONS = {"num_cpus": 0, **RESTARTS}
 PROMPTS = [Prompt("a", [0, 1], "p row 1")]
 
 
@@ -85,6 +87,32 @@ def test_a_sampler_that_is_lost_says_why_and_what_to_lower(engine: type, says: s
     for words in ("sampler.kv_cache_gib=7", "sampler.max_num_seqs=33", actor._actor_id.hex()):
         assert words in str(raised.value)
     assert "Traceback" not in str(raised.value)
+
+
+class EngineDyingOnce:
+    """An engine that notes its calls in a file, and that the system kills in the second, once."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def sample(self, _: str, prompts: Sequence[Sequence[int]], __: Decoding, n: int, seed: int, ___: int) -> object:
+        with self._notes.open("a") as notes:
+            notes.write(f"{seed}\n")
+        if len(self._notes.read_text().splitlines()) == 2:
+            os._exit(9)
+        return [[Completion([seed], "", "stop")] * n for _ in prompts]
+
+
+def test_the_death_of_a_sampler_costs_the_call_that_it_was_at(tmp_path: Path) -> None:
+    actor = ray.remote(**OPTIONS)(EngineDyingOnce).remote(tmp_path / "notes")
+    drawing = Drawing("/m", PROMPTS * (3 * PROMPTS_PER_CALL), Decoding(), n=1, seed=0)
+    table = SampleTable(tmp_path / "table", {"weights": "w", "decoding": {}})
+    calls = list(sampled(Samplers([actor], Sampler()), drawing, table, lambda prompts, drawn: None))
+    first_seeds = [0, PROMPTS_PER_CALL, 2 * PROMPTS_PER_CALL]
+    assert [call[0][0].ids for call in calls] == [[seed] for seed in first_seeds]
+    asked = [int(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    # A busy machine may give the call in the queue first, once the actor is back; none is made twice but the lost one.
+    assert sorted(asked) == [first_seeds[0], first_seeds[1], first_seeds[1], first_seeds[2]]
 
 
 def test_a_reward_function_that_takes_its_process_down_is_named() -> None:

@@ -69,6 +69,11 @@ class Drawing:
         return Request(prompts, self.n, self.seed + call * PROMPTS_PER_CALL * self.n)
 
 
+# Once more where an actor is lost: a second loss is no accident. Its calls wait for as long as it takes to start again;
+# with a number of retries, those that wait in its queue would use them up against an actor that is not there yet.
+RESTARTS = {"max_restarts": 1, "max_task_retries": -1}
+
+
 class Samplers:
     """The sampling actors of a run. May be sent to other processes; the creator's block owns them."""
 
@@ -125,8 +130,7 @@ class Samplers:
 @contextmanager
 def samplers(model: str, dtype: str, settings: Sampler, tokenizer: RowTokenizer) -> Iterator[Samplers]:
     """Start the vLLM actors with a model and its tokenizer; they stay up for the length of the block."""
-    # Once more where an actor is lost: a second loss is no accident.
-    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_restarts": 1, "max_task_retries": 1}
+    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, **RESTARTS}
     threads = {"OMP_NUM_THREADS": str(max(1, int(settings.cpus)))}
     actor = ray.remote(**options)(SamplerActor).options(runtime_env={"env_vars": threads})
     stop_ids = sorted(tokenizer.stop_ids)
