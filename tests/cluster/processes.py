@@ -22,7 +22,7 @@ import psutil
 CHECKOUT = Path(__file__).parents[2]
 PYTHON = sys.executable
 MARK = "RAYDPO_TEST_JOB"  # in the environment of a job, and so of everything that it starts
-PATIENCE_S = 300
+PATIENCE_S = 600
 
 
 @dataclass(frozen=True)
