@@ -59,11 +59,12 @@ def test_an_address_where_nobody_listens_is_no_cluster(address: str) -> None:
         check_address(address)
 
 
-def test_a_grpc_server_may_be_a_cluster() -> None:
+def test_a_grpc_server_that_is_no_head_is_told_from_one() -> None:
     head = grpc.server(futures.ThreadPoolExecutor(1))
     port = head.add_insecure_port("127.0.0.1:0")
     head.start()
-    check_address(f"127.0.0.1:{port}")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at .* does not answer as Ray does"):
+        check_address(f"127.0.0.1:{port}")
     head.stop(None).wait()
 
 

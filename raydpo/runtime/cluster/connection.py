@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import grpc  # a part of ray[default]
 import ray
 import ray.data
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 
 from raydpo.config.schema import Cluster
 from raydpo.errors import UserError
@@ -111,16 +111,23 @@ def check_address(address: str) -> None:
 
     Ray itself would try for minutes in one case, and in the other for 20 seconds without a word of the token.
     """
-    if why := _nobody_at(address):
+    if why := _nobody_at(address) or _no_head_at(address):
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: {why}. Start one and give its head as host:port (the "
             "port of `ray start --head`, 6379 where none was asked for, and not that of its dashboard), or unset "
             "RAY_ADDRESS to run on a local cluster of this job's own."
         )
+
+
+def _no_head_at(address: str) -> str | None:
+    """Why what answers there is no head; None where it is one. Raises UserError where it does not take the token."""
     try:
         GcsClient(address=address)
     except AuthenticationError:
         raise wrong_token(address) from None
+    except RpcError as error:
+        return f"what listens there does not answer as Ray does ({error})"
+    return None
 
 
 def wrong_token(address: str) -> UserError:
