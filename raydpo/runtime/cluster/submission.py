@@ -131,10 +131,7 @@ class Submissions:
     def follow(self, submission_id: str) -> Submitted:
         """Print what the job prints until it ends, and return how it ended."""
         asyncio.run(self._print_logs(submission_id))
-        # The log ends a moment before the job's end is on record.
-        while (found := self.find(submission_id)).is_unfinished:
-            time.sleep(POLL_S)
-        return found
+        return self._ended(submission_id)  # the log ends a moment before the job's end is on record
 
     def printed(self, submission_id: str) -> str:
         """What the job has printed so far."""
@@ -144,7 +141,10 @@ class Submissions:
     def stop(self, submission_id: str) -> Submitted:
         """Ask the job to end and wait until it has: it commits the step that it is in, for at most its grace."""
         self._client.stop_job(submission_id)
-        while (found := self.find(submission_id)).is_unfinished:
+        return self._ended(submission_id)
+
+    def _ended(self, submission_id: str) -> Submitted:
+        while (found := _submitted(self._client.get_job_info(submission_id))).is_unfinished:
             time.sleep(POLL_S)
         return found
 
