@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
@@ -90,21 +91,27 @@ def test_a_sampler_that_is_lost_says_why_and_what_to_lower(engine: type, says: s
 
 
 class EngineDyingOnce:
-    """An engine that notes its calls in a file, and that the system kills in the second, once."""
+    """An engine that notes its calls in a file, and that the system kills in the second, once.
 
-    def __init__(self, notes: Path) -> None:
+    By then the first call's completions are kept; a process that dies earlier may take with it what it has not sent.
+    """
+
+    def __init__(self, notes: Path, table: Path) -> None:
         self._notes = notes
+        self._table = table
 
     def sample(self, _: str, prompts: Sequence[Sequence[int]], __: Decoding, n: int, seed: int, ___: int) -> object:
         with self._notes.open("a") as notes:
             notes.write(f"{seed}\n")
         if len(self._notes.read_text().splitlines()) == 2:
+            while not list(self._table.rglob("*.parquet")):
+                time.sleep(0.05)
             os._exit(9)
         return [[Completion([seed], "", "stop")] * n for _ in prompts]
 
 
 def test_the_death_of_a_sampler_costs_the_call_that_it_was_at(tmp_path: Path) -> None:
-    actor = ray.remote(**OPTIONS)(EngineDyingOnce).remote(tmp_path / "notes")
+    actor = ray.remote(**OPTIONS)(EngineDyingOnce).remote(tmp_path / "notes", tmp_path / "table")
     drawing = Drawing("/m", PROMPTS * (3 * PROMPTS_PER_CALL), Decoding(), n=1, seed=0)
     table = SampleTable(tmp_path / "table", {"weights": "w", "decoding": {}})
     calls = list(sampled(Samplers([actor], Sampler()), drawing, table, lambda prompts, drawn: None))

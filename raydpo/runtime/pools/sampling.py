@@ -95,8 +95,8 @@ class Samplers:
 
         The first prompts of every actor's first call have log-probs, and that call comes before the actor's others.
         What is drawn depends on (seed, prompt index), not on the actors. An actor that dies is started again and does
-        the call that it was at once more. Raises UserError for one that does not start or is lost more often than it
-        may be.
+        those calls once more whose completions had not arrived. Raises UserError for one that does not start or is lost
+        more often than it may be.
         """
         waiting = {self._ask(drawing, call, place): call for place, call in enumerate(calls)}
         while waiting:
